@@ -1,0 +1,73 @@
+"""Transfer learning and fine-tuning of pretrained vision models in JAX and Flax.
+
+The public names are loaded on first use, so that importing the package costs neither jax nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.errors import FinetuneError as FinetuneError
+    from finetune.inference.predictor import Prediction as Prediction
+    from finetune.inference.predictor import Predictor as Predictor
+    from finetune.inference.predictor import restore as restore
+    from finetune.models.backbone import Backbone as Backbone
+    from finetune.models.backbone import Clip as Clip
+    from finetune.models.backbone import load_backbone as load_backbone
+    from finetune.models.backbone import load_clip as load_clip
+    from finetune.models.classifier import Classifier as Classifier
+    from finetune.models.classifier import build_classifier as build_classifier
+    from finetune.models.surgery import TransferReport as TransferReport
+    from finetune.models.surgery import extract_submodule as extract_submodule
+    from finetune.models.surgery import transplant as transplant
+    from finetune.models.zero_shot import zero_shot_head as zero_shot_head
+    from finetune.optim.optimizer import build_optimizer as build_optimizer
+    from finetune.optim.partitions import label_params as label_params
+    from finetune.recipe import Partition as Partition
+    from finetune.recipe import Recipe as Recipe
+    from finetune.recipe import load_recipe as load_recipe
+    from finetune.runner import RunResult as RunResult
+    from finetune.runner import run as run
+    from finetune.training.state import TrainState as TrainState
+
+_HOME = {
+    "Backbone": "models.backbone",
+    "Classifier": "models.classifier",
+    "Clip": "models.backbone",
+    "FinetuneError": "errors",
+    "Partition": "recipe",
+    "Prediction": "inference.predictor",
+    "Predictor": "inference.predictor",
+    "Recipe": "recipe",
+    "RunResult": "runner",
+    "TrainState": "training.state",
+    "TransferReport": "models.surgery",
+    "build_classifier": "models.classifier",
+    "build_optimizer": "optim.optimizer",
+    "extract_submodule": "models.surgery",
+    "label_params": "optim.partitions",
+    "load_backbone": "models.backbone",
+    "load_clip": "models.backbone",
+    "load_recipe": "recipe",
+    "restore": "inference.predictor",
+    "run": "runner",
+    "transplant": "models.surgery",
+    "zero_shot_head": "models.zero_shot",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'finetune' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"finetune.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

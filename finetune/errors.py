@@ -1,0 +1,48 @@
+"""The errors a user can cause and mend.
+
+Each message says what was wrong, where, what was received and what to do. The command line prints it alone and
+exits with 2; in Python they are ordinary exceptions.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FinetuneError(Exception):
+    """Base of every error that is the input's fault rather than the program's."""
+
+
+class RecipeError(FinetuneError):
+    """A recipe, or an override of one, that does not say something valid."""
+
+
+class ModelError(FinetuneError):
+    """A pretrained checkpoint that is missing, unreadable or not what it says it is."""
+
+
+class TransferError(ModelError):
+    """Weights and model disagree: a leaf is missing, unexpected or of another shape."""
+
+
+class PartitionError(FinetuneError):
+    """Partition rules that do not cover the parameters, or match none of them."""
+
+
+class DataError(FinetuneError):
+    """Images or labels that cannot be used."""
+
+
+class CheckpointError(FinetuneError):
+    """A run's folder or model bundle that is missing, incomplete or damaged."""
+
+
+class Interrupted(FinetuneError):
+    """A signal stopped the run after its state was saved."""
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the closest valid word, or nothing where none is close."""
+    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

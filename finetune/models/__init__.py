@@ -1,0 +1,1 @@
+"""Pretrained vision models in Flax Linen, and the surgery that turns them into classifiers."""

@@ -1,0 +1,133 @@
+"""Taking modules out of modules, and moving variables from tree to tree with nothing left unaccounted for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import unfreeze
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from finetune.errors import ModelError, TransferError, nearest
+
+Variables = Mapping[str, Any]
+Key = tuple[str, ...]
+
+
+def extract_submodule(module: nn.Module, variables: Variables, path: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A submodule and its part of the variables, by Linen's ``bind`` and ``unbind``.
+
+    Follows Flax's guide on transfer learning. Works for any Linen module that defines its parts in ``setup()``.
+
+    Args:
+        module: for example ``CLIPModule``, or the ``.module`` of transformers' ``FlaxCLIPModel``.
+        variables: ``{"params": ..., ...}``; every collection of the submodule comes along.
+        path: attribute names with dots, such as ``vision_model`` or ``vision_model.encoder``.
+
+    Raises:
+        ModelError: a part of the path is not a submodule; lists those that are.
+    """
+    part = module.bind(unfreeze(variables))
+    for i, name in enumerate(path.split(".")):
+        child = getattr(part, name, None)
+        if not isinstance(child, nn.Module):
+            part._try_setup()  # attributes of setup() exist once it ran
+            children = sorted(k for k, v in vars(part).items() if isinstance(v, nn.Module) and k != "parent")
+            children = [c for c in children if not c.startswith("_")] or sorted(part._state.children)
+            at = ".".join(path.split(".")[:i]) or type(module).__name__
+            raise ModelError(
+                f"{at} has no submodule {name!r}{nearest(name, children)}; it has: {', '.join(children) or 'none'}"
+                " (modules made inside an @nn.compact method cannot be taken out)"
+            )
+        part = child
+    submodule, subvariables = part.unbind()
+    return submodule, unfreeze(subvariables)
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What became of every source tensor and of every target leaf; names are ``collection/path``.
+
+    Attributes:
+        transferred: (source, target) names of what was copied.
+        fresh: target leaves that keep their new initial values, such as a head's.
+        unused: source tensors that were left out on purpose.
+    """
+
+    transferred: tuple[tuple[str, str], ...]
+    fresh: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.transferred)} tensors transferred, {len(self.fresh)} fresh, {len(self.unused)} unused"]
+        lines += [f"  fresh   {name}" for name in self.fresh]
+        lines += [f"  unused  {name}" for name in self.unused]
+        return "\n".join(lines)
+
+
+def transplant(
+    source: Variables,
+    target: Variables,
+    *,
+    into: str = "",
+    fresh: Iterable[str] = (),
+    unused: Iterable[str] = (),
+    names: Mapping[Key, str] | None = None,
+) -> tuple[dict[str, Any], TransferReport]:
+    """Copies every leaf of every collection of ``source`` to its place in ``target``.
+
+    Args:
+        source: ``{"params": ..., "batch_stats": ..., ...}``.
+        target: the same collections, as arrays or as shapes (``jax.eval_shape`` of ``init``); leaves that are only
+            shapes cannot stay fresh.
+        into: where source trees go inside each target collection, such as ``backbone``.
+        fresh: regular expressions of whole target names (``params/head/.*``) that may have no source.
+        unused: regular expressions of whole source names that may have no target.
+        names: source names to show for source leaves in place of their paths.
+
+    Returns:
+        The target's tree with the source's values in the target's dtypes, and the report.
+
+    Raises:
+        TransferError: listing together all leaves that are missing, unexpected or of another shape.
+    """
+    goal = flatten_dict(unfreeze(target))
+    given = {_placed(key, into): (key, value) for key, value in flatten_dict(unfreeze(source)).items()}
+    shown = {key: (names or {}).get(origin, "/".join(origin)) for key, (origin, _) in given.items()}
+    problems, transferred, kept, left = [], [], [], []
+    result: dict[Key, Any] = {}
+    for key, wanted in goal.items():
+        path = "/".join(key)
+        if key in given:
+            value = given[key][1]
+            if tuple(value.shape) != tuple(wanted.shape):
+                problems.append(f"shape       {shown[key]}: {tuple(value.shape)} given, {tuple(wanted.shape)} needed")
+                continue
+            result[key] = jnp.asarray(value, wanted.dtype)
+            transferred.append((shown[key], path))
+        elif _any_match(fresh, path) and not isinstance(wanted, jax.ShapeDtypeStruct):
+            result[key] = wanted
+            kept.append(path)
+        else:
+            problems.append(f"missing     {path} {tuple(wanted.shape)}")
+    for key in given.keys() - goal.keys():
+        if _any_match(unused, "/".join(given[key][0])):
+            left.append(shown[key])
+        else:
+            problems.append(f"unexpected  {shown[key]} {tuple(given[key][1].shape)}")
+    if problems:
+        raise TransferError("weights and model do not fit:\n" + "\n".join(f"  {line}" for line in sorted(problems)))
+    return unflatten_dict(result), TransferReport(tuple(transferred), tuple(kept), tuple(sorted(left)))
+
+
+def _placed(key: Key, into: str) -> Key:
+    return (key[0], *(part for part in into.split("/") if part), *key[1:])
+
+
+def _any_match(patterns: Iterable[str], path: str) -> bool:
+    return any(re.fullmatch(pattern, path) for pattern in patterns)

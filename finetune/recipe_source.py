@@ -1,0 +1,134 @@
+"""A recipe file as it was written: YAML 1.2 with line numbers, and overrides of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from finetune.errors import RecipeError, nearest
+
+Path_ = tuple[str | int, ...]
+
+
+@dataclass
+class RecipeSource:
+    """The parsed document of ``path``, with what overrides changed in it."""
+
+    path: Path
+    document: CommentedMap
+    overridden: dict[Path_, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> RecipeSource:
+        try:
+            document = _parser().load(path.read_text(encoding="utf-8"))
+        except MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            line = f":{mark.line + 1}" if mark else ""
+            raise RecipeError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from None
+        except (YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: not a YAML text: {error}") from None
+        except OSError as error:
+            raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+        if not isinstance(document, CommentedMap):
+            raise RecipeError(f"{path}: a recipe is a mapping of keys to values; received {_kind(document)}")
+        return cls(path, document)
+
+    def override(self, text: str) -> None:
+        """Applies ``a.b.0.c=value`` or ``~a.b``; values are read as YAML."""
+        match = re.fullmatch(r"(?:~(?P<gone>[^=]+)|(?P<key>[^=]+)=(?P<value>.*))", text, re.DOTALL)
+        if match is None:
+            raise RecipeError(f"override {text!r}: write key=value, or ~key to delete a key")
+        keys = _split(match["gone"] or match["key"])
+        parent = self._parent(keys, text)
+        if match["gone"]:
+            if isinstance(parent, CommentedMap) and keys[-1] not in parent:
+                raise RecipeError(f"override {text!r}: there is no key {keys[-1]!r}{nearest(str(keys[-1]), parent)}")
+            del parent[keys[-1]]
+            return
+        try:
+            parent[keys[-1]] = _parser().load(match["value"])
+        except YAMLError:
+            raise RecipeError(f"override {text!r}: {match['value']!r} is not a YAML value") from None
+        self.overridden[keys] = text
+
+    def _parent(self, keys: Path_, text: str) -> Any:
+        """The container that holds the last key; mappings on the way are made where they are missing."""
+        node: Any = self.document
+        for depth, key in enumerate(keys):
+            if isinstance(node, CommentedSeq):
+                if not isinstance(key, int) or not 0 <= key < len(node):
+                    raise RecipeError(f"override {text!r}: {key!r} is no item of a list of {len(node)} (from 0)")
+            elif not isinstance(node, CommentedMap):
+                raise RecipeError(f"override {text!r}: {'.'.join(map(str, keys[:depth]))} has no keys inside")
+            if depth == len(keys) - 1:
+                break
+            if isinstance(node, CommentedMap) and key not in node:
+                node[key] = CommentedMap()
+            node = node[key]
+        return node
+
+    def where(self, at: Path_) -> str:
+        """``file:line`` of the deepest part of the path that the file has, or the override that wrote it."""
+        for written, text in self.overridden.items():
+            if at and (at[: len(written)] == written or (written[: len(at)] == at and not self._in_file(at))):
+                return f"override {text!r}"
+        line, node = None, self.document
+        for key in at:
+            try:
+                line = (node.lc.key(key) if isinstance(node, CommentedMap) else node.lc.item(key))[0]
+                node = node[key]
+            except (AttributeError, KeyError, IndexError, TypeError):
+                break
+        return f"{self.path}:{line + 1}" if line is not None else str(self.path)
+
+    def _in_file(self, at: Path_) -> bool:
+        node: Any = self.document
+        for key in at:
+            if isinstance(node, CommentedMap) and key not in (node.lc.data or {}):
+                return False
+            node = node[key]
+        return True
+
+    def plain(self) -> dict[str, Any]:
+        """The document as plain dicts, lists and scalars."""
+        return _plain(self.document)
+
+
+def dump(data: dict[str, Any]) -> str:
+    """``data`` as YAML text."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False  # type: ignore[assignment]
+    stream = StringIO()
+    yaml.dump(data, stream)
+    return stream.getvalue()
+
+
+def _parser() -> YAML:
+    return YAML(typ="rt", pure=True)
+
+
+def _split(dotted: str) -> Path_:
+    return tuple(int(part) if part.isdigit() else part for part in dotted.strip().split("."))
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {_plain(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    for kind in (bool, int, float, str):  # ruamel marks scalars with subclasses that remember how they were written
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _kind(node: Any) -> str:
+    return "nothing" if node is None else "a list" if isinstance(node, list) else f"the value {node!r}"

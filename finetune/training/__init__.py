@@ -1,0 +1,1 @@
+"""Train state, steps and loops."""

@@ -1,0 +1,1 @@
+"""Finding pretrained checkpoints and reading their tensors."""
