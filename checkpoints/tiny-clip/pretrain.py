@@ -194,7 +194,7 @@ def save(folder: Path, config: CLIPConfig, params: dict, tokenizer: Tokenizer) -
         if path.endswith(".kernel"):
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
         name = re.sub(r"\.(kernel|scale|embedding)$", ".weight", path)
-        tensors[name] = np.ascontiguousarray(array.astype(np.float16))
+        tensors[name] = array.astype(np.float16, order="C")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.architectures, config.dtype = ["CLIPModel"], "float16"
     (folder / "config.json").write_text(config.to_json_string())

@@ -6,6 +6,8 @@ fit the other. Configuration classes come from transformers.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,22 @@ from flax import struct
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
 from finetune.models.layers import BackboneOutput, activation, attention
+from finetune.weights.names import Drop, Rename, convolution, linear
+
+# OpenAI's pixel statistics, for checkpoints that carry no preprocessor_config.json.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+# transformers' tensor names; the order matters, the first row that matches decides.
+NAMES = (
+    Drop(r".*\.position_ids"),
+    Rename(r"(.*\bpatch_embedding)\.weight", r"\1.kernel", convolution),
+    Rename(r"(.*\b(?:token|position)_embedding)\.weight", r"\1.embedding"),
+    Rename(r"(.*norm[12]?)\.weight", r"\1.scale"),
+    Rename(r"(.*(?:_proj|_projection|\bfc[12]))\.weight", r"\1.kernel", linear),
+    Rename(r"(.*\b(?:bias|class_embedding|logit_scale))", r"\1"),
+)
+# A vision tower alone, with the prefix that transformers before 5 wrote or without.
+VISION_NAMES = tuple(replace(row, pattern=rf"(?:vision_model\.)?{row.pattern}") for row in NAMES)
 
 
 @struct.dataclass

@@ -36,9 +36,8 @@ def extract_submodule(module: nn.Module, variables: Variables, path: str) -> tup
     for i, name in enumerate(path.split(".")):
         child = getattr(part, name, None)
         if not isinstance(child, nn.Module):
-            part._try_setup()  # attributes of setup() exist once it ran
+            # getattr has run setup(), so the parts that it made are attributes now
             children = sorted(k for k, v in vars(part).items() if isinstance(v, nn.Module) and k != "parent")
-            children = [c for c in children if not c.startswith("_")] or sorted(part._state.children)
             at = ".".join(path.split(".")[:i]) or type(module).__name__
             raise ModelError(
                 f"{at} has no submodule {name!r}{nearest(name, children)}; it has: {', '.join(children) or 'none'}"
