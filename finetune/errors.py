@@ -39,7 +39,11 @@ class CheckpointError(FinetuneError):
 
 
 class Interrupted(FinetuneError):
-    """A signal stopped the run after its state was saved."""
+    """A signal (its number is ``signal``) stopped the run after its state was saved."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -111,6 +111,19 @@ def dump(data: dict[str, Any]) -> str:
     return stream.getvalue()
 
 
+def purpose(path: Path) -> str:
+    """What a recipe's header says it is for: the comment lines from ``# Purpose:`` to the next such key."""
+    words: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# Purpose:"):
+            words = [line.removeprefix("# Purpose:").strip()]
+        elif words and (not line.startswith("#") or re.match(r"# \w+:", line)):
+            break
+        elif words:
+            words.append(line.removeprefix("#").strip())
+    return " ".join(words)
+
+
 def _parser() -> YAML:
     return YAML(typ="rt", pure=True)
 

@@ -1,0 +1,125 @@
+"""The state of a run on disk, by Orbax: what it takes to go on exactly where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from finetune.errors import CheckpointError
+from finetune.training.state import TrainState
+
+
+class RunCheckpoints:
+    """The folder ``state/`` of a run: one folder a saved step, each complete or not there at all.
+
+    Each holds ``variables`` (all that the run changes; frozen weights are never written), ``state`` (optimizer state,
+    step and key, within a training stage) and ``progress`` (JSON: stage, results, loader position).
+    The newest is kept, and the one with the best validation accuracy.
+    """
+
+    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
+        self.directory = directory.absolute()
+        keep = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(1),
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics["merit"], n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(preservation_policy=keep, read_only=read_only, create=not read_only)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self, step: int, variables: Any, state: TrainState | None, progress: dict[str, Any], merit: float | None = None
+    ) -> None:
+        """Writes a step whole or not at all, in the background where the device's memory is not the host's.
+
+        Args:
+            step: a step that is saved already is left as it is.
+            merit: by which the best is kept, higher is better.
+
+        Raises:
+            CheckpointError: it cannot be written, for example because the disk is full.
+        """
+        if step in self._manager.all_steps():
+            return
+        items = {"variables": ocp.args.StandardSave(variables), "progress": ocp.args.JsonSave(progress)}
+        if state is not None:
+            items["state"] = ocp.args.StandardSave(_beside_variables(state))
+        metrics = None if merit is None else {"merit": merit}
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            raise self._unwritten(error) from None
+        if jax.default_backend() == "cpu":
+            self.wait()  # Orbax reads CPU arrays in place, and the next train step will overwrite them
+
+    def wait(self) -> None:
+        """Until all is on disk."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(error) from None
+
+    def progress(self, step: int) -> dict[str, Any]:
+        return self._restore(step, progress=ocp.args.JsonRestore())["progress"]
+
+    def variables(self, step: int) -> dict[str, Any]:
+        """The saved variables, on this process's default device."""
+        try:
+            saved = self._manager.item_metadata(step)["variables"]
+        except (KeyError, ValueError, OSError) as error:
+            raise self._damaged(step, error) from None
+        return self._restore(step, variables=ocp.args.StandardRestore(_here(saved)))["variables"]
+
+    def state(self, step: int, like: TrainState) -> TrainState:
+        """``like`` with the saved optimizer state, step and key."""
+        target = _here(_beside_variables(like))
+        return like.replace(**self._restore(step, state=ocp.args.StandardRestore(target))["state"])
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax and TensorStore raise many kinds; all mean that the files are not whole
+            raise self._damaged(step, error) from None
+
+    def _unwritten(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.directory}: cannot save: {_first_line(error)}; what was saved before is whole: "
+            "make room, then continue with --resume"
+        )
+
+    def _damaged(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.directory / str(step)}: cannot be restored: {_first_line(error)}; "
+            "delete that folder to go on from an earlier step, or start anew"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _beside_variables(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+
+
+def _here(tree: Any) -> Any:
+    """The tree as shapes, placed on this process's default device whatever machine wrote it."""
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)

@@ -1,0 +1,132 @@
+"""The command line: each command parses, calls one public function and prints. Heavy imports wait until then."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="finetune",
+    help="Fine-tune pretrained vision models in JAX: from a recipe to a classifier that is measured and saved.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or a model bundle.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe (see: finetune ls).")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as stages.1.epochs=3; ~KEY deletes.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run's folder.  [default: checkpoints/<recipe>]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest saved state in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in the folder first.")] = False,
+) -> None:
+    """Run a recipe: train, evaluate and save a classifier."""
+    from finetune import recipe as recipes
+    from finetune import runner
+
+    result = runner.run(recipes.load_recipe(recipe, overrides or []), output=output, resume=resume, overwrite=overwrite)
+    rows = [[r["name"], str(r["n"]), f"{r['accuracy']:.4f}"] for r in result.summary["results"]]
+    _table(["result", "test images", "accuracy"], rows)
+    typer.echo(f"saved in {result.directory}")
+
+
+@app.command()
+def predict(
+    directory: RunDirectory,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    as_json: AsJson = False,
+) -> None:
+    """Classify images with a trained model."""
+    from finetune.inference.predictor import restore
+
+    predictions = restore(directory).predict(images)
+    if as_json:
+        records = [
+            {"image": str(i), "label": p.label, "index": p.index, "probabilities": p.probabilities}
+            for i, p in zip(images, predictions, strict=True)
+        ]
+        typer.echo(json.dumps(records, indent=1))
+        return
+    rows = [
+        [str(i), p.label, f"{p.probabilities[p.label]:.4f}"] for i, p in zip(images, predictions, strict=True)
+    ]
+    _table(["image", "label", "probability"], rows)
+
+
+@app.command()
+def evaluate(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Measure on the test images of this source instead.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a trained model on its run's test images."""
+    from finetune.evaluation.evaluate_run import evaluate_run
+
+    found = evaluate_run(directory, data)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    _table(["test images", "accuracy", "loss"], [[str(found["n"]), f"{found['accuracy']:.4f}", f"{found['loss']:.4f}"]])
+
+
+@app.command("ls")
+def list_recipes() -> None:
+    """List the bundled recipes."""
+    from finetune import bundled
+    from finetune.recipe_source import purpose
+
+    _table(["recipe", "purpose"], [[name, purpose(path)] for name, path in bundled.recipes().items()])
+
+
+def main() -> None:
+    """Runs the command line. A mistake in the input is one message and exit code 2, never a traceback."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install PyTorch
+    from finetune.errors import FinetuneError, Interrupted
+
+    try:
+        app()
+    except Interrupted as error:
+        _stop(str(error), 128 + error.signal)
+    except FinetuneError as error:
+        _stop(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        _stop("interrupted; what was saved before is whole: continue with --resume", 130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _stop(f"error: {where}{error.strerror or error}", 2)
+
+
+def _stop(message: str, code: int) -> None:
+    typer.echo(message, err=True)
+    sys.exit(code)
+
+
+def _table(columns: list[str], rows: list[list[Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Measuring a saved model again, on its own test images or on others."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.data.splits import Split, load_splits
+from finetune.errors import CheckpointError, DataError
+from finetune.evaluation.metrics import evaluate
+from finetune.inference.predictor import restore
+from finetune.recipe import load_recipe
+from finetune.training.step import make_eval_step
+
+
+def evaluate_run(directory: str | Path, source: str | None = None) -> dict[str, Any]:
+    """``n``, ``accuracy`` and ``loss`` of a run's model on test images.
+
+    Args:
+        directory: the run's folder.
+        source: another data source; its classes are matched to the model's by name.
+
+    Raises:
+        CheckpointError: no finished model there.
+        DataError: the source's classes are not the model's.
+    """
+    folder = Path(directory)
+    predictor = restore(folder)
+    if not (folder / "recipe.yaml").is_file():
+        raise CheckpointError(f"{folder}: has no recipe.yaml; evaluate needs a run's folder")
+    recipe = load_recipe(folder / "recipe.yaml")
+    data = recipe.data if source is None else recipe.data.model_copy(update={"source": source})
+    splits = load_splits(data, recipe.seed)
+    unknown = sorted(set(splits.class_names) - set(predictor.class_names))
+    if unknown:
+        raise DataError(
+            f"{data.source}: classes that the model does not know: {', '.join(unknown)}; "
+            f"it knows: {', '.join(predictor.class_names)}"
+        )
+    to_model = np.array([predictor.class_names.index(name) for name in splits.class_names], np.int32)
+    test: Split = replace(splits.test, labels=to_model[splits.test.labels])
+    step = make_eval_step(predictor.model, predictor.image_spec)
+    found = evaluate(step, predictor.variables, test, predictor.image_spec, recipe.evaluate.batch_size)
+    return {"data": data.source, "split": "test", **asdict(found)}

@@ -1,0 +1,122 @@
+"""The model bundle: a folder that holds all that prediction needs, and nothing that runs code.
+
+    model.json    format, backbone family and configuration, head, class names, image spec, hash of the weights
+    weights/      every parameter and statistic, by Orbax
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
+
+from finetune.data.image_spec import ImageSpec
+from finetune.errors import CheckpointError
+from finetune.models.backbone import Backbone, build_module
+from finetune.models.classifier import Classifier
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A classifier ready to serve: module, variables, names of its outputs, and how its images are prepared."""
+
+    classifier: Classifier
+    variables: dict[str, Any]
+    class_names: tuple[str, ...]
+    image_spec: ImageSpec
+
+
+def hash_variables(variables: Any) -> str:
+    """SHA-256 over path, dtype, shape and bytes of every array, in path order."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(("/".join(key), leaf) for key, leaf in flatten_dict(variables).items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {array.dtype} {np.shape(leaf)}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save_bundle(
+    directory: Path,
+    classifier: Classifier,
+    variables: Any,
+    *,
+    backbone: Backbone,
+    class_names: tuple[str, ...],
+) -> str:
+    """Writes the bundle, replacing an earlier one only once the new one is whole.
+
+    Returns:
+        The hash of the weights.
+    """
+    weights = hash_variables(variables)
+    model = {
+        "format": FORMAT,
+        "backbone": {"family": backbone.family, "config": backbone.config.to_dict()},
+        "head": {"num_classes": classifier.num_classes, "pool": classifier.pool, "dropout": classifier.dropout},
+        "class_names": list(class_names),
+        "image_spec": backbone.image_spec.to_json(),
+        "weights_sha256": weights,
+    }
+    directory = directory.absolute()
+    fresh, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(fresh / "weights", variables)
+    (fresh / "model.json").write_text(json.dumps(model, indent=1) + "\n", encoding="utf-8")
+    if directory.exists():
+        directory.rename(old)
+    fresh.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+    return weights
+
+
+def load_bundle(directory: Path) -> Bundle:
+    """Reads a bundle onto this process's default device, whatever machine wrote it.
+
+    Raises:
+        CheckpointError: not a bundle, or one whose parts are missing, damaged or do not fit each other.
+    """
+    file = directory / "model.json"
+    try:
+        model = json.loads(file.read_text(encoding="utf-8"))
+        if model["format"] != FORMAT:
+            raise CheckpointError(f"{file}: format {model['format']}; this version reads {FORMAT}: update finetune")
+        spec = ImageSpec.from_json(model["image_spec"])
+        module = build_module(model["backbone"]["family"], model["backbone"]["config"])
+        classifier = Classifier(module, **model["head"])
+        class_names = tuple(model["class_names"])
+        expected = model["weights_sha256"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory}: not a model bundle: it has no model.json") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: not a model description: {type(error).__name__}: {error}") from None
+    variables = _load_weights(directory / "weights", classifier, spec)
+    if hash_variables(variables) != expected:
+        raise CheckpointError(f"{directory / 'weights'}: the weights are not those that model.json was written with")
+    return Bundle(classifier, variables, class_names, spec)
+
+
+def _load_weights(folder: Path, classifier: Classifier, spec: ImageSpec) -> dict[str, Any]:
+    pixels = jax.ShapeDtypeStruct((1, spec.height, spec.width, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: classifier.init(jax.random.key(0), x), pixels)
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder.absolute(), target)
+    except Exception as error:  # Orbax and TensorStore raise many kinds; all mean that the files are not whole
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise CheckpointError(f"{folder}: the weights cannot be read: {reason}") from None

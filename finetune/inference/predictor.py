@@ -1,0 +1,119 @@
+"""Predictions from a run's folder or a model bundle alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from finetune.checkpoint import RunCheckpoints
+from finetune.data.image_spec import ImageSpec
+from finetune.data.images import ImageLike, open_image
+from finetune.errors import CheckpointError
+from finetune.inference.bundle import Bundle, load_bundle
+from finetune.models.classifier import Classifier
+from finetune.optim.partitions import merge
+
+_LARGEST_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable class of one image: its name, its index, and the probability of every class by name."""
+
+    label: str
+    index: int
+    probabilities: dict[str, float]
+
+
+class Predictor:
+    """A restored classifier.
+
+    Attributes:
+        model: the Linen module.
+        variables: its parameters and statistics.
+        class_names: in the order of the outputs.
+        image_spec: how images are prepared, the same as in training.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.model: Classifier = bundle.classifier
+        self.variables: dict[str, Any] = bundle.variables
+        self.class_names: tuple[str, ...] = bundle.class_names
+        self.image_spec: ImageSpec = bundle.image_spec
+
+    def predict(self, images: Sequence[ImageLike]) -> list[Prediction]:
+        """One prediction an image; arguments and errors as in :meth:`predict_proba`."""
+        return [
+            Prediction(
+                label=self.class_names[int(row.argmax())],
+                index=int(row.argmax()),
+                probabilities=dict(zip(self.class_names, row.tolist(), strict=True)),
+            )
+            for row in self.predict_proba(images)
+        ]
+
+    def predict_proba(self, images: Sequence[ImageLike]) -> np.ndarray:
+        """Class probabilities, float32 [N, num_classes], rows in the order given.
+
+        Args:
+            images: paths, PIL images, encoded bytes, or uint8 arrays [H, W] or [H, W, 3], of any sizes.
+
+        Raises:
+            DataError: naming an image that cannot be used.
+        """
+        if isinstance(images, str | bytes | Path):
+            raise TypeError("predict takes a list of images; put the one image in a list")
+        rows = [np.empty((0, len(self.class_names)), np.float32)]
+        for start in range(0, len(images), _LARGEST_BATCH):
+            chunk = images[start : start + _LARGEST_BATCH]
+            pixels = np.stack([self.image_spec.to_uint8(open_image(image)) for image in chunk])
+            # Sizes are rounded up to powers of two, so that few shapes are ever compiled.
+            size = 1 << (len(pixels) - 1).bit_length()
+            padded = np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)])
+            rows.append(np.asarray(self._probabilities(self.variables, padded))[: len(pixels)])
+        return np.concatenate(rows)
+
+    @cached_property
+    def _probabilities(self) -> Any:
+        def probabilities(variables: Any, images: jax.Array) -> jax.Array:
+            logits = self.model.apply(variables, self.image_spec.normalize(images))
+            return jax.nn.softmax(jnp.asarray(logits), axis=-1)
+
+        return jax.jit(probabilities)
+
+
+def restore(directory: str | Path, *, step: int | Literal["best", "last"] = "best") -> Predictor:
+    """A predictor from a run's folder, or from a model bundle moved anywhere alone.
+
+    Args:
+        directory: what ``finetune run`` wrote, or its ``model`` folder.
+        step: ``best``, the model that the run chose; ``last``, the newest saved state; or the number of a saved
+            state. The last two need the run's folder.
+
+    Raises:
+        CheckpointError: nothing to restore there, a damaged bundle, or a step that is not saved.
+    """
+    folder = Path(directory).expanduser()
+    home = folder if (folder / "model.json").is_file() else folder / "model"
+    if not (home / "model.json").is_file():
+        what = "an unfinished run without a model yet" if (folder / "run.json").is_file() else "no run and no model bundle"
+        raise CheckpointError(f"{folder}: {what if folder.is_dir() else 'no such folder'}; give what finetune run wrote")
+    bundle = load_bundle(home)
+    if step == "best":
+        return Predictor(bundle)
+    if not (folder / "state").is_dir():
+        raise CheckpointError(f"{folder}: step {step!r} needs the saved states of a run, and there is no state/ here")
+    with RunCheckpoints(folder / "state", read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps or (step != "last" and step not in steps):
+            raise CheckpointError(f"{folder}: no saved step {step!r}; there are: {', '.join(map(str, steps)) or 'none'}")
+        changed = checkpoints.variables(steps[-1] if step == "last" else int(step))
+    variables = merge(bundle.variables, changed)
+    return Predictor(Bundle(bundle.classifier, variables, bundle.class_names, bundle.image_spec))

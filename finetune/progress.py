@@ -1,0 +1,48 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich import progress as bars
+from rich.console import Console
+from rich.markup import escape
+
+
+class Progress:
+    """Lines as things happen and, on a terminal, a bar for the stage under way. ``quiet`` shows nothing."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._bar = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=24),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[detail]}"),
+            bars.TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task: bars.TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(escape(text), soft_wrap=True)
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=total, completed=done, detail="compiling")
+
+    def advance(self, step: int, loss: float, accuracy: float, learning_rate: float, images_per_second: float) -> None:
+        if self._task is not None:
+            detail = f"loss {loss:.3f}  acc {accuracy:.3f}  lr {learning_rate:.1e}  {images_per_second:,.0f} img/s"
+            self._bar.update(self._task, completed=step, detail=detail)

@@ -1,0 +1,125 @@
+"""A run's folder: what is written there, and whether a run may start in it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import CheckpointError
+from finetune.recipe import Recipe, load_recipe
+from finetune.recipe_source import dump
+
+_OWN = ("recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "state", "model")
+
+
+class RunFolder:
+    """Names and contents of ``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``summary.json``, ``state/``, ``model/``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.state = directory / "state"
+        self.model = directory / "model"
+        self._metrics = directory / "metrics.jsonl"
+
+    def start(self, recipe: Recipe, about: Mapping[str, Any]) -> None:
+        """Makes the folder for a new run.
+
+        Raises:
+            CheckpointError: it already holds a run, or something else.
+        """
+        if self.directory.is_file():
+            raise CheckpointError(f"{self.directory}: the output is a folder, and a file of that name is there")
+        if self.directory.is_dir() and any(self.directory.iterdir()):
+            what = "already holds a run" if self.holds_run() else "is not empty"
+            raise CheckpointError(
+                f"{self.directory}: {what}; continue it with --resume, replace it with --overwrite, "
+                "or choose another folder with --output"
+            )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "recipe.yaml").write_text(dump(recipe.model_dump(exclude_unset=True)), encoding="utf-8")
+        self._write("run.json", about)
+
+    def holds_run(self) -> bool:
+        return (self.directory / "run.json").is_file()
+
+    def clear(self) -> None:
+        """Removes what a run wrote, and nothing else."""
+        if not self.holds_run():
+            return
+        for name in _OWN:
+            path = self.directory / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def check_same(self, recipe: Recipe, source_sha256: str) -> None:
+        """Before a run goes on.
+
+        Raises:
+            CheckpointError: it was started with another recipe or other pretrained weights.
+        """
+        saved, given = _flat(self.recipe().model_dump()), _flat(recipe.model_dump())
+        differing = sorted(key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key))
+        if differing:
+            raise CheckpointError(
+                f"{self.directory}: cannot resume: the run was started with another {', '.join(differing[:5])}; "
+                "give the same recipe and overrides, or another --output"
+            )
+        if json.loads((self.directory / "run.json").read_text())["source_sha256"] != source_sha256:
+            raise CheckpointError(f"{self.directory}: cannot resume: backbone.source has other weights than at the start")
+
+    def recipe(self) -> Recipe:
+        return load_recipe(self.directory / "recipe.yaml")
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def cut_log(self, lines: int) -> None:
+        """Forgets what was logged after the state that a resumed run starts from."""
+        if self._metrics.is_file():
+            kept = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
+            self._metrics.write_text("".join(kept), encoding="utf-8")
+
+    def log_lines(self) -> int:
+        return len(self._metrics.read_text(encoding="utf-8").splitlines()) if self._metrics.is_file() else 0
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        self._write("summary.json", summary)
+
+    def summary(self) -> dict[str, Any] | None:
+        """Of a finished run; None while it is not."""
+        file = self.directory / "summary.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def _write(self, name: str, data: Mapping[str, Any]) -> None:
+        """Whole or not at all: written beside, then renamed."""
+        beside = self.directory / f"{name}.new"
+        beside.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        beside.replace(self.directory / name)
+
+
+def about_run(recipe: Recipe, source_sha256: str) -> dict[str, Any]:
+    """What ``run.json`` says: with what the run was made."""
+    import jax
+
+    packages = ("flax-finetune", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": recipe.seed,
+        "source_sha256": source_sha256,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
+    }
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {k: v for key, value in items for k, v in _flat(value, f"{path}.{key}" if path else str(key)).items()}
+    return {path: tree}

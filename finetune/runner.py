@@ -1,0 +1,320 @@
+"""The whole story of a run: data, backbone, classifier, stages, evaluation, bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from finetune.checkpoint import RunCheckpoints
+from finetune.data.loader import evaluation_batches
+from finetune.data.splits import Split, Splits, load_splits
+from finetune.errors import DataError, Interrupted
+from finetune.evaluation.metrics import evaluate
+from finetune.inference.bundle import hash_variables, save_bundle
+from finetune.inference.predictor import Predictor, restore
+from finetune.models.backbone import load_backbone
+from finetune.models.classifier import build_classifier
+from finetune.models.zero_shot import zero_shot_head
+from finetune.optim.partitions import check_rules_match, merge, split_frozen
+from finetune.progress import Progress
+from finetune.recipe import ProbeStage, Recipe, TrainStage
+from finetune.run_folder import RunFolder, about_run
+from finetune.training.loop import Log
+from finetune.training.probe import fit_probe
+from finetune.training.stage import Position, Saved, StageHooks, total_steps, train_stage
+from finetune.training.step import make_eval_step, make_feature_step
+
+_ZERO_SHOT_SAMPLE = 256  # training images (without their labels) that set the zero-shot head's temperature
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its folder, and what its ``summary.json`` says."""
+
+    directory: Path
+    summary: dict[str, Any]
+
+    def predictor(self) -> Predictor:
+        """The run's model, ready to predict."""
+        return restore(self.directory)
+
+
+def run(
+    recipe: Recipe,
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> RunResult:
+    """Runs a recipe from pretrained weights to a measured, saved classifier.
+
+    Args:
+        recipe: from :func:`load_recipe`.
+        output: the run's folder; by default ``checkpoints/<name of the recipe>``.
+        resume: go on from the newest saved state in the folder, or begin if there is none.
+        overwrite: remove an earlier run in the folder first.
+        quiet: print nothing.
+
+    Raises:
+        FinetuneError: anything wrong with recipe, data, weights or folder; it says what.
+    """
+    recipe = _with_absolute_paths(recipe)
+    folder = RunFolder(Path(output) if output is not None else Path("checkpoints") / recipe.name)
+    if overwrite:
+        folder.clear()
+    with Progress(quiet) as progress:
+        work = _Run(recipe, folder, progress)
+        goes_on = resume and folder.holds_run()
+        if goes_on:
+            folder.check_same(recipe, work.source_sha256)
+            if summary := folder.summary():
+                progress.say(f"{folder.directory}: already finished")
+                return RunResult(folder.directory, summary)
+        else:
+            folder.start(recipe, about_run(recipe, work.source_sha256))
+        with RunCheckpoints(folder.state) as checkpoints:
+            work.go(checkpoints)
+        return RunResult(folder.directory, work.finish())
+
+
+def check_class_count(recipe: Recipe, splits: Splits) -> None:
+    """Raises DataError where the recipe's count of classes is not that of the data."""
+    wanted, found = recipe.head.num_classes, len(splits.class_names)
+    if wanted is not None and wanted != found:
+        raise DataError(
+            f"head.num_classes: {wanted}, but {recipe.data.source} has {found} classes: "
+            f"{', '.join(splits.class_names[:10])}{' ...' if found > 10 else ''}; correct it or leave it out"
+        )
+
+
+class _Run:
+    """A run under way. What it has reached is in ``variables``, ``results`` and ``stage``."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, progress: Progress) -> None:
+        self.recipe, self.folder, self.progress = recipe, folder, progress
+        self.seconds: dict[str, float] = {}
+        self.results: list[dict[str, Any]] = []
+        self._last_validation: tuple[float, int] | None = None
+        with self._timed("load"):
+            self.splits = load_splits(recipe.data, recipe.seed)
+            check_class_count(recipe, self.splits)
+            self.backbone = load_backbone(recipe.backbone.source, revision=recipe.backbone.revision)
+            self.spec = self.backbone.image_spec
+            self.classifier, self.variables = build_classifier(
+                self.backbone, len(self.splits.class_names), dropout=recipe.head.dropout
+            )
+            self.source_sha256 = hash_variables(self.variables)
+            self.frozen_sha256 = hash_variables(self._never_trained())
+            self.eval_step = make_eval_step(self.classifier, self.spec)
+            self.lengths = [total_steps(s, self.splits.train) if isinstance(s, TrainStage) else 1 for s in recipe.stages]
+        sizes = f"{len(self.splits.train)} training and {len(self.splits.test)} test images"
+        progress.say(f"{recipe.name}: {sizes}, {len(self.splits.class_names)} classes, {recipe.backbone.source}")
+
+    def go(self, checkpoints: RunCheckpoints) -> None:
+        """Every stage that is not done yet."""
+        self.checkpoints = checkpoints
+        first, position = self._restore()
+        if position is None and first == 0 and self.recipe.head.init == "zero_shot":
+            self._zero_shot()
+        for index in range(first, len(self.recipe.stages)):
+            stage = self.recipe.stages[index]
+            with self._timed(stage.name):
+                if isinstance(stage, ProbeStage):
+                    self._probe(stage)
+                else:
+                    self._train(stage, index, position)
+            position = None
+            self._measure(stage.name)
+            self._save(index, sum(self.lengths[: index + 1]), self.variables)
+            self._save_bundle()
+        checkpoints.wait()
+
+    def finish(self) -> dict[str, Any]:
+        """Writes and gives the summary."""
+        frozen_sha256 = hash_variables(self._never_trained())
+        summary = {
+            "name": self.recipe.name,
+            "results": self.results,
+            "weights_sha256": self._save_bundle(),
+            "frozen_unchanged": frozen_sha256 == self.frozen_sha256,
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+        }
+        self.folder.write_summary(summary)
+        return summary
+
+    def _zero_shot(self) -> None:
+        with self._timed("zero_shot"):
+            sample = self.splits.train.take(np.linspace(0, len(self.splits.train) - 1, _ZERO_SHOT_SAMPLE).astype(int))
+            kernel = zero_shot_head(
+                self.backbone, self.splits.class_names, self.recipe.head.templates, self._features(sample)
+            )
+            self._set_head(kernel, self.variables["params"]["head"]["bias"])
+        self._measure("zero_shot")
+
+    def _probe(self, stage: ProbeStage) -> None:
+        self.progress.say(f"{stage.name}: logistic regression on {len(self.splits.train)} feature vectors")
+        features = self._features(self.splits.train)
+        kernel, bias, l2 = fit_probe(
+            features, self.splits.train.labels, len(self.splits.class_names), stage.l2, seed=self.recipe.seed
+        )
+        self._set_head(kernel, bias)
+        self.folder.log({"stage": stage.name, "split": "train", "l2": l2})
+
+    def _train(self, stage: TrainStage, index: int, position: Position | None) -> None:
+        base = sum(self.lengths[:index])
+
+        def save(saved: Saved) -> None:
+            self._save(index, base + saved.step, saved.variables, within=saved)
+
+        def show(log: Log, rate: float) -> None:
+            self.progress.advance(log.step, log.loss, log.accuracy, rate, log.images_per_second)
+
+        self.progress.stage(stage.name, self.lengths[index], position.step if position else 0)
+        hooks = StageHooks(
+            validate=self._validate,
+            save=save,
+            load=lambda step: merge(self.variables, self.checkpoints.variables(base + step)),
+            log=self.folder.log,
+            progress=show,
+        )
+        try:
+            self.variables, step = train_stage(
+                stage,
+                self.classifier,
+                self.variables,
+                self.splits.train,
+                self.spec,
+                seed=self.recipe.seed + index,
+                workers=self.recipe.data.workers,
+                hooks=hooks,
+                position=position,
+            )
+        except Interrupted as stop:
+            self.checkpoints.wait()
+            raise Interrupted(
+                f"{self.folder.directory}: {stop} of stage {stage.name!r}; saved: continue with --resume",
+                stop.signal,
+            ) from None
+        if step != self.lengths[index]:
+            self.progress.say(f"{stage.name}: kept step {step}, the best on validation")
+
+    def _validate(self, variables: Any) -> float | None:
+        if self.splits.validation is None:
+            return None
+        return evaluate(
+            self.eval_step, variables, self.splits.validation, self.spec, self.recipe.evaluate.batch_size
+        ).accuracy
+
+    def _measure(self, name: str) -> None:
+        """Appends the test result of the present variables."""
+        found = evaluate(self.eval_step, self.variables, self.splits.test, self.spec, self.recipe.evaluate.batch_size)
+        result = {"name": name, "split": "test", "n": found.n, "accuracy": found.accuracy, "loss": found.loss}
+        self.results.append(result)
+        self.folder.log({"stage": name, **result})
+        self.progress.say(f"{name}: test accuracy {found.accuracy:.4f} on {found.n} images")
+
+    def _features(self, split: Split) -> np.ndarray:
+        step = self._feature_step
+        rows = []
+        for batch in evaluation_batches(split, self.spec, self.recipe.evaluate.batch_size):
+            features = step(self.variables, jax.device_put(batch["image"]))
+            rows.append(np.asarray(features)[batch["weight"] > 0])
+        return np.concatenate(rows)
+
+    @cached_property
+    def _feature_step(self) -> Any:
+        return make_feature_step(self.classifier, self.spec)
+
+    def _set_head(self, kernel: jax.Array, bias: jax.Array) -> None:
+        self.variables = merge(self.variables, {"params": {"head": {"kernel": kernel, "bias": bias}}})
+
+    def _save(self, index: int, step: int, variables: Any, within: Saved | None = None) -> None:
+        """The run at a step counted over all stages: within stage ``index``, or after it."""
+        progress = {
+            "stage": index,
+            "done": within is None,
+            "stage_step": within.step if within else None,
+            "loader": within.loader if within else None,
+            "best": within.best if within else None,
+            "results": self.results,
+            "seconds": self.seconds,
+            "log_lines": self.folder.log_lines(),
+        }
+        changed = {**variables, "params": self._ever_trained(variables["params"])}
+        merit = None if within is None or within.accuracy is None else 2 * index + within.accuracy
+        self.checkpoints.save(step, changed, within.state if within else None, progress, merit)
+
+    def _restore(self) -> tuple[int, Position | None]:
+        """(first stage to run, where in it), with variables and results as they were."""
+        steps = self.checkpoints.steps()
+        if not steps:
+            self.folder.cut_log(0)
+            return 0, None
+        newest = steps[-1]
+        saved = self.checkpoints.progress(newest)
+        self.variables = merge(self.variables, self.checkpoints.variables(newest))
+        self.results, self.seconds = saved["results"], {**saved["seconds"], "load": self.seconds["load"]}
+        self.folder.cut_log(saved["log_lines"])
+        if saved["done"]:
+            return saved["stage"] + 1, None
+        self.progress.say(f"resuming at step {newest}")
+        best = tuple(saved["best"]) if saved["best"] else None
+        fill = lambda like: self.checkpoints.state(newest, like)  # noqa: E731
+        return saved["stage"], Position(saved["stage_step"], fill, saved["loader"], best)
+
+    def _ever_trained(self, params: Any) -> Any:
+        """The parameters that some stage changes; the head is always one of them."""
+        return unflatten_dict({k: v for k, v in flatten_dict(params).items() if k in self._trained_keys})
+
+    def _never_trained(self) -> Any:
+        params = flatten_dict(self.variables["params"])
+        return unflatten_dict({k: v for k, v in params.items() if k not in self._trained_keys})
+
+    @cached_property
+    def _trained_keys(self) -> set[tuple[str, ...]]:
+        params = self.variables["params"]
+        keys = {key for key in flatten_dict(params) if key[0] == "head"}
+        for stage in self.recipe.stages:
+            if isinstance(stage, TrainStage):
+                check_rules_match(params, stage.partitions)
+                keys |= flatten_dict(split_frozen(params, stage.partitions)[0]).keys()
+        return keys
+
+    def _save_bundle(self) -> str:
+        return save_bundle(
+            self.folder.model,
+            self.classifier,
+            self.variables,
+            backbone=self.backbone,
+            class_names=self.splits.class_names,
+        )
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    """So that the saved recipe means the same from any folder."""
+
+    def absolute(source: str) -> str:
+        path = Path(source).expanduser()
+        return str(path.absolute()) if path.is_dir() else source
+
+    parts = {
+        name: getattr(recipe, name).model_copy(update={"source": absolute(getattr(recipe, name).source)})
+        for name in ("backbone", "data")
+    }
+    return recipe.model_copy(update=parts)

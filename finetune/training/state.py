@@ -1,0 +1,43 @@
+"""Everything that training changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+
+@struct.dataclass
+class TrainState:
+    """What a train step takes and gives.
+
+    Attributes:
+        step: int32 scalar, steps taken.
+        params: the parameters that learn; frozen ones are passed beside the state and never copied.
+        collections: all other collections, such as ``batch_stats``.
+        opt_state: of the optimizer over ``params``.
+        rng: key data uint32 [...]; each step folds its number in.
+    """
+
+    step: jax.Array
+    params: Any
+    collections: dict[str, Any]
+    opt_state: Any
+    rng: jax.Array
+
+    @classmethod
+    def create(
+        cls, params: Any, collections: dict[str, Any], optimizer: optax.GradientTransformation, rng: jax.Array
+    ) -> TrainState:
+        """A state at step 0. It owns its arrays: train steps may donate them, the caller's stay valid."""
+        params, collections = jax.tree.map(jnp.copy, (params, collections))
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            collections=collections,
+            opt_state=optimizer.init(params),
+            rng=jax.random.key_data(rng),
+        )
