@@ -130,7 +130,7 @@ def train_stage(
         accuracy = hooks.validate(whole) if at_epoch else None
         if accuracy is not None:
             hooks.log({"stage": stage.name, "step": step, "split": "validation", "accuracy": accuracy})
-            if best is None or accuracy > best[0]:
+            if best is None or accuracy >= best[0]:  # of equals the later, which is also the one that Orbax keeps
                 best = (accuracy, step)
         if step < total:  # the end is saved by the run, with what it measured of the stage
             hooks.save(Saved(step, whole, state, loader, accuracy, best))

@@ -1,0 +1,184 @@
+"""The two programs that ``benchmarks.step`` times; each answers ``what count`` lines on standard input with JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+NUM_CLASSES = 100
+LEARNING_RATE = 1e-3
+
+
+def batch(size: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (size, 224, 224, 3), dtype=np.uint8)
+    return {"image": images, "label": rng.integers(0, NUM_CLASSES, size).astype(np.int32)}
+
+
+class Ours:
+    """The project's own classifier, partitions and steps."""
+
+    def __init__(self, size: int) -> None:
+        from transformers import CLIPVisionConfig
+
+        from finetune.data.image_spec import ImageSpec
+        from finetune.models.classifier import build_classifier
+        from finetune.models.clip import MEAN, STD, CLIPVisionTransformer
+        from finetune.training.step import make_eval_step
+
+        module = CLIPVisionTransformer(CLIPVisionConfig())  # the defaults are ViT-B/32
+        variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+        self.spec = ImageSpec(224, 224, 224, "bicubic", MEAN, STD)
+        self.classifier, self.variables = build_classifier((module, variables), NUM_CLASSES, image_size=224)
+        self.batch = jax.device_put(batch(size))
+        self.padded = {**self.batch, "weight": jnp.ones(size)}
+        self.eval_step = make_eval_step(self.classifier, self.spec)
+        self.steps: dict[str, Any] = {}
+
+    def _step(self, what: str) -> Any:
+        from finetune.optim.optimizer import build_optimizer
+        from finetune.optim.partitions import split_frozen
+        from finetune.recipe import Partition
+        from finetune.training.state import TrainState
+        from finetune.training.step import make_train_step
+
+        backbone = {"frozen": True} if what == "frozen" else {"optimizer": "adam", "learning_rate": LEARNING_RATE}
+        rules = [
+            Partition(match="head/.*", optimizer="adam", learning_rate=LEARNING_RATE),
+            Partition.model_validate({"match": "backbone/.*", **backbone}),
+        ]
+        params = self.variables["params"]
+        optimizer = build_optimizer(rules, params, total_steps=1000)
+        trainable, frozen = split_frozen(params, rules)
+        state = TrainState.create(trainable, {}, optimizer, jax.random.key(0))
+        return make_train_step(self.classifier, optimizer, self.spec), state, frozen
+
+    def run(self, what: str, count: int) -> None:
+        if what == "forward":
+            outputs = [self.eval_step(self.variables, self.padded) for _ in range(count)]
+            jax.block_until_ready(outputs)
+            return
+        if what not in self.steps:
+            self.steps = {what: self._step(what)}
+        step, state, frozen = self.steps[what]
+        for _ in range(count):
+            state, _ = step(state, frozen, self.batch)
+        jax.block_until_ready(state)
+        self.steps[what] = step, state, frozen
+
+    def flops(self) -> dict[str, float]:
+        step, state, frozen = self._step("frozen")
+        return {
+            "forward": _flops(self.eval_step, self.variables, self.padded),
+            "frozen": _flops(step, state, frozen, self.batch),
+        }
+
+
+class Guide:
+    """Flax's transfer-learning guide: FlaxCLIPModel's vision module, a Dense head, TrainState, multi_transform."""
+
+    def __init__(self, size: int) -> None:
+        import flax.linen as nn
+        from transformers import CLIPConfig, FlaxCLIPModel
+
+        clip = FlaxCLIPModel(CLIPConfig(), seed=0)
+        module, variables = clip.module.bind({"params": clip.params}).vision_model.unbind()
+
+        class Classifier(nn.Module):
+            num_classes: int
+            backbone: nn.Module
+
+            @nn.compact
+            def __call__(self, x: jax.Array) -> jax.Array:
+                x = self.backbone(x).pooler_output
+                return nn.Dense(self.num_classes, name="head", kernel_init=nn.zeros)(x)
+
+        self.model = Classifier(num_classes=NUM_CLASSES, backbone=module)
+        data = batch(size)
+        self.batch = jax.device_put({"image": data["image"].astype(np.float32) / 255.0, "label": data["label"]})
+        self.params = self.model.init(jax.random.key(0), self.batch["image"][:1])["params"]
+        self.params["backbone"] = variables["params"]
+        self.forward = jax.jit(lambda params, x: self.model.apply({"params": params}, x))
+        self.steps: dict[str, Any] = {}
+
+    def _step(self, what: str) -> Any:
+        from flax import traverse_util
+        from flax.training import train_state
+
+        optimizers = {
+            "trainable": optax.adam(LEARNING_RATE),
+            "frozen": optax.set_to_zero() if what == "frozen" else optax.adam(LEARNING_RATE),
+        }
+        labels = traverse_util.path_aware_map(
+            lambda path, v: "frozen" if "backbone" in path else "trainable", self.params
+        )
+        tx = optax.multi_transform(optimizers, labels)
+        state = train_state.TrainState.create(apply_fn=self.model.apply, params=self.params, tx=tx)
+
+        @jax.jit
+        def train_step(state: Any, batch: Any) -> Any:
+            def loss_fn(params: Any) -> Any:
+                logits = state.apply_fn({"params": params}, batch["image"])
+                return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+            loss, grads = jax.value_and_grad(loss_fn)(state.params)
+            return state.apply_gradients(grads=grads), loss
+
+        return train_step, state
+
+    def run(self, what: str, count: int) -> None:
+        if what == "forward":
+            jax.block_until_ready([self.forward(self.params, self.batch["image"]) for _ in range(count)])
+            return
+        if what not in self.steps:
+            self.steps = {what: self._step(what)}
+        step, state = self.steps[what]
+        for _ in range(count):
+            state, _ = step(state, self.batch)
+        jax.block_until_ready(state)
+        self.steps[what] = step, state
+
+    def flops(self) -> dict[str, float]:
+        step, state = self._step("frozen")
+        return {
+            "forward": _flops(self.forward, self.params, self.batch["image"]),
+            "frozen": _flops(step, state, self.batch),
+        }
+
+
+def _flops(function: Any, *arguments: Any) -> float:
+    return float(function.lower(*arguments).compile().cost_analysis()["flops"])
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "transformers")}
+
+
+def main() -> None:
+    kinds: dict[str, Callable[[int], Ours | Guide]] = {"finetune": Ours, "guide": Guide}
+    side = kinds[sys.argv[1]](int(sys.argv[2]))
+    for line in sys.stdin:
+        what, count = line.split()
+        if what == "flops":
+            answer: dict[str, Any] = side.flops()
+        elif what == "versions":
+            answer = _versions()
+        else:
+            start = time.perf_counter()
+            side.run(what, int(count))
+            answer = {"seconds": time.perf_counter() - start}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

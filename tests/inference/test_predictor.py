@@ -1,0 +1,107 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import finetune
+from finetune.data.splits import load_splits
+from finetune.errors import CheckpointError, DataError
+
+
+@pytest.fixture(scope="module")
+def digits(small_run):
+    recipe = finetune.load_recipe(small_run.directory / "recipe.yaml")
+    return load_splits(recipe.data, recipe.seed).test.take(np.arange(100))
+
+
+def test_predictions_equal_those_at_training_time(small_run):
+    recipe = finetune.load_recipe(small_run.directory / "recipe.yaml")
+    test = load_splits(recipe.data, recipe.seed).test
+    predicted = [p.index for p in small_run.predictor().predict(list(test.images))]
+    assert (np.array(predicted) == test.labels).mean() == small_run.summary["results"][-1]["accuracy"]
+
+
+def test_a_bundle_moved_alone_predicts_the_same_in_another_process(small_run, digits, tmp_path):
+    shutil.copytree(small_run.directory / "model", tmp_path / "moved")
+    Image.fromarray(digits.images[0]).save(tmp_path / "digit.png")
+    code = (
+        "import finetune, json; p = finetune.restore('moved');"
+        "print(json.dumps(p.predict_proba(['digit.png']).tolist() + [list(p.class_names)]))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    here = small_run.predictor().predict_proba([digits.images[0]])
+    elsewhere, names = json.loads(out.stdout)
+    np.testing.assert_array_equal(here[0], np.array(elsewhere, np.float32))
+    assert names == [str(d) for d in range(10)]
+
+
+def test_probabilities_are_the_softmax_of_the_models_logits(small_run, digits):
+    predictor = small_run.predictor()
+    pixels = np.stack([predictor.image_spec.to_uint8(Image.fromarray(i).convert("RGB")) for i in digits.images])
+    logits = predictor.model.apply(predictor.variables, predictor.image_spec.normalize(pixels))
+    found = predictor.predict_proba(list(digits.images))
+    np.testing.assert_allclose(found, jax.nn.softmax(logits), atol=1e-5)
+    assert found.shape == (100, 10)
+    assert found.dtype == np.float32
+
+
+def test_every_way_of_giving_an_image_gives_the_same(small_run, digits, tmp_path):
+    array = digits.images[3]
+    path = tmp_path / "digit.png"
+    Image.fromarray(array).save(path)
+    rows = small_run.predictor().predict_proba([path, str(path), path.read_bytes(), array, Image.open(path)])
+    assert np.ptp(rows, axis=0).max() == 0
+
+
+def test_no_images_give_no_predictions(small_run):
+    assert small_run.predictor().predict([]) == []
+
+
+def test_a_file_that_is_no_image_is_named(small_run, tmp_path):
+    (tmp_path / "notes.png").write_text("not a picture")
+    with pytest.raises(DataError, match=r"notes\.png: not an image"):
+        small_run.predictor().predict([tmp_path / "notes.png"])
+
+
+def test_saved_steps_restore_by_number_and_as_the_last(small_run):
+    last = finetune.restore(small_run.directory, step="last")
+    best = finetune.restore(small_run.directory)
+    np.testing.assert_array_equal(last.variables["params"]["head"]["kernel"], best.variables["params"]["head"]["kernel"])
+    with pytest.raises(CheckpointError, match="no saved step 99999; there are: "):
+        finetune.restore(small_run.directory, step=99999)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "model.json").unlink(), "no run and no model bundle"),
+        (lambda d: (d / "model.json").write_text("{"), "not a model description"),
+        (lambda d: shutil.rmtree(d / "weights"), "the weights cannot be read"),
+        (lambda d: _rewrite(d, weights_sha256="0"), "not those that model.json was written with"),
+        (lambda d: _rewrite(d, format=99), "this version reads"),
+        (lambda d: _rewrite(d, head={"num_classes": 7, "pool": None, "dropout": 0.0}), "the weights cannot be read"),
+    ],
+)
+def test_a_damaged_bundle_says_what_is_wrong(small_run, tmp_path, damage, message):
+    shutil.copytree(small_run.directory / "model", tmp_path / "model")
+    damage(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=message):
+        finetune.restore(tmp_path / "model")
+
+
+def test_truncated_weights_are_an_error_and_never_a_wrong_answer(small_run, tmp_path):
+    shutil.copytree(small_run.directory / "model", tmp_path / "model")
+    largest = max((p for p in (tmp_path / "model" / "weights").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="weights"):
+        finetune.restore(tmp_path / "model")
+
+
+def _rewrite(folder, **changes):
+    file = folder / "model.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))

@@ -1,0 +1,145 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+FINETUNE = [sys.executable, "-m", "finetune.cli"]
+
+
+def finetune(*arguments, cwd=None, **kwargs):
+    return subprocess.run([*FINETUNE, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, **kwargs)
+
+
+def test_importing_the_package_imports_neither_jax_nor_transformers():
+    code = "import finetune, sys; print([m for m in ('jax', 'transformers', 'flax', 'grain') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_help_answers_in_under_half_a_second():
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert "recipe" in finetune("--help").stdout
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+def test_every_public_name_is_there():
+    code = "import finetune; print(all(getattr(finetune, name) is not None for name in finetune.__all__))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "True"
+
+
+def test_ls_tells_the_purpose_of_each_recipe(tmp_path):
+    out = finetune("ls", cwd=tmp_path, env={**os.environ, "COLUMNS": "300"}).stdout
+    assert "quickstart" in out
+    assert "clip_vit_b32" in out
+    assert "zero-shot" in out
+
+
+def test_predict_prints_labels_and_json(small_run, tmp_path):
+    Image.fromarray(np.zeros((9, 7), np.uint8)).save(tmp_path / "a.png")
+    text = finetune("predict", small_run.directory, tmp_path / "a.png", env={**os.environ, "COLUMNS": "300"})
+    assert text.returncode == 0
+    assert "a.png" in text.stdout
+    found = json.loads(finetune("predict", small_run.directory, "a.png", "a.png", "--json", cwd=tmp_path).stdout)
+    assert [f["image"] for f in found] == ["a.png", "a.png"]
+    assert sum(found[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert found[0]["label"] == max(found[0]["probabilities"], key=found[0]["probabilities"].get)
+
+
+def test_evaluate_repeats_the_accuracy_of_the_run(small_run):
+    found = json.loads(finetune("evaluate", small_run.directory, "--json").stdout)
+    result = small_run.summary["results"][-1]
+    assert (found["n"], found["accuracy"]) == (result["n"], result["accuracy"])
+
+
+def clean_failure(result, *words):
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+RECIPE = """\
+backbone: {source: "builtin:tiny-clip"}
+data: {source: digits}
+stages:
+  - name: train
+    steps: 2
+    partitions:
+      - {match: ".*", learing_rate: 1.0e-3}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("learing", "learning"), encoding="utf-8")
+    return tmp_path / "r.yaml"
+
+
+def test_an_unknown_key_is_named_with_its_line_and_the_nearest_valid_one(tmp_path):
+    (tmp_path / "r.yaml").write_text(RECIPE, encoding="utf-8")
+    clean_failure(finetune("run", "r.yaml", cwd=tmp_path), "r.yaml:7", "learing_rate", "did you mean 'learning_rate'?")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stages.0.steps=many", ["stages.0.steps", "integer", "'many'"]),
+        ("backbone.source=builtin:none", ["no such bundled checkpoint", "tiny-clip"]),
+        ("backbone.source=/nowhere/at/all", ["/nowhere/at/all", "no such folder"]),
+        ("data.source=digit", ["no such folder", "did you mean 'digits'?"]),
+        ("head.num_classes=3", ["head.num_classes: 3", "10 classes"]),
+        ("stages.0.batch_size=100000", ["batch_size: 100000"]),
+        ("stages.0.partitions.0.match=head", ["match no rule", "backbone/"]),
+        ("stages.0.partitions.0.match=(", ["not a regular expression"]),
+    ],
+)
+def test_bad_values_end_with_one_message_and_exit_code_2(recipe, override, words):
+    clean_failure(finetune("run", recipe, override, cwd=recipe.parent), *words)
+
+
+def test_a_checkpoint_that_is_not_clip_is_refused_with_what_is_supported(recipe, goldens):
+    clean_failure(finetune("run", recipe, f"backbone.source={goldens / 'vit'}"), "'vit' is not supported", "clip")
+
+
+def test_a_tensor_of_the_wrong_shape_is_named(recipe, goldens, tmp_path):
+    shutil.copytree(goldens / "clip-quick-gelu", tmp_path / "bad")
+    config = json.loads((tmp_path / "bad" / "config.json").read_text())
+    config["vision_config"]["intermediate_size"] = 96
+    (tmp_path / "bad" / "config.json").chmod(0o644)
+    (tmp_path / "bad" / "config.json").write_text(json.dumps(config))
+    result = finetune("run", recipe, f"backbone.source={tmp_path / 'bad'}")
+    clean_failure(result, "vision_model.encoder.layers.0.mlp.fc1.weight", "(64, 128) given, (64, 96) needed")
+
+
+def test_an_image_that_is_not_an_image_is_named_before_training(recipe, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (8, 8)).save(tmp_path / "data" / name / f"{i}.png")
+    (tmp_path / "data" / "b" / "3.png").write_bytes(b"no picture at all")
+    clean_failure(finetune("run", recipe, f"data.source={tmp_path / 'data'}"), "3.png: not an image")
+
+
+def test_predict_with_bad_input_names_it(small_run, tmp_path):
+    clean_failure(finetune("predict", tmp_path, "x.png"), "no run and no model bundle")
+    clean_failure(finetune("predict", small_run.directory, "x.png", cwd=tmp_path), "x.png: no such file")
+    clean_failure(finetune("evaluate", tmp_path / "none"), "no such folder")
+
+
+def test_a_recipe_that_is_missing_is_an_error_that_lists_the_bundled_ones(tmp_path):
+    clean_failure(finetune("run", "quikstart", cwd=tmp_path), "did you mean 'quickstart'?", "clip_vit_b32")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_one_message(recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
+    clean_failure(finetune("run", recipe, "--output", tmp_path / "run"), "is not empty")
