@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, first_line, require_space
 from finetune.training.state import TrainState
 
 
@@ -61,6 +61,7 @@ class RunCheckpoints:
         items = {"variables": ocp.args.StandardSave(variables), "progress": ocp.args.JsonSave(progress)}
         if state is not None:
             items["state"] = ocp.args.StandardSave(_beside_variables(state))
+        require_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves((variables, state and state.opt_state))))
         metrics = None if merit is None else {"merit": merit}
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
@@ -100,19 +101,15 @@ class RunCheckpoints:
 
     def _unwritten(self, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"{self.directory}: cannot save: {_first_line(error)}; what was saved before is whole: "
+            f"{self.directory}: cannot save: {first_line(error)}; what was saved before is whole: "
             "make room, then continue with --resume"
         )
 
     def _damaged(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"{self.directory / str(step)}: cannot be restored: {_first_line(error)}; "
+            f"{self.directory / str(step)}: cannot be restored: {first_line(error)}; "
             "delete that folder to go on from an earlier step, or start anew"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _beside_variables(state: TrainState) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -97,6 +98,9 @@ def list_recipes() -> None:
 def main() -> None:
     """Runs the command line. A mistake in the input is one message and exit code 2, never a traceback."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install PyTorch
+    for library in ("absl", "asyncio"):  # Orbax logs every failure many times over; ours is the one message
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None  # and TensorStore's threads repeat it where nobody can catch it
     from finetune.errors import FinetuneError, Interrupted
 
     try:

@@ -7,7 +7,9 @@ exits with 2; in Python they are ordinary exceptions.
 from __future__ import annotations
 
 import difflib
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class FinetuneError(Exception):
@@ -50,3 +52,23 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest valid word, or nothing where none is close."""
     close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def require_space(directory: Path, needed: int) -> None:
+    """Before ``needed`` bytes are written below ``directory``, which need not exist yet.
+
+    Raises:
+        CheckpointError: the disk has less room than that.
+    """
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise CheckpointError(
+            f"{directory}: no room: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free; "
+            "make room, then continue with --resume"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a foreign error's message, or its kind where it has none."""
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -72,6 +73,15 @@ class Partition(Part):
     weight_decay: float = Field(0.0, ge=0)  # decoupled; kernels only, never norms and biases
     momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
     schedule: Schedule = Schedule()
+
+    @field_validator("match")
+    @classmethod
+    def _is_a_regular_expression(cls, match: str) -> str:
+        try:
+            re.compile(match)
+        except re.error as error:
+            raise ValueError(f"not a regular expression ({error})") from None
+        return match
 
     @model_validator(mode="after")
     def _learns_or_is_frozen(self) -> Partition:

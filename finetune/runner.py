@@ -286,8 +286,8 @@ class _Run:
         keys = {key for key in flatten_dict(params) if key[0] == "head"}
         for stage in self.recipe.stages:
             if isinstance(stage, TrainStage):
-                check_rules_match(params, stage.partitions)
                 keys |= flatten_dict(split_frozen(params, stage.partitions)[0]).keys()
+                check_rules_match(params, stage.partitions)
         return keys
 
     def _save_bundle(self) -> str:

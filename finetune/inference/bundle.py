@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
 from finetune.data.image_spec import ImageSpec
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, first_line, require_space
 from finetune.models.backbone import Backbone, build_module
 from finetune.models.classifier import Classifier
 
@@ -59,6 +59,9 @@ def save_bundle(
 
     Returns:
         The hash of the weights.
+
+    Raises:
+        CheckpointError: it cannot be written, for example because the disk is full.
     """
     weights = hash_variables(variables)
     model = {
@@ -70,11 +73,15 @@ def save_bundle(
         "weights_sha256": weights,
     }
     directory = directory.absolute()
+    require_space(directory, sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     fresh, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(fresh / "weights", variables)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(fresh / "weights", variables)
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise CheckpointError(f"{directory}: the model cannot be written: {first_line(error)}; make room") from None
     (fresh / "model.json").write_text(json.dumps(model, indent=1) + "\n", encoding="utf-8")
     if directory.exists():
         directory.rename(old)
@@ -118,5 +125,4 @@ def _load_weights(folder: Path, classifier: Classifier, spec: ImageSpec) -> dict
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder.absolute(), target)
     except Exception as error:  # Orbax and TensorStore raise many kinds; all mean that the files are not whole
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise CheckpointError(f"{folder}: the weights cannot be read: {reason}") from None
+        raise CheckpointError(f"{folder}: the weights cannot be read: {first_line(error)}") from None

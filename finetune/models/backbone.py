@@ -139,7 +139,7 @@ def build_module(family: str, config: dict[str, Any]) -> nn.Module:
 def _checkpoint(source: str | Path, revision: str | None) -> tuple[Path, dict[str, Any]]:
     folder = locate(source, revision)
     config = _read_json(folder / "config.json")
-    if "model_type" not in config:
+    if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{folder / 'config.json'}: has no model_type; supported: {', '.join(_FAMILIES)}")
     return folder, config
 
@@ -158,7 +158,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{file.parent}: not a checkpoint: it has no {file.name}") from None
+        raise ModelError(
+            f"{file.parent}: not a checkpoint: it has no {file.name}; give a folder that save_pretrained wrote"
+        ) from None
     except (ValueError, OSError) as error:
         raise ModelError(f"{file}: not readable as JSON: {error}") from None
     if not isinstance(data, dict):
@@ -166,8 +168,16 @@ def _read_json(file: Path) -> dict[str, Any]:
     return data
 
 
+def _parse(kind: Any, config: dict[str, Any], folder: Path) -> Any:
+    """transformers' configuration of one kind; its checks differ in type from version to version."""
+    try:
+        return kind.from_dict(config)
+    except Exception as error:
+        raise ModelError(f"{folder / 'config.json'}: not a {kind.__name__}: {' '.join(str(error).split())}") from None
+
+
 def _read_clip(folder: Path, config: dict[str, Any], dtype: Any) -> Clip:
-    parsed = clip.CLIPConfig.from_dict(config)
+    parsed = _parse(clip.CLIPConfig, config, folder)
     module = clip.CLIPModule(parsed, dtype=dtype)
     size = parsed.vision_config.image_size
     shapes = jax.eval_shape(
@@ -187,7 +197,7 @@ def _clip_backbone(folder: Path, config: dict[str, Any], dtype: Any) -> Backbone
 
 
 def _clip_vision_backbone(folder: Path, config: dict[str, Any], dtype: Any) -> Backbone:
-    parsed = clip.CLIPVisionConfig.from_dict(config)
+    parsed = _parse(clip.CLIPVisionConfig, config, folder)
     module = clip.CLIPVisionTransformer(parsed, dtype=dtype)
     size = parsed.image_size
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
@@ -208,14 +218,19 @@ def _read_tensors(folder: Path, table: Any, shapes: Any) -> tuple[dict[str, Any]
     if not named.leaves:
         raise ModelError(f"{folder}: none of its {len(named.unknown)} tensors belong to the model its config.json names")
     source = unflatten_dict(named.leaves)
+    names = dict(named.names)
     for name in named.unknown:  # no row of the table knows it: let the transplant report it with all else
         source.setdefault("unknown", {})[name] = tensors[name]
-    variables, report = transplant(source, shapes, names=named.names)
+        names["unknown", name] = name
+    variables, report = transplant(source, shapes, names=names)
     return variables, TransferReport(report.transferred, report.fresh, named.dropped)
 
 
 def _image_spec(folder: Path, size: int) -> ImageSpec:
     file = folder / "preprocessor_config.json"
     if file.is_file():
-        return ImageSpec.from_preprocessor(_read_json(file), str(file))
+        spec = ImageSpec.from_preprocessor(_read_json(file), str(file))
+        if (spec.height, spec.width) != (size, size):
+            raise ModelError(f"{file}: makes images of {spec.height}x{spec.width}; config.json says {size}x{size}")
+        return spec
     return ImageSpec(size, size, size, "bicubic", clip.MEAN, clip.STD)

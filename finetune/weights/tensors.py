@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401  (teaches NumPy the name bfloat16)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -32,7 +33,7 @@ class TensorFolder(Mapping[str, np.ndarray]):
         file = self._home[name]
         try:
             return self._files[file].get_tensor(name)
-        except (SafetensorError, TypeError) as error:
+        except (SafetensorError, TypeError, AttributeError) as error:  # the latter two: a dtype NumPy lacks
             raise ModelError(f"{file}: tensor {name!r} cannot be read: {error}") from None
 
     def __iter__(self) -> Iterator[str]:
@@ -46,13 +47,13 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise ModelError(f"{index}: not a safetensors index (it needs a 'weight_map')") from None
-        files = [folder / Path(name).name for name in names]
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            files = [folder / Path(name).name for name in names]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError(f"{index}: not a safetensors index (it needs a 'weight_map'); fetch it again") from None
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            raise ModelError(f"{folder}: {len(missing)} of {len(files)} shards are missing: {', '.join(missing)}")
+            raise ModelError(f"{folder}: {len(missing)} of {len(files)} shards are missing: {', '.join(missing)}; fetch them")
         return files
     for name in SINGLE_FILES:
         if (folder / name).is_file():
