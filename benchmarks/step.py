@@ -26,7 +26,7 @@ WHAT = {"forward": "forward", "frozen": "step, backbone frozen", "full": "step, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each side")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--environment", type=Path, default=ROOT / "build" / "peer-environment")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "step.json")

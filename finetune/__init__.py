@@ -6,6 +6,7 @@ The public names are loaded on first use, so that importing the package costs ne
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ _HOME = {
     "transplant": "models.surgery",
     "zero_shot_head": "models.zero_shot",
 }
+
+# transformers is used for its configurations and tokenizers alone; it would advise to install PyTorch for the rest.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __all__ = ["__version__", *sorted(_HOME)]
 __version__ = "0.1.0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -38,7 +39,9 @@ class RunCheckpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._manager.close()
 
     def steps(self) -> list[int]:
@@ -61,7 +64,9 @@ class RunCheckpoints:
         items = {"variables": ocp.args.StandardSave(variables), "progress": ocp.args.JsonSave(progress)}
         if state is not None:
             items["state"] = ocp.args.StandardSave(_beside_variables(state))
-        require_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves((variables, state and state.opt_state))))
+        require_space(
+            self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves((variables, state and state.opt_state)))
+        )
         metrics = None if merit is None else {"merit": merit}
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
@@ -91,7 +96,7 @@ class RunCheckpoints:
     def state(self, step: int, like: TrainState) -> TrainState:
         """``like`` with the saved optimizer state, step and key."""
         target = _here(_beside_variables(like))
-        return like.replace(**self._restore(step, state=ocp.args.StandardRestore(target))["state"])
+        return dataclasses.replace(like, **self._restore(step, state=ocp.args.StandardRestore(target))["state"])
 
     def _restore(self, step: int, **items: Any) -> Any:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,9 +61,7 @@ def predict(
         ]
         typer.echo(json.dumps(records, indent=1))
         return
-    rows = [
-        [str(i), p.label, f"{p.probabilities[p.label]:.4f}"] for i, p in zip(images, predictions, strict=True)
-    ]
+    rows = [[str(i), p.label, f"{p.probabilities[p.label]:.4f}"] for i, p in zip(images, predictions, strict=True)]
     _table(["image", "label", "probability"], rows)
 
 
@@ -97,7 +94,6 @@ def list_recipes() -> None:
 
 def main() -> None:
     """Runs the command line. A mistake in the input is one message and exit code 2, never a traceback."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install PyTorch
     for library in ("absl", "asyncio"):  # Orbax logs every failure many times over; ours is the one message
         logging.getLogger(library).setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda _: None  # and TensorStore's threads repeat it where nobody can catch it

@@ -124,9 +124,7 @@ def _stage_kind(value: Any) -> str:
     return "probe" if "solver" in keys else "train"
 
 
-Stage = Annotated[
-    Annotated[ProbeStage, Tag("probe")] | Annotated[TrainStage, Tag("train")], Discriminator(_stage_kind)
-]
+Stage = Annotated[Annotated[ProbeStage, Tag("probe")] | Annotated[TrainStage, Tag("train")], Discriminator(_stage_kind)]
 
 
 class EvaluateConfig(Part):

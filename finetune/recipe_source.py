@@ -50,7 +50,8 @@ class RecipeSource:
         parent = self._parent(keys, text)
         if match["gone"]:
             if isinstance(parent, CommentedMap) and keys[-1] not in parent:
-                raise RecipeError(f"override {text!r}: there is no key {keys[-1]!r}{nearest(str(keys[-1]), parent)}")
+                close = nearest(str(keys[-1]), map(str, parent))
+                raise RecipeError(f"override {text!r}: there is no key {keys[-1]!r}{close}")
             del parent[keys[-1]]
             return
         try:

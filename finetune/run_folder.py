@@ -19,7 +19,7 @@ _OWN = ("recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "state", "mo
 
 
 class RunFolder:
-    """Names and contents of ``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``summary.json``, ``state/``, ``model/``."""
+    """``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``summary.json``, ``state/`` and ``model/`` of one run."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -70,7 +70,9 @@ class RunFolder:
                 "give the same recipe and overrides, or another --output"
             )
         if json.loads((self.directory / "run.json").read_text())["source_sha256"] != source_sha256:
-            raise CheckpointError(f"{self.directory}: cannot resume: backbone.source has other weights than at the start")
+            raise CheckpointError(
+                f"{self.directory}: cannot resume: backbone.source has other weights than at the start"
+            )
 
     def recipe(self) -> Recipe:
         return load_recipe(self.directory / "recipe.yaml")

@@ -116,7 +116,9 @@ class _Run:
             self.source_sha256 = hash_variables(self.variables)
             self.frozen_sha256 = hash_variables(self._never_trained())
             self.eval_step = make_eval_step(self.classifier, self.spec)
-            self.lengths = [total_steps(s, self.splits.train) if isinstance(s, TrainStage) else 1 for s in recipe.stages]
+            self.lengths = [
+                total_steps(s, self.splits.train) if isinstance(s, TrainStage) else 1 for s in recipe.stages
+            ]
         sizes = f"{len(self.splits.train)} training and {len(self.splits.test)} test images"
         progress.say(f"{recipe.name}: {sizes}, {len(self.splits.class_names)} classes, {recipe.backbone.source}")
 

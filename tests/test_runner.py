@@ -15,7 +15,6 @@ from PIL import Image
 import finetune
 from finetune.errors import CheckpointError, DataError, PartitionError
 
-
 SMALL = Path(__file__).parent / "small.yaml"
 
 

@@ -282,7 +282,9 @@ def _printed(character: str, rng: np.random.Generator) -> Image.Image:
     mask = Image.new("L", (CANVAS, CANVAS), 0)
     font = fonts[rng.integers(len(fonts))]
     outline = int(rng.integers(0, 3)) if rng.random() < 0.5 else 0
-    ImageDraw.Draw(mask).text((CANVAS / 2, CANVAS / 2), character, fill=255, font=font, anchor="mm", stroke_width=outline)
+    ImageDraw.Draw(mask).text(
+        (CANVAS / 2, CANVAS / 2), character, fill=255, font=font, anchor="mm", stroke_width=outline
+    )
     return _affine(mask, rng, turn=0.14, slant=0.16)
 
 
@@ -386,7 +388,10 @@ def _render(mask: Image.Image, front: int, back: int, rng: np.random.Generator) 
     alpha = np.clip(alpha * rng.uniform(0.8, 1.35), 0.0, 1.0)  # pressure of the pen
     colours = [np.array(COLOURS[COLOUR_NAMES[c]], np.float32) for c in (front, back)]
     spread = 5.0 if max(front, back) < 3 else 22.0
-    jitter = [c + (rng.normal(0, spread, 3) if i > 2 else rng.normal(0, spread)) for c, i in zip(colours, (front, back), strict=True)]
+    jitter = [
+        c + (rng.normal(0, spread, 3) if i > 2 else rng.normal(0, spread))
+        for c, i in zip(colours, (front, back), strict=True)
+    ]
     if back == 0 and rng.random() < 0.6:
         jitter[1] = np.zeros(3, np.float32)
     pixels = alpha * jitter[0] + (1 - alpha) * jitter[1]

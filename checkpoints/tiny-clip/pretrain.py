@@ -106,27 +106,27 @@ def configuration(tokenizer: Tokenizer) -> CLIPConfig:
     bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     return CLIPConfig(
         projection_dim=64,
-        vision_config=dict(
-            image_size=SIZE,
-            patch_size=8,
-            hidden_size=192,
-            intermediate_size=768,
-            num_hidden_layers=4,
-            num_attention_heads=6,
-            projection_dim=64,
-        ),
-        text_config=dict(
-            vocab_size=tokenizer.get_vocab_size(),
-            max_position_embeddings=LENGTH,
-            hidden_size=64,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            projection_dim=64,
-            bos_token_id=bos,
-            eos_token_id=eos,
-            pad_token_id=eos,
-        ),
+        vision_config={
+            "image_size": SIZE,
+            "patch_size": 8,
+            "hidden_size": 192,
+            "intermediate_size": 768,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "projection_dim": 64,
+        },
+        text_config={
+            "vocab_size": tokenizer.get_vocab_size(),
+            "max_position_embeddings": LENGTH,
+            "hidden_size": 64,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "projection_dim": 64,
+            "bos_token_id": bos,
+            "eos_token_id": eos,
+            "pad_token_id": eos,
+        },
     )
 
 
@@ -134,7 +134,9 @@ def build_optimizer(learning_rate: float, steps: int) -> optax.GradientTransform
     """Muon (Jordan 2024; scaled as in arXiv:2502.16982) on the encoders' kernels, AdamW on all other parameters."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, 200, steps)
     muon = optax.contrib.muon(schedule, weight_decay=0.05, consistent_rms=0.2)
-    adamw = optax.adamw(schedule, b2=0.98, weight_decay=0.05, mask=lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree))
+    adamw = optax.adamw(
+        schedule, b2=0.98, weight_decay=0.05, mask=lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)
+    )
 
     def label(path: tuple[str, ...], leaf: jax.Array) -> str:
         return "muon" if leaf.ndim == 2 and "layers" in path else "adamw"

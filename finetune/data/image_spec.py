@@ -74,8 +74,17 @@ class ImageSpec:
         """Reads a transformers ``preprocessor_config.json``.
 
         Raises:
-            ModelError: it asks for a step that this toolkit does not do.
+            ModelError: it asks for a step that this toolkit does not do, or lacks what describes one.
         """
+        try:
+            return cls._from_preprocessor(config, where)
+        except KeyError as error:
+            raise ModelError(f"{where}: has no {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{where}: not the configuration of an image processor: {error}") from None
+
+    @classmethod
+    def _from_preprocessor(cls, config: dict[str, Any], where: str) -> ImageSpec:
         if not config.get("do_rescale", True) or abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
             raise ModelError(f"{where}: only a rescale by 1/255 is supported; received {config.get('rescale_factor')}")
         size, crop = _edges(config.get("size", 224)), _edges(config.get("crop_size", 224), square=True)
@@ -92,9 +101,14 @@ class ImageSpec:
             width=width,
             resize=resize,
             interpolation=Image.Resampling(config.get("resample", 3)).name.lower(),  # type: ignore[arg-type]
-            mean=tuple(config["image_mean"]) if normalizes else (0.0, 0.0, 0.0),
-            std=tuple(config["image_std"]) if normalizes else (1.0, 1.0, 1.0),
+            mean=_channels(config, "image_mean") if normalizes else (0.0, 0.0, 0.0),
+            std=_channels(config, "image_std") if normalizes else (1.0, 1.0, 1.0),
         )
+
+
+def _channels(config: dict[str, Any], key: str) -> tuple[float, float, float]:
+    red, green, blue = map(float, config[key])
+    return red, green, blue
 
 
 def _edges(size: Any, square: bool = False) -> int | tuple[int, int]:

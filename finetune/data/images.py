@@ -28,7 +28,10 @@ def open_image(image: ImageLike) -> Image.Image:
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        try:
+            return ImageOps.exif_transpose(image).convert("RGB")
+        except Exception as error:  # Pillow decodes on first use
+            raise _data_error(str(getattr(image, "filename", "") or "the given image"), error) from None
     where = "the given bytes" if isinstance(image, bytes) else str(image)
     try:
         with warnings.catch_warnings():
@@ -73,8 +76,7 @@ def _data_error(where: str, error: Exception) -> DataError:
 def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 3)):
-        raise DataError(
-            f"an image array must be uint8 [H, W] or [H, W, 3]; received {array.dtype} {list(array.shape)}"
-        )
+    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 3)
+    if array.dtype != np.uint8 or not is_image or array.size == 0:
+        raise DataError(f"an image array must be uint8 [H, W] or [H, W, 3]; received {array.dtype} {list(array.shape)}")
     return Image.fromarray(array).convert("RGB")

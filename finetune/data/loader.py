@@ -7,6 +7,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from finetune.data.image_spec import ImageSpec
 from finetune.data.images import open_image
@@ -55,8 +56,11 @@ def training_batches(
     examples: Any = _Examples(split, spec)
     batches = grain.MapDataset.source(examples).seed(seed).shuffle().batch(batch_size, drop_remainder=True).repeat()
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags, which only absl's own programs parse
+            flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers)
-        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(options))
+        reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        return iter(batches.to_iter_dataset(reading).mp_prefetch(options))
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 

@@ -101,7 +101,9 @@ def _folder(config: DataConfig) -> Splits:
     root = Path(config.source).expanduser()
     if not root.is_dir():
         known = ", ".join(_SOURCES)
-        raise DataError(f"data.source: {config.source}: no such folder{nearest(config.source, _SOURCES)}; also: {known}")
+        raise DataError(
+            f"data.source: {config.source}: no such folder{nearest(config.source, _SOURCES)}; also: {known}"
+        )
     inside = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
     named = {split: next((inside[n] for n in names if n in inside), None) for split, names in _SPLIT_NAMES.items()}
     home = named["train"] or root

@@ -1,7 +1,7 @@
 """The model bundle: a folder that holds all that prediction needs, and nothing that runs code.
 
-    model.json    format, backbone family and configuration, head, class names, image spec, hash of the weights
-    weights/      every parameter and statistic, by Orbax
+model.json    format, backbone family and configuration, head, class names, image spec, hash of the weights
+weights/      every parameter and statistic, by Orbax
 """
 
 from __future__ import annotations

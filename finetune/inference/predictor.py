@@ -103,8 +103,12 @@ def restore(directory: str | Path, *, step: int | Literal["best", "last"] = "bes
     folder = Path(directory).expanduser()
     home = folder if (folder / "model.json").is_file() else folder / "model"
     if not (home / "model.json").is_file():
-        what = "an unfinished run without a model yet" if (folder / "run.json").is_file() else "no run and no model bundle"
-        raise CheckpointError(f"{folder}: {what if folder.is_dir() else 'no such folder'}; give what finetune run wrote")
+        what = (
+            "an unfinished run without a model yet" if (folder / "run.json").is_file() else "no run and no model bundle"
+        )
+        raise CheckpointError(
+            f"{folder}: {what if folder.is_dir() else 'no such folder'}; give what finetune run wrote"
+        )
     bundle = load_bundle(home)
     if step == "best":
         return Predictor(bundle)
@@ -113,7 +117,9 @@ def restore(directory: str | Path, *, step: int | Literal["best", "last"] = "bes
     with RunCheckpoints(folder / "state", read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps or (step != "last" and step not in steps):
-            raise CheckpointError(f"{folder}: no saved step {step!r}; there are: {', '.join(map(str, steps)) or 'none'}")
+            raise CheckpointError(
+                f"{folder}: no saved step {step!r}; there are: {', '.join(map(str, steps)) or 'none'}"
+            )
         changed = checkpoints.variables(steps[-1] if step == "last" else int(step))
     variables = merge(bundle.variables, changed)
     return Predictor(Bundle(bundle.classifier, variables, bundle.class_names, bundle.image_spec))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from finetune.data.image_spec import ImageSpec
@@ -22,6 +21,9 @@ from finetune.models.surgery import TransferReport, extract_submodule, transplan
 from finetune.weights.locate import locate
 from finetune.weights.names import apply_table
 from finetune.weights.tensors import TensorFolder
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Clip:
         """The checkpoint's own tokenizer, by transformers' AutoTokenizer."""
         from transformers import AutoTokenizer
 
+        if not any((self.folder / name).is_file() for name in _TOKENIZER_FILES):  # transformers would make an empty one
+            raise ModelError(f"{self.folder}: has no tokenizer; it needs one of {', '.join(_TOKENIZER_FILES)}")
         try:
             return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
@@ -57,13 +61,15 @@ class Clip:
     def embed_texts(self, texts: Sequence[str]) -> jax.Array:
         """Unit vectors float32 [texts, projection_dim]; longer texts are cut to the tower's length."""
         length = self.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="np")
-        features = _text_features(self.module, self.variables, tokens["input_ids"], tokens["attention_mask"])
+        tokens = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="np"
+        )
+        features = self._text_features(self.variables, tokens["input_ids"], tokens["attention_mask"])
         return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
-
-def _text_features(module: clip.CLIPModule, variables: Any, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
-    return jax.jit(lambda v: module.apply(v, ids, mask, method="get_text_features"))(variables)
+    @cached_property
+    def _text_features(self) -> Callable[..., jax.Array]:
+        return jax.jit(partial(self.module.apply, method="get_text_features"))
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,9 @@ def load_clip(source: str | Path, *, revision: str | None = None, dtype: Any = N
     """Loads both towers of a CLIP checkpoint; arguments and errors as in :func:`load_backbone`."""
     folder, config = _checkpoint(source, revision)
     if config["model_type"] != "clip":
-        raise ModelError(f"{folder}: not a whole CLIP: config.json says model_type {config['model_type']!r}, not 'clip'")
+        raise ModelError(
+            f"{folder}: not a whole CLIP: config.json says model_type {config['model_type']!r}, not 'clip'"
+        )
     return _read_clip(folder, config, dtype or jnp.float32)
 
 
@@ -180,9 +188,7 @@ def _read_clip(folder: Path, config: dict[str, Any], dtype: Any) -> Clip:
     parsed = _parse(clip.CLIPConfig, config, folder)
     module = clip.CLIPModule(parsed, dtype=dtype)
     size = parsed.vision_config.image_size
-    shapes = jax.eval_shape(
-        module.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, size, size, 3))
-    )
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, size, size, 3)))
     variables, report = _read_tensors(folder, clip.NAMES, shapes)
     return Clip(module, variables, parsed, _image_spec(folder, size), report, folder)
 
@@ -216,7 +222,9 @@ def _read_tensors(folder: Path, table: Any, shapes: Any) -> tuple[dict[str, Any]
     tensors = TensorFolder(folder)
     named = apply_table(tensors, table)
     if not named.leaves:
-        raise ModelError(f"{folder}: none of its {len(named.unknown)} tensors belong to the model its config.json names")
+        raise ModelError(
+            f"{folder}: none of its {len(named.unknown)} tensors belong to the model its config.json names"
+        )
     source = unflatten_dict(named.leaves)
     names = dict(named.names)
     for name in named.unknown:  # no row of the table knows it: let the transplant report it with all else

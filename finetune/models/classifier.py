@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from finetune.errors import ModelError
+from finetune.errors import ModelError, TransferError
 from finetune.models.backbone import Backbone
 from finetune.models.surgery import transplant
 
@@ -68,9 +68,11 @@ def _pooled(output: Any, pool: Pool | None) -> jax.Array:
     if pool == "pooler" and pooler is None:
         raise ModelError("pool='pooler': this backbone has no pooling of its own; use 'cls' or 'mean'")
     if pool in (None, "pooler") and pooler is not None:
-        return pooler
+        return pooler.reshape(pooler.shape[0], -1)  # transformers' convolutional networks give [N, features, 1, 1]
     hidden = getattr(output, "last_hidden_state", output)
     hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+    if pool == "cls" and hidden.ndim != 3:
+        raise ModelError(f"pool='cls': this backbone gives {list(hidden.shape)}, no [N, tokens, features]; use 'mean'")
     if hidden.ndim == 2:
         return hidden
     if pool == "cls":
@@ -129,7 +131,7 @@ def _init_head(shapes: Any, init: Any, rng: jax.Array) -> dict[str, jax.Array]:
     initializers = {"zeros": nn.initializers.zeros, "lecun_normal": nn.initializers.lecun_normal()}
     if not isinstance(init, str):
         if init.shape != kernel.shape:
-            raise ModelError(f"head_init: a kernel of shape {kernel.shape} is needed; received {init.shape}")
+            raise TransferError(f"head_init: a kernel of shape {kernel.shape} is needed; received {init.shape}")
         values = jnp.asarray(init, kernel.dtype)
     elif init in initializers:
         values = initializers[init](rng, kernel.shape, kernel.dtype)

@@ -10,12 +10,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import unfreeze
+from flax.core import FrozenDict, unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from finetune.errors import ModelError, TransferError, nearest
 
-Variables = Mapping[str, Any]
+Variables = Mapping[str, Any]  # a dict, or the FrozenDict of older Flax code
 Key = tuple[str, ...]
 
 
@@ -32,7 +32,7 @@ def extract_submodule(module: nn.Module, variables: Variables, path: str) -> tup
     Raises:
         ModelError: a part of the path is not a submodule; lists those that are.
     """
-    part = module.bind(unfreeze(variables))
+    part = module.bind(_plain(variables))
     for i, name in enumerate(path.split(".")):
         child = getattr(part, name, None)
         if not isinstance(child, nn.Module):
@@ -45,7 +45,7 @@ def extract_submodule(module: nn.Module, variables: Variables, path: str) -> tup
             )
         part = child
     submodule, subvariables = part.unbind()
-    return submodule, unfreeze(subvariables)
+    return submodule, _plain(subvariables)
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def transplant(
     Raises:
         TransferError: listing together all leaves that are missing, unexpected or of another shape.
     """
-    goal = flatten_dict(unfreeze(target))
-    given = {_placed(key, into): (key, value) for key, value in flatten_dict(unfreeze(source)).items()}
+    goal = flatten_dict(_plain(target))
+    given = {_placed(key, into): (key, value) for key, value in flatten_dict(_plain(source)).items()}
     shown = {key: (names or {}).get(origin, "/".join(origin)) for key, (origin, _) in given.items()}
     problems, transferred, kept, left = [], [], [], []
     result: dict[Key, Any] = {}
@@ -122,6 +122,10 @@ def transplant(
     if problems:
         raise TransferError("weights and model do not fit:\n" + "\n".join(f"  {line}" for line in sorted(problems)))
     return unflatten_dict(result), TransferReport(tuple(transferred), tuple(kept), tuple(sorted(left)))
+
+
+def _plain(tree: Variables) -> dict[str, Any]:
+    return unfreeze(tree) if isinstance(tree, FrozenDict) else dict(tree)
 
 
 def _placed(key: Key, into: str) -> Key:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from finetune.errors import ModelError
 from finetune.models.backbone import Backbone
 
 
 def zero_shot_head(
-    backbone: Backbone, class_names: Sequence[str], templates: Sequence[str], features: jax.Array
+    backbone: Backbone, class_names: Sequence[str], templates: Sequence[str], features: jax.Array | np.ndarray
 ) -> jax.Array:
     """The kernel of a linear head that classifies pooled features as CLIP classifies images by prompts.
 

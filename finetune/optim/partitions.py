@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
+from pydantic import ValidationError
 
 from finetune.errors import PartitionError, nearest
 from finetune.recipe import Partition
@@ -17,7 +18,11 @@ Rules = Sequence[Partition] | Sequence[Mapping[str, Any]] | Sequence[tuple[str, 
 
 def as_partitions(rules: Sequence[Partition] | Sequence[Mapping[str, Any]]) -> list[Partition]:
     """Rules as recipe parts; plain dicts are checked like a recipe's."""
-    return [rule if isinstance(rule, Partition) else Partition.model_validate(dict(rule)) for rule in rules]
+    try:
+        return [rule if isinstance(rule, Partition) else Partition.model_validate(dict(rule)) for rule in rules]
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'rule'}: {e['msg']}" for e in error.errors())
+        raise PartitionError(f"partitions: not a valid rule: {found}") from None
 
 
 def partition_names(partitions: Sequence[Partition]) -> list[str]:
@@ -51,7 +56,7 @@ def label_params(params: Params, rules: Rules) -> dict[str, Any]:
         raise PartitionError(
             f"partitions: {len(uncovered)} parameters match no rule, such as {', '.join(uncovered[:3])}"
             f"{nearest(uncovered[0], patterns)}; rules: {', '.join(patterns)}; "
-            "add one last rule such as {match: \".*\", frozen: true}"
+            'add one last rule such as {match: ".*", frozen: true}'
         )
     return unflatten_dict(labels)
 
@@ -68,7 +73,9 @@ def check_rules_match(params: Params, rules: Rules) -> None:
         taken = {path for path in left if re.fullmatch(pattern, path)}
         if not taken:
             taken_before = any(re.fullmatch(pattern, path) for path in keys)
-            why = "earlier rules take all that it matches" if taken_before else f"no parameter path matches{_hint(keys)}"
+            why = (
+                "earlier rules take all that it matches" if taken_before else f"no parameter path matches{_hint(keys)}"
+            )
             raise PartitionError(f"partitions: the rule {pattern!r} decides about nothing: {why}")
         left -= taken
 

@@ -45,7 +45,8 @@ def fit(
         batches: endless iterator with ``get_state``.
         on_log: called every ``log_every`` steps and at the end.
         on_pause: called with the state and the loader's position every ``pause_every`` steps, at the end, and when
-            stopping; the place to evaluate and to save. It must not keep the state's arrays: the next step donates them.
+            stopping; the place to evaluate and to save. It must not keep the state's arrays, which the next step
+            donates.
     """
     step = int(state.step)
     batch = jax.device_put(next(batches)) if step < total_steps else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,15 +75,13 @@ def _minimize(
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
 
-    def advance(carry):
+    def advance(carry: Any) -> Any:
         params, state, _, step = carry
         value, gradient = value_and_grad(params, state=state)
-        updates, state = solver.update(
-            gradient, state, params, value=value, grad=gradient, value_fn=objective
-        )
+        updates, state = solver.update(gradient, state, params, value=value, grad=gradient, value_fn=objective)
         return optax.apply_updates(params, updates), state, optax.tree.norm(gradient), step + 1
 
-    def unfinished(carry):
+    def unfinished(carry: Any) -> Any:
         _, _, norm, step = carry
         return (norm > 1e-6) & (step < max_iterations)
 

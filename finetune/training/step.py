@@ -68,7 +68,7 @@ def make_eval_step(classifier: Classifier, spec: ImageSpec) -> EvalStep:
     """
 
     def eval_step(variables: Any, batch: Any) -> tuple[Metrics, jax.Array]:
-        logits = classifier.apply(variables, spec.normalize(batch["image"]))
+        logits: Any = classifier.apply(variables, spec.normalize(batch["image"]))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         correct = logits.argmax(-1) == batch["label"]
         weight = batch["weight"]
@@ -81,6 +81,7 @@ def make_feature_step(classifier: Classifier, spec: ImageSpec) -> Callable[[Any,
     """``feature_step(variables, images)``: uint8 [N, H, W, 3] to the float32 features the head reads, jitted."""
 
     def feature_step(variables: Any, images: jax.Array) -> jax.Array:
-        return classifier.apply(variables, spec.normalize(images), method="features").astype(jnp.float32)
+        features: Any = classifier.apply(variables, spec.normalize(images), method="features")
+        return features.astype(jnp.float32)
 
     return jax.jit(feature_step)

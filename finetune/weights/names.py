@@ -84,6 +84,8 @@ def apply_table(tensors: Mapping[str, np.ndarray], table: Sequence[Rename | Drop
             try:
                 leaves[key] = row.layout(array)
             except ValueError:
-                raise ModelError(f"tensor {name!r} has shape {array.shape}, not that of a {row.layout.__name__}") from None
+                raise ModelError(
+                    f"tensor {name!r} has shape {array.shape}, not that of a {row.layout.__name__}"
+                ) from None
             names[key] = name
     return NamedTensors(leaves, names, tuple(dropped), tuple(unknown))

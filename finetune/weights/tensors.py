@@ -53,7 +53,8 @@ def _weight_files(folder: Path) -> list[Path]:
             raise ModelError(f"{index}: not a safetensors index (it needs a 'weight_map'); fetch it again") from None
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            raise ModelError(f"{folder}: {len(missing)} of {len(files)} shards are missing: {', '.join(missing)}; fetch them")
+            count = f"{len(missing)} of {len(files)} shards are missing"
+            raise ModelError(f"{folder}: {count}: {', '.join(missing)}; fetch them")
         return files
     for name in SINGLE_FILES:
         if (folder / name).is_file():
