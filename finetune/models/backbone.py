@@ -22,7 +22,6 @@ from finetune.weights.locate import locate
 from finetune.weights.names import apply_table
 from finetune.weights.tensors import TensorFolder
 
-
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 

@@ -71,7 +71,9 @@ def test_a_file_that_is_no_image_is_named(small_run, tmp_path):
 def test_saved_steps_restore_by_number_and_as_the_last(small_run):
     last = finetune.restore(small_run.directory, step="last")
     best = finetune.restore(small_run.directory)
-    np.testing.assert_array_equal(last.variables["params"]["head"]["kernel"], best.variables["params"]["head"]["kernel"])
+    np.testing.assert_array_equal(
+        last.variables["params"]["head"]["kernel"], best.variables["params"]["head"]["kernel"]
+    )
     with pytest.raises(CheckpointError, match="no saved step 99999; there are: "):
         finetune.restore(small_run.directory, step=99999)
 
@@ -96,7 +98,9 @@ def test_a_damaged_bundle_says_what_is_wrong(small_run, tmp_path, damage, messag
 
 def test_truncated_weights_are_an_error_and_never_a_wrong_answer(small_run, tmp_path):
     shutil.copytree(small_run.directory / "model", tmp_path / "model")
-    largest = max((p for p in (tmp_path / "model" / "weights").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest = max(
+        (p for p in (tmp_path / "model" / "weights").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     with pytest.raises(CheckpointError, match="weights"):
         finetune.restore(tmp_path / "model")

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.data.image_spec import ImageSpec
+from finetune.data.loader import evaluation_batches, steps_per_epoch, training_batches
+from finetune.data.splits import Split
+from finetune.errors import DataError
+
+SPEC = ImageSpec(8, 8, None, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+COUNT = 23
+SPLIT = Split(np.full((COUNT, 8, 8), np.arange(COUNT)[:, None, None], np.uint8), np.arange(COUNT, dtype=np.int32))
+
+
+def labels(iterator, batches):
+    return [next(iterator)["label"].tolist() for _ in range(batches)]
+
+
+def test_a_batch_holds_uint8_images_with_their_own_labels():
+    batch = next(training_batches(SPLIT, SPEC, 5, seed=0))
+    assert (batch["image"].dtype, batch["image"].shape) == (np.uint8, (5, 8, 8, 3))
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
+    assert batch["label"].dtype == np.int32
+
+
+def test_the_order_is_a_function_of_the_seed():
+    a, again, b = (labels(training_batches(SPLIT, SPEC, 5, seed=seed), 8) for seed in (3, 3, 4))
+    assert a == again
+    assert a != b
+
+
+def test_each_epoch_has_its_own_order_and_shows_no_image_twice():
+    steps = steps_per_epoch(SPLIT, 5)
+    iterator = training_batches(SPLIT, SPEC, 5, seed=0)
+    epochs = [np.concatenate(labels(iterator, steps)) for _ in range(3)]
+    assert steps == 4
+    for epoch in epochs:
+        assert len(set(epoch.tolist())) == 20
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(epochs[1], epochs[2])
+
+
+@pytest.mark.parametrize("taken", [0, 3, 6])
+def test_a_saved_state_resumes_with_the_very_next_batch(taken):
+    iterator = training_batches(SPLIT, SPEC, 5, seed=1)
+    labels(iterator, taken)
+    state = iterator.get_state()
+    rest = labels(iterator, 7)
+    resumed = training_batches(SPLIT, SPEC, 5, seed=1)
+    resumed.set_state(state)
+    assert labels(resumed, 7) == rest
+
+
+def test_processes_that_decode_do_not_change_the_order():
+    expected = labels(training_batches(SPLIT, SPEC, 5, seed=2), 6)
+    iterator = training_batches(SPLIT, SPEC, 5, seed=2, workers=2)
+    assert labels(iterator, 6) == expected
+    iterator.close()
+
+
+def test_evaluation_covers_each_image_once_in_order():
+    batches = list(evaluation_batches(SPLIT, SPEC, 10))
+    weight = np.concatenate([batch["weight"] for batch in batches])
+    assert [len(batch["image"]) for batch in batches] == [10, 10, 10]
+    assert weight.tolist() == [1] * 23 + [0] * 7
+    np.testing.assert_array_equal(np.concatenate([b["label"] for b in batches])[weight == 1], SPLIT.labels)
+    assert not batches[-1]["image"][3:].any()
+
+
+def test_a_split_smaller_than_the_batch_is_evaluated_in_one_batch_of_its_size():
+    (batch,) = evaluation_batches(SPLIT.take(np.arange(4)), SPEC, 10)
+    assert batch["weight"].tolist() == [1, 1, 1, 1]
+    assert batch["label"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_batch_larger_than_the_split_is_refused():
+    assert steps_per_epoch(SPLIT, 23) == 1
+    with pytest.raises(DataError, match="batch_size: 24 is more than the 23 training images"):
+        steps_per_epoch(SPLIT, 24)
+
+
+def test_an_image_that_breaks_while_decoding_is_named(tmp_path):
+    files = [tmp_path / f"{i}.jpg" for i in range(3)]
+    for file in files:
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(file)
+    files[1].write_bytes(files[1].read_bytes()[:-400])
+    with pytest.raises(DataError, match=r"1\.jpg: a damaged image"):
+        list(evaluation_batches(Split(files, np.zeros(3, np.int32)), SPEC, 3))

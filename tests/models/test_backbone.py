@@ -1,0 +1,205 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import finetune
+from finetune.errors import ModelError, TransferError
+from finetune.models.backbone import build_module, load_backbone, load_clip
+
+
+def rewrite(file, **changes):
+    """Sets keys of a JSON file; None deletes."""
+    data = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+
+
+def test_tiny_clip_comes_with_its_image_spec_and_text_tower(tiny_clip, images):
+    output = jax.eval_shape(tiny_clip.module.apply, tiny_clip.variables, images)
+    assert tiny_clip.num_features == output.pooler_output.shape[1] == 192
+    assert (tiny_clip.image_spec.height, tiny_clip.image_spec.width) == (32, 32)
+    assert tiny_clip.text.tokenizer("a photo")["input_ids"]
+    assert tiny_clip.family == "clip_vision_model"
+
+
+def test_every_tensor_of_a_checkpoint_is_accounted_for(tiny_clip):
+    leaves = len(jax.tree.leaves(tiny_clip.text.variables))
+    assert len(tiny_clip.report.transferred) == leaves
+    assert tiny_clip.report.fresh == ()
+    assert ("logit_scale", "params/logit_scale") in tiny_clip.report.transferred
+
+
+def test_the_module_is_built_again_from_family_and_configuration(tiny_clip, images):
+    module = build_module(tiny_clip.family, tiny_clip.config.to_dict())
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+    assert jax.tree.map(jnp.shape, dict(shapes)) == jax.tree.map(jnp.shape, tiny_clip.variables)
+
+
+def test_an_unknown_family_lists_the_known_ones():
+    with pytest.raises(ModelError, match="unknown model family 'vgg'; supported: clip_vision_model"):
+        build_module("vgg", {})
+
+
+def test_a_part_of_the_vision_model_can_be_asked_for(goldens):
+    part = load_backbone(goldens / "clip-vision-only", submodule="encoder")
+    assert set(part.variables["params"]) == {"layers"}
+    assert part.module.apply(part.variables, jnp.zeros((1, 3, 64))).shape == (1, 3, 64)
+
+
+def test_a_vision_tower_alone_has_no_text(goldens):
+    assert load_backbone(goldens / "clip-vision-only").text is None
+
+
+def test_without_a_preprocessor_file_clips_own_statistics_are_used(goldens):
+    spec = load_backbone(goldens / "clip-vision-only").image_spec
+    assert (spec.height, spec.width, spec.resize, spec.interpolation) == (32, 32, 32, "bicubic")
+    assert spec.mean == (0.48145466, 0.4578275, 0.40821073)
+
+
+@pytest.mark.parametrize("prefix", ["vision_model.", ""])
+def test_a_vision_tower_is_read_with_and_without_its_prefix(copy_golden, prefix):
+    folder = copy_golden("clip-vision-only")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {prefix + name.removeprefix("vision_model."): t for name, t in tensors.items()}, folder / "model.safetensors"
+    )
+    kernel = load_backbone(folder).variables["params"]["encoder"]["layers"]["0"]["mlp"]["fc1"]["kernel"]
+    original = next(t for name, t in tensors.items() if name.endswith("layers.0.mlp.fc1.weight"))
+    np.testing.assert_array_equal(kernel, original.T)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"nowhere: no such folder, and not a hub id"):
+        load_backbone(tmp_path / "nowhere")
+
+
+def test_a_folder_without_a_configuration_is_no_checkpoint(tmp_path):
+    with pytest.raises(ModelError, match=rf"{tmp_path.name}: not a checkpoint: it has no config.json; give a folder"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"model_type":', r"config.json: not readable as JSON"),
+        ("[1, 2]", r"config.json: needs a JSON object; received list"),
+        ('{"hidden_size": 4}', r"config.json: has no model_type; supported: clip, clip_vision_model"),
+        (
+            '{"model_type": "clipp"}',
+            r"config.json: model_type 'clipp' is not supported .*did you mean 'clip'.*supported",
+        ),
+        ('{"model_type": 5}', r"config.json: has no model_type"),
+        (
+            '{"model_type": "clip_vision_model", "hidden_size": "wide"}',
+            r"config.json: not a CLIPVisionConfig: .*hidden_size",
+        ),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_named(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=message):
+        load_backbone(tmp_path)
+
+
+def test_another_kind_of_model_is_refused_with_the_list_of_kinds(goldens):
+    with pytest.raises(ModelError, match=r"config.json: model_type 'vit' is not supported; supported: clip, "):
+        load_backbone(goldens / "vit")
+
+
+def test_load_clip_needs_both_towers(goldens):
+    with pytest.raises(ModelError, match=r"not a whole CLIP: config\.json says model_type 'clip_vision_model'"):
+        load_clip(goldens / "clip-vision-only")
+
+
+def test_a_configuration_of_other_sizes_than_the_weights_names_the_tensors(copy_golden):
+    folder = copy_golden("clip-vision-only")
+    rewrite(folder / "config.json", intermediate_size=96)
+    with pytest.raises(TransferError) as raised:
+        load_backbone(folder)
+    lines = str(raised.value).splitlines()[1:]
+    assert len(lines) == 9  # two kernels and one bias in each of three layers
+    assert any("layers.0.mlp.fc1.bias: (128,) given, (96,) needed" in line for line in lines)
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_reported_together(copy_golden):
+    folder = copy_golden("clip-vision-only")
+    tensors = load_file(folder / "model.safetensors")
+    bias = next(name for name in tensors if name.endswith("layers.2.mlp.fc2.bias"))
+    scale = next(name for name in tensors if name.endswith("post_layernorm.weight"))
+    tensors[bias] = np.zeros(63, np.float32)
+    del tensors[scale]
+    save_file({**tensors, "extra.thing": np.zeros(2, np.float32)}, folder / "model.safetensors")
+    with pytest.raises(TransferError) as raised:
+        load_backbone(folder)
+    assert str(raised.value).splitlines()[1:] == [
+        "  missing     params/post_layernorm/scale (64,)",
+        f"  shape       {bias}: (63,) given, (64,) needed",
+        "  unexpected  extra.thing (2,)",
+    ]
+
+
+def test_weights_of_another_model_are_refused(copy_golden):
+    folder = copy_golden("clip-vision-only")
+    save_file({"fc.weight_v": np.zeros(2, np.float32)}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"none of its 1 tensors belong to the model its config\.json names"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100_000])
+def test_a_truncated_file_is_named_with_its_size(copy_golden, kept):
+    folder = copy_golden("clip-vision-only")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(
+        ModelError, match=rf"model.safetensors: not a whole safetensors file \({kept:,} bytes\).*fetch it"
+    ):
+        load_backbone(folder)
+
+
+def test_missing_and_truncated_shards_are_named(copy_golden):
+    folder = copy_golden("clip-gelu-sharded")
+    third, fifth = (folder / f"model-0000{n}-of-00007.safetensors" for n in (3, 5))
+    fifth.write_bytes(fifth.read_bytes()[:-10])
+    with pytest.raises(ModelError, match=rf"{fifth.name}: not a whole safetensors file"):
+        load_backbone(folder)
+    third.unlink()
+    with pytest.raises(ModelError, match=rf"1 of 7 shards are missing: {third.name}; fetch"):
+        load_backbone(folder)
+
+
+def test_pickled_weights_are_refused_and_the_way_out_is_told(copy_golden):
+    folder = copy_golden("clip-vision-only")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"has pytorch_model.bin but no safetensors.*safe_serialization=True"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_mean": None}, "has no 'image_mean'"),
+        ({"image_std": [0.5, 0.5]}, "not the configuration of an image processor"),
+        ({"resample": 9}, "not the configuration of an image processor: 9"),
+        ({"do_rescale": False}, "only a rescale by 1/255 is supported"),
+        ({"crop_size": {"height": 24, "width": 24}}, "makes images of 24x24; config.json says 32x32"),
+    ],
+)
+def test_an_image_processor_that_does_not_fit_is_named(copy_golden, changes, message):
+    folder = copy_golden("clip-quick-gelu")
+    rewrite(folder / "preprocessor_config.json", **changes)
+    with pytest.raises(ModelError, match=rf"preprocessor_config.json: {message}"):
+        load_backbone(folder)
+
+
+def test_a_checkpoint_without_a_tokenizer_says_so_when_texts_are_embedded(goldens):
+    clip = load_clip(goldens / "clip-quick-gelu")
+    with pytest.raises(ModelError, match=r"clip-quick-gelu: has no tokenizer; it needs one of tokenizer\.json"):
+        clip.embed_texts(["a photo"])
+
+
+def test_the_public_names_are_the_same_objects():
+    assert finetune.load_backbone is load_backbone
+    assert finetune.load_clip is load_clip

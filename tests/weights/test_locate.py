@@ -1,0 +1,36 @@
+import pytest
+
+from finetune.errors import ModelError
+from finetune.weights.locate import locate
+
+
+def test_a_folder_is_itself(tmp_path):
+    assert locate(tmp_path) == tmp_path
+    assert locate(str(tmp_path)) == tmp_path
+
+
+def test_the_bundled_weights_are_found_by_name():
+    assert (locate("builtin:tiny-clip") / "model.safetensors").is_file()
+
+
+def test_an_unknown_bundled_name_lists_those_that_are_there():
+    with pytest.raises(ModelError, match="builtin:huge-clip: no such bundled checkpoint; there are: tiny-clip"):
+        locate("builtin:huge-clip")
+
+
+def test_a_file_in_place_of_its_folder_is_refused(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text("{}")
+    with pytest.raises(ModelError, match=r"config.json: a file; give the folder"):
+        locate(file)
+
+
+@pytest.mark.parametrize("source", ["./here/not", "/nowhere", "a/b/c", "word", "owner/"])
+def test_what_is_neither_folder_nor_hub_id_is_refused(source):
+    with pytest.raises(ModelError, match="no such folder, and not a hub id"):
+        locate(source)
+
+
+def test_a_hub_id_that_is_not_in_the_cache_says_what_to_do_without_a_network():
+    with pytest.raises(ModelError, match="not-an-owner/not-a-model@v2: .*check the name and the network, or download"):
+        locate("not-an-owner/not-a-model", "v2")

@@ -1,0 +1,68 @@
+import json
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from finetune.errors import ModelError
+from finetune.weights.tensors import TensorFolder
+
+VALUES = np.array([[0.0, 1.5, -2.25], [3.0, 1e-3, 65280.0]], np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, ml_dtypes.bfloat16, np.int64])
+def test_every_dtype_comes_back_as_it_was_saved(tmp_path, dtype):
+    saved = VALUES.astype(dtype)
+    save_file({"a": saved}, tmp_path / "model.safetensors")
+    read = TensorFolder(tmp_path)["a"]
+    assert read.dtype == saved.dtype
+    np.testing.assert_array_equal(read, saved)
+
+
+def test_bfloat16_is_read_before_anything_else_taught_numpy_its_name(tmp_path):
+    save_file({"a": VALUES.astype(ml_dtypes.bfloat16)}, tmp_path / "model.safetensors")
+    code = "import sys, pathlib; from finetune.weights.tensors import TensorFolder as T; "
+    code += "print(T(pathlib.Path(sys.argv[1]))['a'].astype('float32').tolist(), 'jax' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True).stdout
+    assert answer.strip() == f"{VALUES.astype(ml_dtypes.bfloat16).astype(np.float32).tolist()} False"
+
+
+def test_a_dtype_that_numpy_lacks_is_named(tmp_path):
+    save_file({"a": VALUES.astype(ml_dtypes.float8_e5m2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"model.safetensors: tensor 'a' cannot be read"):
+        TensorFolder(tmp_path)["a"]
+
+
+def test_shards_read_as_one_mapping(tmp_path):
+    tensors = {f"t{i}": np.full((2, i + 1), i, np.float32) for i in range(5)}
+    home = {name: f"model-0000{1 + int(name[1]) // 3}-of-00002.safetensors" for name in tensors}
+    for file in set(home.values()):
+        save_file({name: tensors[name] for name in tensors if home[name] == file}, tmp_path / file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": home}))
+    folder = TensorFolder(tmp_path)
+    assert len(folder) == 5
+    assert set(folder) == set(tensors)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(folder[name], tensor)
+
+
+@pytest.mark.parametrize("text", ["[1", "[1]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+def test_a_broken_index_is_named(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"index.json: not a safetensors index \(it needs a 'weight_map'\)"):
+        TensorFolder(tmp_path)
+
+
+def test_a_folder_without_weights_says_what_is_expected(tmp_path):
+    with pytest.raises(ModelError, match=rf"{tmp_path.name}: no weights; expected model.safetensors"):
+        TensorFolder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "flax_model.msgpack", "model.ckpt"])
+def test_formats_that_can_hold_code_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"anything")
+    with pytest.raises(ModelError, match=rf"has {name} but no safetensors; pickled weights can run code"):
+        TensorFolder(tmp_path)
