@@ -156,7 +156,8 @@ class _Run:
 
     def _zero_shot(self) -> None:
         with self._timed("zero_shot"):
-            sample = self.splits.train.take(np.linspace(0, len(self.splits.train) - 1, _ZERO_SHOT_SAMPLE).astype(int))
+            count = len(self.splits.train)
+            sample = self.splits.train.take(np.arange(0, count, max(1, count // _ZERO_SHOT_SAMPLE)))
             kernel = zero_shot_head(
                 self.backbone, self.splits.class_names, self.recipe.head.templates, self._features(sample)
             )

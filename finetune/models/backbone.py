@@ -100,7 +100,7 @@ class Backbone:
 class Family(Protocol):
     """What the registry knows of one kind of model."""
 
-    def __call__(self, folder: Path, config: dict[str, Any], dtype: Any) -> Backbone: ...
+    def __call__(self, folder: Path, config: dict[str, Any], dtype: Any, submodule: str | None) -> Backbone: ...
 
 
 def load_backbone(
@@ -111,7 +111,8 @@ def load_backbone(
     Args:
         source: a folder in transformers' layout, a hub id, or ``builtin:tiny-clip``.
         revision: branch, tag or commit of a hub id.
-        submodule: path of the part to use; by default the family's own vision model.
+        submodule: path, inside the whole pretrained module, of the part to use; by default the vision model
+            (CLIP's ``vision_model``). It has to take images.
         dtype: compute dtype; float32 by default. Parameters stay float32.
 
     Raises:
@@ -119,11 +120,7 @@ def load_backbone(
         TransferError: its tensors do not fit its configuration.
     """
     folder, config = _checkpoint(source, revision)
-    backbone = _family(folder, config)(folder, config, dtype or jnp.float32)
-    if submodule is None:
-        return backbone
-    module, variables = extract_submodule(backbone.module, backbone.variables, submodule)
-    return Backbone(**{**vars(backbone), "module": module, "variables": variables, "family": ""})
+    return _family(folder, config)(folder, config, dtype or jnp.float32, submodule)
 
 
 def load_clip(source: str | Path, *, revision: str | None = None, dtype: Any = None) -> Clip:
@@ -192,16 +189,24 @@ def _read_clip(folder: Path, config: dict[str, Any], dtype: Any) -> Clip:
     return Clip(module, variables, parsed, _image_spec(folder, size), report, folder)
 
 
-def _clip_backbone(folder: Path, config: dict[str, Any], dtype: Any) -> Backbone:
+def _clip_backbone(folder: Path, config: dict[str, Any], dtype: Any, submodule: str | None) -> Backbone:
     whole = _read_clip(folder, config, dtype)
-    module, variables = extract_submodule(whole.module, whole.variables, "vision_model")
+    module, variables = extract_submodule(whole.module, whole.variables, submodule or "vision_model")
+    _check_takes_images(module, submodule)
     vision = whole.config.vision_config
     return Backbone(
         module, variables, vision, whole.image_spec, vision.hidden_size, whole, whole.report, "clip_vision_model"
     )
 
 
-def _clip_vision_backbone(folder: Path, config: dict[str, Any], dtype: Any) -> Backbone:
+def _check_takes_images(module: nn.Module, submodule: str | None) -> None:
+    if not isinstance(module, clip.CLIPVisionTransformer):
+        raise ModelError(f"submodule: {submodule!r} is a {type(module).__name__}, which takes no images")
+
+
+def _clip_vision_backbone(folder: Path, config: dict[str, Any], dtype: Any, submodule: str | None) -> Backbone:
+    if submodule is not None:
+        raise ModelError(f"submodule: {folder} is a vision model alone, with no part {submodule!r} that takes images")
     parsed = _parse(clip.CLIPVisionConfig, config, folder)
     module = clip.CLIPVisionTransformer(parsed, dtype=dtype)
     size = parsed.image_size

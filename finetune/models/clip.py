@@ -7,6 +7,7 @@ fit the other. Configuration classes come from transformers.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -77,7 +78,7 @@ class CLIPAttention(nn.Module):
 
         q = split_heads(self.q_proj(hidden[:, :queries]))
         k, v = split_heads(self.k_proj(hidden)), split_heads(self.v_proj(hidden))
-        dropout = self.dropout.clone(deterministic=False) if train and self.config.attention_dropout else None
+        dropout = partial(self.dropout, deterministic=False) if train and self.config.attention_dropout else None
         context = attention(q, k, v, mask, dropout)
         return self.out_proj(context.reshape(*context.shape[:2], -1))
 

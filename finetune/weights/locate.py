@@ -41,7 +41,13 @@ def _from_hub(repository: str, revision: str | None) -> Path:
 
     at = f"{repository}@{revision}" if revision else repository
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_WANTED))
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=_WANTED))
+        if not any(folder.glob("*.safetensors")):
+            raise ModelError(
+                f"{at}: has no safetensors, and pickled weights, which can run code, are not read; look among the "
+                "repository's pull requests for a converted copy and name it as revision: refs/pr/NUMBER"
+            )
+        return folder
     except LocalEntryNotFoundError:
         raise ModelError(
             f"{at}: no folder of that name here, not in the local cache, and the hub cannot be reached; "

@@ -43,12 +43,6 @@ def test_an_unknown_family_lists_the_known_ones():
         build_module("vgg", {})
 
 
-def test_a_part_of_the_vision_model_can_be_asked_for(goldens):
-    part = load_backbone(goldens / "clip-vision-only", submodule="encoder")
-    assert set(part.variables["params"]) == {"layers"}
-    assert part.module.apply(part.variables, jnp.zeros((1, 3, 64))).shape == (1, 3, 64)
-
-
 def test_a_vision_tower_alone_has_no_text(goldens):
     assert load_backbone(goldens / "clip-vision-only").text is None
 
@@ -203,3 +197,10 @@ def test_a_checkpoint_without_a_tokenizer_says_so_when_texts_are_embedded(golden
 def test_the_public_names_are_the_same_objects():
     assert finetune.load_backbone is load_backbone
     assert finetune.load_clip is load_clip
+
+
+def test_a_submodule_is_named_from_the_whole_module_and_has_to_take_images(tiny_clip):
+    named = load_backbone("builtin:tiny-clip", submodule="vision_model")
+    assert type(named.module) is type(tiny_clip.module)
+    with pytest.raises(ModelError, match=r"'text_model' is a CLIPTextTransformer, which takes no images"):
+        load_backbone("builtin:tiny-clip", submodule="text_model")

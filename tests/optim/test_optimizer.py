@@ -1,0 +1,154 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from finetune.errors import PartitionError
+from finetune.optim.optimizer import build_optimizer, build_schedule, learning_rates
+from finetune.optim.partitions import split_frozen
+from finetune.recipe import Partition, Schedule
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "backbone": {"kernel": RNG.standard_normal((3, 2)).astype(np.float32), "scale": np.ones(2, np.float32)},
+    "head": {"kernel": RNG.standard_normal((2, 4)).astype(np.float32), "bias": np.ones(4, np.float32)},
+}
+STEPS = 6
+GRADIENTS = [jax.tree.map(lambda p: RNG.standard_normal(p.shape).astype(np.float32), PARAMS) for _ in range(STEPS)]
+
+
+def sgd(p, gradients, rate, decay, momentum=0.9):
+    trace = 0.0
+    for step, g in enumerate(gradients):
+        trace = g + momentum * trace
+        p = p - rate(step) * (trace + decay * p)
+    return p
+
+
+def adam(p, gradients, rate, decay):
+    m = v = 0.0
+    for step, g in enumerate(gradients):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        unbiased = m / (1 - 0.9 ** (step + 1)) / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-8)
+        p = p - rate(step) * (unbiased + decay * p)
+    return p
+
+
+def train(optimizer, params, gradients):
+    """Parameters after one update for each of the gradients."""
+    params = jax.tree.map(jnp.asarray, params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return flatten_dict(params, sep="/")
+
+
+def closed_form(rule, path, rate, decay):
+    leaf = flatten_dict(PARAMS, sep="/")[path].astype(np.float64)
+    gradients = [flatten_dict(g, sep="/")[path].astype(np.float64) for g in GRADIENTS]
+    return rule(leaf, gradients, rate, decay if leaf.ndim > 1 else 0.0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize(("name", "rule"), [("sgd", sgd), ("adam", adam), ("adamw", adam)])
+def test_updates_are_those_of_the_closed_form_and_only_kernels_decay(name, rule, decay):
+    partition = Partition(match=".*", optimizer=name, learning_rate=0.02, weight_decay=decay)
+    after = train(build_optimizer([partition], PARAMS, total_steps=STEPS), PARAMS, GRADIENTS)
+    for path, leaf in after.items():
+        np.testing.assert_allclose(leaf, closed_form(rule, path, lambda _: 0.02, decay), atol=1e-6, err_msg=path)
+
+
+def test_sgd_without_momentum_is_plain_gradient_descent():
+    partition = Partition(match=".*", optimizer="sgd", learning_rate=0.05, momentum=0.0)
+    after = train(build_optimizer([partition], PARAMS, total_steps=STEPS), PARAMS, GRADIENTS)
+    expected = PARAMS["head"]["kernel"] - 0.05 * sum(g["head"]["kernel"] for g in GRADIENTS)
+    np.testing.assert_allclose(after["head/kernel"], expected, atol=1e-6)
+
+
+def test_each_partition_learns_by_its_own_optimizer_and_schedule():
+    schedule = Schedule(name="linear", warmup=0.5)
+    partitions = [
+        Partition(match="head/.*", optimizer="sgd", learning_rate=0.1, schedule=schedule),
+        Partition(match="backbone/kernel", optimizer="adamw", learning_rate=0.01, weight_decay=0.2),
+        Partition(match=".*", frozen=True),
+    ]
+    after = train(build_optimizer(partitions, PARAMS, total_steps=STEPS), PARAMS, GRADIENTS)
+    ramp = [0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.2 / 3, 0.1 / 3]
+    head = closed_form(sgd, "head/kernel", lambda step: ramp[step], 0.0)
+    np.testing.assert_allclose(after["head/kernel"], head, atol=1e-6)
+    kernel = closed_form(adam, "backbone/kernel", lambda _: 0.01, 0.2)
+    np.testing.assert_allclose(after["backbone/kernel"], kernel, atol=1e-6)
+    np.testing.assert_array_equal(after["backbone/scale"], PARAMS["backbone"]["scale"])
+
+
+HEAD_ONLY = [Partition(match="head/.*", learning_rate=0.1), Partition(match=".*", frozen=True)]
+
+
+def test_frozen_partitions_hold_no_optimizer_state():
+    state = build_optimizer(HEAD_ONLY, PARAMS, total_steps=STEPS).init(PARAMS)
+    assert jax.tree.leaves(state.inner_states["frozen"]) == []
+    shapes = sorted(leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim)
+    assert shapes == [(2, 4), (2, 4), (4,), (4,)]  # two moments of the head's kernel and bias
+
+
+def test_the_trainable_subtree_gets_the_updates_that_the_full_tree_gives_it():
+    optimizer = build_optimizer(HEAD_ONLY, PARAMS, total_steps=STEPS)
+    trainable, _ = split_frozen(PARAMS, HEAD_ONLY)
+    full = train(optimizer, PARAMS, GRADIENTS)
+    part = train(optimizer, trainable, [{"head": gradient["head"]} for gradient in GRADIENTS])
+    assert set(part) == {"head/kernel", "head/bias"}
+    for path, leaf in part.items():
+        np.testing.assert_array_equal(leaf, full[path])
+        assert np.abs(leaf - flatten_dict(PARAMS, sep="/")[path]).max() > 0.01
+    np.testing.assert_array_equal(full["backbone/kernel"], PARAMS["backbone"]["kernel"])
+
+
+def test_uncovered_parameters_and_idle_rules_are_refused():
+    with pytest.raises(PartitionError, match="backbone/kernel"):
+        build_optimizer(HEAD_ONLY[:1], PARAMS, total_steps=STEPS)
+    with pytest.raises(PartitionError, match=r"'neck/\.\*' decides about nothing"):
+        build_optimizer([{"match": "neck/.*", "frozen": True}, *HEAD_ONLY], PARAMS, total_steps=STEPS)
+
+
+def rates(schedule, total):
+    curve = jax.jit(build_schedule(schedule, 0.4, total))
+    return np.array([curve(step) for step in range(total)])
+
+
+def curve(name, total, warmup, end):
+    """The rate at every step, written out."""
+    steps = np.arange(total)
+    done = (steps - warmup) / (total - warmup)
+    falling = {"constant": 1 + 0 * done, "cosine": (1 + np.cos(np.pi * done)) / 2, "linear": 1 - done}[name]
+    falling = falling if name == "constant" else end + (1 - end) * falling
+    return 0.4 * np.where(steps < warmup, (steps + 1) / max(warmup, 1), falling)
+
+
+@pytest.mark.parametrize(("warmup", "warmup_steps"), [(0.0, 0), (0.05, 1), (0.25, 5)])
+@pytest.mark.parametrize("end", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["constant", "cosine", "linear"])
+def test_schedules_are_their_closed_forms(name, end, warmup, warmup_steps):
+    schedule = Schedule(name=name, warmup=warmup, end=end)
+    np.testing.assert_allclose(rates(schedule, 20), curve(name, 20, warmup_steps, end), rtol=1e-5, atol=1e-7)
+
+
+def test_no_step_of_a_warm_up_is_lost_at_rate_zero_and_the_peak_is_reached():
+    values = rates(Schedule(name="cosine", warmup=0.5), 10)
+    assert values.min() > 0
+    assert values.max() == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_past_its_last_step_a_schedule_stays_at_its_end(name):
+    schedule = build_schedule(Schedule(name=name, warmup=0.2, end=0.25), 0.4, 10)
+    assert float(schedule(10)) == pytest.approx(0.1)
+    assert float(schedule(500)) == pytest.approx(0.1)
+
+
+def test_the_learning_rates_of_all_that_learns_are_listed_by_partition():
+    found = learning_rates([Partition(match="head/.*", learning_rate=0.3), HEAD_ONLY[1]], 10)
+    assert list(found) == ["head/.*"]
+    assert float(found["head/.*"](0)) == pytest.approx(0.3)
