@@ -25,6 +25,7 @@ import finetune
 from finetune.data.splits import Splits, load_splits
 from finetune.evaluation.metrics import evaluate
 from finetune.recipe import Recipe, TrainStage
+from finetune.training.signals import StopSignal
 from finetune.training.stage import StageHooks, train_stage
 from finetune.training.step import make_eval_step
 
@@ -94,7 +95,15 @@ def from_scratch(recipe: Recipe, splits: Splits) -> float:
         progress=lambda *_: None,
     )
     variables, _ = train_stage(
-        SCRATCH, classifier, variables, splits.train, spec, seed=recipe.seed, workers=0, hooks=hooks
+        SCRATCH,
+        classifier,
+        variables,
+        splits.train,
+        spec,
+        seed=recipe.seed,
+        workers=0,
+        hooks=hooks,
+        signal=StopSignal(),
     )
     return evaluate(make_eval_step(classifier, spec), variables, splits.test, spec, 256).accuracy
 

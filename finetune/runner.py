@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ from finetune.recipe import ProbeStage, Recipe, TrainStage
 from finetune.run_folder import RunFolder, about_run
 from finetune.training.loop import Log
 from finetune.training.probe import fit_probe
+from finetune.training.signals import StopSignal
 from finetune.training.stage import Position, Saved, StageHooks, total_steps, train_stage
 from finetune.training.step import make_eval_step, make_feature_step
 
@@ -72,8 +73,8 @@ def run(
     folder = RunFolder(Path(output) if output is not None else Path("checkpoints") / recipe.name)
     if overwrite:
         folder.clear()
-    with Progress(quiet) as progress:
-        work = _Run(recipe, folder, progress)
+    with Progress(quiet) as progress, StopSignal() as signal:
+        work = _Run(recipe, folder, progress, signal)
         goes_on = resume and folder.holds_run()
         if goes_on:
             folder.check_same(recipe, work.source_sha256)
@@ -100,8 +101,8 @@ def check_class_count(recipe: Recipe, splits: Splits) -> None:
 class _Run:
     """A run under way. What it has reached is in ``variables``, ``results`` and ``stage``."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, progress: Progress) -> None:
-        self.recipe, self.folder, self.progress = recipe, folder, progress
+    def __init__(self, recipe: Recipe, folder: RunFolder, progress: Progress, signal: StopSignal) -> None:
+        self.recipe, self.folder, self.progress, self.signal = recipe, folder, progress, signal
         self.seconds: dict[str, float] = {}
         self.results: list[dict[str, Any]] = []
         self._last_validation: tuple[float, int] | None = None
@@ -138,7 +139,11 @@ class _Run:
             position = None
             self._measure(stage.name)
             self._save(index, sum(self.lengths[: index + 1]), self.variables)
+            if index == len(self.recipe.stages) - 1:
+                break  # finish() writes the model
             self._save_bundle()
+            if self.signal.received:
+                self._stop(f"{self.signal.received.name} at the end of stage {stage.name!r}", self.signal.received)
         checkpoints.wait()
 
     def finish(self) -> dict[str, Any]:
@@ -200,16 +205,17 @@ class _Run:
                 seed=self.recipe.seed + index,
                 workers=self.recipe.data.workers,
                 hooks=hooks,
+                signal=self.signal,
                 position=position,
             )
         except Interrupted as stop:
-            self.checkpoints.wait()
-            raise Interrupted(
-                f"{self.folder.directory}: {stop} of stage {stage.name!r}; saved: continue with --resume",
-                stop.signal,
-            ) from None
+            self._stop(f"{stop} of stage {stage.name!r}", stop.signal)
         if step != self.lengths[index]:
             self.progress.say(f"{stage.name}: kept step {step}, the best on validation")
+
+    def _stop(self, when: str, signal: int) -> NoReturn:
+        self.checkpoints.wait()
+        raise Interrupted(f"{self.folder.directory}: {when}; saved: continue with --resume", signal) from None
 
     def _validate(self, variables: Any) -> float | None:
         if self.splits.validation is None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
 from finetune.data.image_spec import ImageSpec
-from finetune.errors import ModelError, nearest
+from finetune.errors import ModelError, first_line, nearest
 from finetune.models import clip
 from finetune.models.surgery import TransferReport, extract_submodule, transplant
 from finetune.weights.locate import locate
@@ -180,11 +180,25 @@ def _parse(kind: Any, config: dict[str, Any], folder: Path) -> Any:
         raise ModelError(f"{folder / 'config.json'}: not a {kind.__name__}: {' '.join(str(error).split())}") from None
 
 
+def _pixels(size: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+
+
+def _shapes(module: nn.Module, folder: Path, *inputs: jax.ShapeDtypeStruct) -> Any:
+    """The variables that a configuration asks for, as shapes."""
+    try:
+        return jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    except ModelError as error:
+        raise ModelError(f"{folder / 'config.json'}: {error}") from None
+    except Exception as error:  # whatever a value of another type or size leads to
+        raise ModelError(f"{folder / 'config.json'}: no model can be built from it: {first_line(error)}") from None
+
+
 def _read_clip(folder: Path, config: dict[str, Any], dtype: Any) -> Clip:
     parsed = _parse(clip.CLIPConfig, config, folder)
     module = clip.CLIPModule(parsed, dtype=dtype)
     size = parsed.vision_config.image_size
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, size, size, 3)))
+    shapes = _shapes(module, folder, jax.ShapeDtypeStruct((1, 2), jnp.int32), _pixels(size))
     variables, report = _read_tensors(folder, clip.NAMES, shapes)
     return Clip(module, variables, parsed, _image_spec(folder, size), report, folder)
 
@@ -210,7 +224,7 @@ def _clip_vision_backbone(folder: Path, config: dict[str, Any], dtype: Any, subm
     parsed = _parse(clip.CLIPVisionConfig, config, folder)
     module = clip.CLIPVisionTransformer(parsed, dtype=dtype)
     size = parsed.image_size
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    shapes = _shapes(module, folder, _pixels(size))
     variables, report = _read_tensors(folder, clip.VISION_NAMES, shapes)
     spec = _image_spec(folder, size)
     return Backbone(module, variables, parsed, spec, parsed.hidden_size, None, report, "clip_vision_model")

@@ -80,6 +80,7 @@ def train_stage(
     seed: int,
     workers: int,
     hooks: StageHooks,
+    signal: StopSignal,
     position: Position | None = None,
 ) -> tuple[Any, int]:
     """Trains, and gives the variables of the best validation accuracy (of the last step where nothing validates).
@@ -88,6 +89,7 @@ def train_stage(
         variables: the classifier's, before the stage (or as saved at ``position``).
         train: training images; ``spec`` says how they are prepared.
         seed: of data order and dropout.
+        signal: where it is received, the stage stops after the step under way.
 
     Returns:
         (variables, the step they are from).
@@ -135,19 +137,18 @@ def train_stage(
         if step < total:  # the end is saved by the run, with what it measured of the stage
             hooks.save(Saved(step, whole, state, loader, accuracy, best))
 
-    with StopSignal() as signal:
-        state = fit(
-            make_train_step(classifier, optimizer, spec),
-            state,
-            frozen,
-            batches,
-            total_steps=total,
-            log_every=max(1, min(50, epoch)),
-            pause_every=epoch,
-            on_log=on_log,
-            on_pause=on_pause,
-            stopping=lambda: signal.received is not None,
-        )
+    state = fit(
+        make_train_step(classifier, optimizer, spec),
+        state,
+        frozen,
+        batches,
+        total_steps=total,
+        log_every=max(1, min(50, epoch)),
+        pause_every=epoch,
+        on_log=on_log,
+        on_pause=on_pause,
+        stopping=lambda: signal.received is not None,
+    )
     step = int(state.step)
     if step < total:
         assert signal.received is not None
