@@ -105,8 +105,6 @@ def main() -> None:
         _stop(str(error), 128 + error.signal)
     except FinetuneError as error:
         _stop(f"error: {error}", 2)
-    except KeyboardInterrupt:
-        _stop("interrupted; what was saved before is whole: continue with --resume", 130)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _stop(f"error: {where}{error.strerror or error}", 2)
@@ -120,12 +118,16 @@ def _stop(message: str, code: int) -> None:
 def _table(columns: list[str], rows: list[list[Any]]) -> None:
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    Console(highlight=False).print(table)
+        table.add_row(*map(escape, row))
+    console = Console(highlight=False)
+    console.print(table, width=None if console.is_terminal else 200)
 
 
 if __name__ == "__main__":

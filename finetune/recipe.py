@@ -54,6 +54,12 @@ class DataConfig(Part):
     test: float = Field(0.2, gt=0, lt=1)  # likewise
     workers: int = Field(0, ge=0)  # processes that decode; 0 uses threads
 
+    @model_validator(mode="after")
+    def _shots_are_all_there_is(self) -> DataConfig:
+        if self.shots_per_class is not None and "validation" in self.model_fields_set and self.validation > 0:
+            raise ValueError("with shots_per_class no validation images are held out: leave validation out, or say 0")
+        return self
+
 
 class Schedule(Part):
     """Learning rate over a stage: a linear warm-up, then the named curve down to ``end`` times the peak."""

@@ -130,7 +130,7 @@ def _parser() -> YAML:
 
 
 def _split(dotted: str) -> Path_:
-    return tuple(int(part) if part.isdigit() else part for part in dotted.strip().split("."))
+    return tuple(int(part) if part.isdecimal() else part for part in dotted.strip().split("."))
 
 
 def _plain(node: Any) -> Any:

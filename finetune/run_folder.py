@@ -15,7 +15,8 @@ from finetune.errors import CheckpointError
 from finetune.recipe import Recipe, load_recipe
 from finetune.recipe_source import dump
 
-_OWN = ("recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "state", "model")
+_PARTIAL = ("run.json.new", "summary.json.new", "model.new", "model.old")
+_OWN = ("recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "state", "model", *_PARTIAL)
 
 
 class RunFolder:
@@ -42,8 +43,8 @@ class RunFolder:
                 "or choose another folder with --output"
             )
         self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "recipe.yaml").write_text(dump(recipe.model_dump(exclude_unset=True)), encoding="utf-8")
         self._write("run.json", about)
+        (self.directory / "recipe.yaml").write_text(dump(recipe.model_dump(exclude_unset=True)), encoding="utf-8")
 
     def holds_run(self) -> bool:
         return (self.directory / "run.json").is_file()
@@ -69,7 +70,7 @@ class RunFolder:
                 f"{self.directory}: cannot resume: the run was started with another {', '.join(differing[:5])}; "
                 "give the same recipe and overrides, or another --output"
             )
-        if json.loads((self.directory / "run.json").read_text())["source_sha256"] != source_sha256:
+        if self._read("run.json").get("source_sha256") != source_sha256:
             raise CheckpointError(
                 f"{self.directory}: cannot resume: backbone.source has other weights than at the start"
             )
@@ -95,8 +96,13 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any] | None:
         """Of a finished run; None while it is not."""
-        file = self.directory / "summary.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return self._read("summary.json") if (self.directory / "summary.json").is_file() else None
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.directory / name).read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.directory / name}: damaged: {error}; start anew with --overwrite") from None
 
     def _write(self, name: str, data: Mapping[str, Any]) -> None:
         """Whole or not at all: written beside, then renamed."""

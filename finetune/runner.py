@@ -16,8 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from finetune.checkpoint import RunCheckpoints
 from finetune.data.loader import evaluation_batches
-from finetune.data.splits import Split, Splits, load_splits
-from finetune.errors import DataError, Interrupted
+from finetune.data.splits import NAMED_SOURCES, Split, Splits, load_splits
+from finetune.errors import CheckpointError, DataError, Interrupted
 from finetune.evaluation.metrics import evaluate
 from finetune.inference.bundle import hash_variables, save_bundle
 from finetune.inference.predictor import Predictor, restore
@@ -71,8 +71,8 @@ def run(
     """
     recipe = _with_absolute_paths(recipe)
     folder = RunFolder(Path(output) if output is not None else Path("checkpoints") / recipe.name)
-    if overwrite:
-        folder.clear()
+    if overwrite and resume:
+        raise CheckpointError("--overwrite starts anew and --resume goes on: give one of them")
     with Progress(quiet) as progress, StopSignal() as signal:
         work = _Run(recipe, folder, progress, signal)
         goes_on = resume and folder.holds_run()
@@ -82,6 +82,8 @@ def run(
                 progress.say(f"{folder.directory}: already finished")
                 return RunResult(folder.directory, summary)
         else:
+            if overwrite:
+                folder.clear()  # only now that recipe, data and weights have been found good
             folder.start(recipe, about_run(recipe, work.source_sha256))
         with RunCheckpoints(folder.state) as checkpoints:
             work.go(checkpoints)
@@ -99,13 +101,12 @@ def check_class_count(recipe: Recipe, splits: Splits) -> None:
 
 
 class _Run:
-    """A run under way. What it has reached is in ``variables``, ``results`` and ``stage``."""
+    """A run under way. What it has reached is in ``variables`` and ``results``."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder, progress: Progress, signal: StopSignal) -> None:
         self.recipe, self.folder, self.progress, self.signal = recipe, folder, progress, signal
         self.seconds: dict[str, float] = {}
         self.results: list[dict[str, Any]] = []
-        self._last_validation: tuple[float, int] | None = None
         with self._timed("load"):
             self.splits = load_splits(recipe.data, recipe.seed)
             check_class_count(recipe, self.splits)
@@ -114,7 +115,7 @@ class _Run:
             self.classifier, self.variables = build_classifier(
                 self.backbone, len(self.splits.class_names), dropout=recipe.head.dropout
             )
-            self.source_sha256 = hash_variables(self.variables)
+            self.source_sha256 = hash_variables(self.backbone.variables)
             self.frozen_sha256 = hash_variables(self._never_trained())
             self.eval_step = make_eval_step(self.classifier, self.spec)
             self.lengths = [
@@ -127,6 +128,7 @@ class _Run:
         """Every stage that is not done yet."""
         self.checkpoints = checkpoints
         first, position = self._restore()
+        self._stop_if_asked("before the first stage")
         if position is None and first == 0 and self.recipe.head.init == "zero_shot":
             self._zero_shot()
         for index in range(first, len(self.recipe.stages)):
@@ -142,8 +144,7 @@ class _Run:
             if index == len(self.recipe.stages) - 1:
                 break  # finish() writes the model
             self._save_bundle()
-            if self.signal.received:
-                self._stop(f"{self.signal.received.name} at the end of stage {stage.name!r}", self.signal.received)
+            self._stop_if_asked(f"at the end of stage {stage.name!r}")
         checkpoints.wait()
 
     def finish(self) -> dict[str, Any]:
@@ -212,6 +213,10 @@ class _Run:
             self._stop(f"{stop} of stage {stage.name!r}", stop.signal)
         if step != self.lengths[index]:
             self.progress.say(f"{stage.name}: kept step {step}, the best on validation")
+
+    def _stop_if_asked(self, when: str) -> None:
+        if self.signal.received:
+            self._stop(f"{self.signal.received.name} {when}", self.signal.received)
 
     def _stop(self, when: str, signal: int) -> NoReturn:
         self.checkpoints.wait()
@@ -320,6 +325,8 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
 
     def absolute(source: str) -> str:
         path = Path(source).expanduser()
+        if source in NAMED_SOURCES:
+            return source
         return str(path.absolute()) if path.is_dir() else source
 
     parts = {

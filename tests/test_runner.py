@@ -90,6 +90,12 @@ def test_overwrite_removes_the_earlier_run_and_nothing_else(tmp_path):
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
+def test_overwrite_keeps_the_earlier_run_where_the_new_one_cannot_start(small_run):
+    with pytest.raises(DataError, match="no such folder"):
+        finetune.run(small("data.source=nope"), output=small_run.directory, overwrite=True, quiet=True)
+    assert (small_run.directory / "model" / "model.json").is_file()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_stopped_by_a_signal_resumes_to_bit_identical_weights(small_run, tmp_path, number):
     command = [sys.executable, "-m", "finetune.cli", "run", str(SMALL), "--output", "run"]

@@ -36,7 +36,7 @@ class ImageSpec:
     std: tuple[float, float, float]
 
     def to_uint8(self, image: Image.Image) -> np.ndarray:
-        """The RGB image as uint8 [height, width, 3]; equal to transformers' and torchvision's PIL pipelines."""
+        """The RGB image as uint8 [height, width, 3]; equal to transformers' PIL pipeline."""
         if self.resize is not None:
             image = image.resize(self._resized(*image.size), _RESAMPLING[self.interpolation])
         left, top = (image.width - self.width) // 2, (image.height - self.height) // 2

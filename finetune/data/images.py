@@ -29,7 +29,7 @@ def open_image(image: ImageLike) -> Image.Image:
         return _from_array(image)
     if isinstance(image, Image.Image):
         try:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _upright_rgb(image)
         except Exception as error:  # Pillow decodes on first use
             raise _data_error(str(getattr(image, "filename", "") or "the given image"), error) from None
     where = "the given bytes" if isinstance(image, bytes) else str(image)
@@ -37,7 +37,7 @@ def open_image(image: ImageLike) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-                return ImageOps.exif_transpose(opened).convert("RGB")
+                return _upright_rgb(opened)
     except Exception as error:
         raise _data_error(where, error) from None
 
@@ -60,6 +60,15 @@ def check_headers(paths: Iterable[Path]) -> None:
         raise DataError("\n".join([*bad[:10], *more, "replace or remove these files, then start again"]))
 
 
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip the high values to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels (mode {image.mode}) have no known range: save it with 8 or 16 bits a channel")
+    return image.convert("RGB")
+
+
 def _data_error(where: str, error: Exception) -> DataError:
     """What is wrong with a file, in a user's words. Pillow's decoders raise many kinds of exception."""
     if isinstance(error, FileNotFoundError):
@@ -70,7 +79,7 @@ def _data_error(where: str, error: Exception) -> DataError:
         return DataError(f"{where}: not an image in a format that Pillow reads")
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
         return DataError(f"{where}: too large to open safely: {error}")
-    return DataError(f"{where}: a damaged image: {error}")
+    return DataError(f"{where}: cannot be used as an image: {error}")
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -48,7 +48,7 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
         DataError: a source that is missing or empty, images that are not, classes that do not agree, or too few
             images for the splits asked for.
     """
-    splits = _SOURCES.get(config.source, _folder)(config)
+    splits = NAMED_SOURCES.get(config.source, _folder)(config)
     if config.shots_per_class is not None:
         splits = replace(splits, train=_few(splits, config.shots_per_class, seed))
     elif splits.validation is None and config.validation > 0:
@@ -100,9 +100,9 @@ def _folder(config: DataConfig) -> Splits:
     """A folder for each class, at the top or inside train/, validation/ and test/."""
     root = Path(config.source).expanduser()
     if not root.is_dir():
-        known = ", ".join(_SOURCES)
+        known = ", ".join(NAMED_SOURCES)
         raise DataError(
-            f"data.source: {config.source}: no such folder{nearest(config.source, _SOURCES)}; also: {known}"
+            f"data.source: {config.source}: no such folder{nearest(config.source, NAMED_SOURCES)}; also: {known}"
         )
     inside = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
     named = {split: next((inside[n] for n in names if n in inside), None) for split, names in _SPLIT_NAMES.items()}
@@ -119,7 +119,7 @@ def _folder(config: DataConfig) -> Splits:
     return Splits(train, validation, test, class_names)
 
 
-_SOURCES: dict[str, Callable[[DataConfig], Splits]] = {"digits": _digits}
+NAMED_SOURCES: dict[str, Callable[[DataConfig], Splits]] = {"digits": _digits}
 _SPLIT_NAMES = {"train": _TRAIN, "validation": _VALIDATION, "test": _TEST}
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from finetune.checkpoint import RunCheckpoints
 from finetune.data.image_spec import ImageSpec
@@ -68,7 +69,10 @@ class Predictor:
         Raises:
             DataError: naming an image that cannot be used.
         """
-        if isinstance(images, str | bytes | Path):
+        one = isinstance(images, str | bytes | Path | Image.Image)
+        if one or (
+            isinstance(images, np.ndarray) and (images.ndim < 3 or (images.shape[-1] in (1, 3) and images.ndim == 3))
+        ):
             raise TypeError("predict takes a list of images; put the one image in a list")
         rows = [np.empty((0, len(self.class_names)), np.float32)]
         for start in range(0, len(images), _LARGEST_BATCH):

@@ -104,7 +104,12 @@ class Family(Protocol):
 
 
 def load_backbone(
-    source: str | Path, *, revision: str | None = None, submodule: str | None = None, dtype: Any = None
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    submodule: str | None = None,
+    image_size: int | None = None,
+    dtype: Any = None,
 ) -> Backbone:
     """Loads the vision model of a pretrained checkpoint.
 
@@ -113,6 +118,7 @@ def load_backbone(
         revision: branch, tag or commit of a hub id.
         submodule: path, inside the whole pretrained module, of the part to use; by default the vision model
             (CLIP's ``vision_model``). It has to take images.
+        image_size: edge in pixels; only the checkpoint's own is possible so far.
         dtype: compute dtype; float32 by default. Parameters stay float32.
 
     Raises:
@@ -120,7 +126,11 @@ def load_backbone(
         TransferError: its tensors do not fit its configuration.
     """
     folder, config = _checkpoint(source, revision)
-    return _family(folder, config)(folder, config, dtype or jnp.float32, submodule)
+    backbone = _family(folder, config)(folder, config, dtype or jnp.float32, submodule)
+    own = backbone.image_spec.height
+    if image_size not in (None, own):
+        raise ModelError(f"image_size: {folder} works on {own} pixels, and other sizes are not supported; leave it out")
+    return backbone
 
 
 def load_clip(source: str | Path, *, revision: str | None = None, dtype: Any = None) -> Clip:
@@ -254,6 +264,9 @@ def _read_tensors(folder: Path, table: Any, shapes: Any) -> tuple[dict[str, Any]
 
 def _image_spec(folder: Path, size: int) -> ImageSpec:
     file = folder / "preprocessor_config.json"
+    whole = folder / "processor_config.json"  # where transformers 5 keeps it when a whole processor is saved
+    if not file.is_file() and whole.is_file() and "image_processor" in (settings := _read_json(whole)):
+        return ImageSpec.from_preprocessor(settings["image_processor"], str(whole))
     if file.is_file():
         spec = ImageSpec.from_preprocessor(_read_json(file), str(file))
         if (spec.height, spec.width) != (size, size):

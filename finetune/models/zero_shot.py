@@ -36,7 +36,7 @@ def zero_shot_head(
     """
     if backbone.text is None:
         raise ModelError(f"a zero-shot head needs a text tower, and this checkpoint ({backbone.family}) has none")
-    prompts = [template.format(name) for name in class_names for template in templates]
+    prompts = [template.replace("{}", name) for name in class_names for template in templates]
     embeddings = backbone.text.embed_texts(prompts).reshape(len(class_names), len(templates), -1).mean(axis=1)
     classes = embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
     params = backbone.text.variables["params"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -27,6 +28,7 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
+        os.write(2, b"stopping at the next safe point; once more stops at once\n")
         self._restore()
 
     def _restore(self) -> None:

@@ -37,7 +37,12 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
 
 def _from_hub(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     at = f"{repository}@{revision}" if revision else repository
     try:
@@ -55,5 +60,5 @@ def _from_hub(repository: str, revision: str | None) -> Path:
         ) from None
     except RepositoryNotFoundError:
         raise ModelError(f"{at}: the hub has no such repository, or it needs a login (hf auth login)") from None
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ModelError(f"{at}: cannot be fetched from the hub: {str(error).splitlines()[0]}") from None

@@ -30,7 +30,7 @@ def broken(tmp_path):
     ("name", "message"),
     [
         ("notes.png", "not an image in a format that Pillow reads"),
-        ("half.jpg", "a damaged image: .*truncated"),
+        ("half.jpg", "cannot be used as an image: .*truncated"),
         ("empty.png", "not an image in a format that Pillow reads"),
         ("folder.jpg", "a folder, not an image"),
         ("absent.jpg", "no such file"),
@@ -48,7 +48,10 @@ def test_bytes_that_are_no_image_are_refused():
 
 
 def test_a_pil_image_of_a_truncated_file_is_named(broken):
-    with Image.open(broken / "half.jpg") as image, pytest.raises(DataError, match=r"half.jpg: a damaged image"):
+    with (
+        Image.open(broken / "half.jpg") as image,
+        pytest.raises(DataError, match=r"half.jpg: cannot be used as an image"),
+    ):
         open_image(image)
 
 
@@ -115,3 +118,9 @@ def test_other_arrays_are_refused_with_what_was_received(array):
     with pytest.raises(DataError, match=r"must be uint8 \[H, W\] or \[H, W, 3\]; received") as raised:
         open_image(array)
     assert f"{array.dtype} {list(array.shape)}" in str(raised.value)
+
+
+def test_sixteen_bit_grey_keeps_its_shades(tmp_path):
+    ramp = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "wide.png")
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "wide.png"))[..., 0].ravel(), np.arange(256))

@@ -58,6 +58,12 @@ def test_every_way_of_giving_an_image_gives_the_same(small_run, digits, tmp_path
     assert np.ptp(rows, axis=0).max() == 0
 
 
+def test_one_image_outside_a_list_is_refused(small_run, digits):
+    for image in (digits.images[0], np.zeros((8, 8, 3), np.uint8), "digit.png"):
+        with pytest.raises(TypeError, match="put the one image in a list"):
+            small_run.predictor().predict(image)
+
+
 def test_no_images_give_no_predictions(small_run):
     assert small_run.predictor().predict([]) == []
 
