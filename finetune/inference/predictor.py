@@ -69,10 +69,10 @@ class Predictor:
         Raises:
             DataError: naming an image that cannot be used.
         """
-        one = isinstance(images, str | bytes | Path | Image.Image)
-        if one or (
-            isinstance(images, np.ndarray) and (images.ndim < 3 or (images.shape[-1] in (1, 3) and images.ndim == 3))
-        ):
+        array = isinstance(images, np.ndarray) and (
+            images.ndim < 3 or (images.ndim == 3 and images.shape[-1] in (1, 3))
+        )
+        if array or isinstance(images, str | bytes | Path | Image.Image):
             raise TypeError("predict takes a list of images; put the one image in a list")
         rows = [np.empty((0, len(self.class_names)), np.float32)]
         for start in range(0, len(images), _LARGEST_BATCH):

@@ -84,5 +84,5 @@ def test_an_image_that_breaks_while_decoding_is_named(tmp_path):
     for file in files:
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(file)
     files[1].write_bytes(files[1].read_bytes()[:-400])
-    with pytest.raises(DataError, match=r"1\.jpg: a damaged image"):
+    with pytest.raises(DataError, match=r"1\.jpg: cannot be used as an image"):
         list(evaluation_batches(Split(files, np.zeros(3, np.int32)), SPEC, 3))
