@@ -91,11 +91,11 @@ class RunCheckpoints:
             saved = self._manager.item_metadata(step)["variables"]
         except (KeyError, ValueError, OSError) as error:
             raise self._damaged(step, error) from None
-        return self._restore(step, variables=ocp.args.StandardRestore(_here(saved)))["variables"]
+        return self._restore(step, variables=ocp.args.StandardRestore(on_this_device(saved)))["variables"]
 
     def state(self, step: int, like: TrainState) -> TrainState:
         """``like`` with the saved optimizer state, step and key."""
-        target = _here(_beside_variables(like))
+        target = on_this_device(_beside_variables(like))
         return dataclasses.replace(like, **self._restore(step, state=ocp.args.StandardRestore(target))["state"])
 
     def _restore(self, step: int, **items: Any) -> Any:
@@ -121,7 +121,7 @@ def _beside_variables(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
 
 
-def _here(tree: Any) -> Any:
+def on_this_device(tree: Any) -> Any:
     """The tree as shapes, placed on this process's default device whatever machine wrote it."""
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)

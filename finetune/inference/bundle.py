@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
+from finetune.checkpoint import on_this_device
 from finetune.data.image_spec import ImageSpec
 from finetune.errors import CheckpointError, first_line, require_space
 from finetune.models.backbone import Backbone, build_module
@@ -119,10 +120,8 @@ def load_bundle(directory: Path) -> Bundle:
 def _load_weights(folder: Path, classifier: Classifier, spec: ImageSpec) -> dict[str, Any]:
     pixels = jax.ShapeDtypeStruct((1, spec.height, spec.width, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: classifier.init(jax.random.key(0), x), pixels)
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder.absolute(), target)
+            return checkpointer.restore(folder.absolute(), on_this_device(shapes))
     except Exception as error:  # Orbax and TensorStore raise many kinds; all mean that the files are not whole
         raise CheckpointError(f"{folder}: the weights cannot be read: {first_line(error)}") from None
