@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPConfig
 
-from finetune.models.clip import CLIPModule
+from finetune.models.clip import CLIPModule, from_transformers
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 LENGTH = 24
@@ -48,7 +48,8 @@ def main() -> None:
     tokenizer = train_tokenizer(captions)
     input_ids = np.array([e.ids for e in tokenizer.encode_batch(captions)], np.int32)
     input_ids = input_ids[:, : int((input_ids != tokenizer.token_to_id(EOS)).sum(1).max()) + 1]
-    module = CLIPModule(configuration(tokenizer))
+    config = configuration(tokenizer)
+    module = CLIPModule(from_transformers(config))
     params = module.init(jax.random.key(args.seed), input_ids[:1], np.zeros((1, SIZE, SIZE, 3), np.float32))["params"]
     print(f"{sum(p.size for p in jax.tree.leaves(params)):,} parameters, {len(set(captions)):,} captions", flush=True)
     optimizer = build_optimizer(args.learning_rate, args.steps)
@@ -67,7 +68,7 @@ def main() -> None:
         if step % 100 == 99:
             rate = (step + 1) * args.batch_size / (time.time() - start)
             print(f"step {step + 1} loss {loss:.3f} zero-shot {zero_shot(params):.4f} {rate:.0f} images/s", flush=True)
-    save(args.output, module.config, params, tokenizer)
+    save(args.output, config, params, tokenizer)
 
 
 def draw_set(count: int, seed: int, chunk: int = 5_000) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:

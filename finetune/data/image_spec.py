@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
-
-from finetune.errors import ModelError
 
 if TYPE_CHECKING:
     import jax
@@ -59,6 +57,17 @@ class ImageSpec:
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return images.astype(jnp.float32) * (1.0 / (255.0 * std)) - mean / std
 
+    def at(self, size: int) -> ImageSpec:
+        """The same for square images of another edge in pixels; what is resized to scales along."""
+
+        def scaled(edge: int) -> int:
+            return edge * size // self.height
+
+        resize = self.resize
+        if resize is not None:
+            resize = scaled(resize) if isinstance(resize, int) else (scaled(resize[0]), scaled(resize[1]))
+        return replace(self, height=size, width=size, resize=resize)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -68,53 +77,3 @@ class ImageSpec:
         lists = {"resize": tuple(resize) if isinstance(resize, list) else resize}
         lists |= {key: tuple(data[key]) for key in ("mean", "std")}
         return cls(**{**data, **lists})
-
-    @classmethod
-    def from_preprocessor(cls, config: dict[str, Any], where: str) -> ImageSpec:
-        """Reads a transformers ``preprocessor_config.json``.
-
-        Raises:
-            ModelError: it asks for a step that this toolkit does not do, or lacks what describes one.
-        """
-        try:
-            return cls._from_preprocessor(config, where)
-        except KeyError as error:
-            raise ModelError(f"{where}: has no {error}") from None
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"{where}: not the configuration of an image processor: {error}") from None
-
-    @classmethod
-    def _from_preprocessor(cls, config: dict[str, Any], where: str) -> ImageSpec:
-        if not config.get("do_rescale", True) or abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-            raise ModelError(f"{where}: only a rescale by 1/255 is supported; received {config.get('rescale_factor')}")
-        size, crop = _edges(config.get("size", 224)), _edges(config.get("crop_size", 224), square=True)
-        resize = size if config.get("do_resize", True) else None
-        if config.get("do_center_crop", True):
-            height, width = crop if isinstance(crop, tuple) else (crop, crop)
-        elif isinstance(size, tuple):
-            height, width = size
-        else:
-            raise ModelError(f"{where}: without a centre crop, size needs height and width; received {config['size']}")
-        normalizes = config.get("do_normalize", True)
-        return cls(
-            height=height,
-            width=width,
-            resize=resize,
-            interpolation=Image.Resampling(config.get("resample", 3)).name.lower(),  # type: ignore[arg-type]
-            mean=_channels(config, "image_mean") if normalizes else (0.0, 0.0, 0.0),
-            std=_channels(config, "image_std") if normalizes else (1.0, 1.0, 1.0),
-        )
-
-
-def _channels(config: dict[str, Any], key: str) -> tuple[float, float, float]:
-    red, green, blue = map(float, config[key])
-    return red, green, blue
-
-
-def _edges(size: Any, square: bool = False) -> int | tuple[int, int]:
-    """A processor's ``size`` in any of the forms it has had: int, {shortest_edge}, {height, width}."""
-    if isinstance(size, int):
-        return (size, size) if square else size
-    if "shortest_edge" in size:
-        return int(size["shortest_edge"])
-    return int(size["height"]), int(size["width"])

@@ -22,10 +22,10 @@ from flax.traverse_util import flatten_dict
 from finetune.checkpoint import on_this_device
 from finetune.data.image_spec import ImageSpec
 from finetune.errors import CheckpointError, first_line, require_space
-from finetune.models.backbone import Backbone, build_module
+from finetune.models.backbone import Backbone, build_module, describe
 from finetune.models.classifier import Classifier
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def save_bundle(
     weights = hash_variables(variables)
     model = {
         "format": FORMAT,
-        "backbone": {"family": backbone.family, "config": backbone.config.to_dict()},
+        "backbone": describe(backbone),
         "head": {"num_classes": classifier.num_classes, "pool": classifier.pool, "dropout": classifier.dropout},
         "class_names": list(class_names),
         "image_spec": backbone.image_spec.to_json(),
@@ -101,7 +101,7 @@ def load_bundle(directory: Path) -> Bundle:
     try:
         model = json.loads(file.read_text(encoding="utf-8"))
         if model["format"] != FORMAT:
-            raise CheckpointError(f"{file}: format {model['format']}; this version reads {FORMAT}: update finetune")
+            raise CheckpointError(f"{file}: format {model['format']}, made by another version; this one reads {FORMAT}")
         spec = ImageSpec.from_json(model["image_spec"])
         module = build_module(model["backbone"]["family"], model["backbone"]["config"])
         classifier = Classifier(module, **model["head"])

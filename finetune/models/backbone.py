@@ -2,48 +2,76 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import unflatten_dict
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from finetune.data.image_spec import ImageSpec
+from finetune.data.preprocessor import read_image_spec
 from finetune.errors import ModelError, first_line, nearest
-from finetune.models import clip
+from finetune.models import clip, convnext, dinov2, mobilenet_v2, resnet, siglip, vit
+from finetune.models.family import Family, Reader, Reading
+from finetune.models.positions import resize_positions
 from finetune.models.surgery import TransferReport, extract_submodule, transplant
+from finetune.weights.layout import Checkpoint, open_checkpoint
 from finetune.weights.locate import locate
 from finetune.weights.names import apply_table
-from finetune.weights.tensors import TensorFolder
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+FAMILIES: tuple[Family, ...] = (
+    clip.FAMILY,
+    siglip.FAMILY,
+    vit.FAMILY,
+    dinov2.FAMILY,
+    resnet.FAMILY,
+    convnext.FAMILY,
+    mobilenet_v2.FAMILY,
+)
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
+_POSITIONS = ("embeddings", "position_embedding", "embedding")
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A whole CLIP.
+class Pretrained:
+    """What a checkpoint holds, as it is.
 
     Attributes:
-        module: CLIPModule; ``.apply(variables, input_ids, pixel_values)`` gives logits and embeddings.
-        variables: ``{"params": ...}``, float32.
-        config: transformers' CLIPConfig.
+        module: Linen.
+        variables: ``{"params": ..., "batch_stats": ... where it has them}``, float32.
+        config: the module's configuration, a frozen dataclass.
         image_spec: how its images are prepared.
         report: where each tensor of the checkpoint went.
         folder: the checkpoint.
     """
 
-    module: clip.CLIPModule
+    module: nn.Module
     variables: dict[str, Any]
     config: Any
     image_spec: ImageSpec
     report: TransferReport
     folder: Path
+
+
+@dataclass(frozen=True)
+class Clip(Pretrained):
+    """A whole CLIP or SigLIP: ``.module`` is a CLIPModule or SiglipModule, whose
+    ``.apply(variables, input_ids, pixel_values)`` gives logits and embeddings; ``.config`` has ``vision_config`` and
+    ``text_config``.
+    """
+
+    @property
+    def image_projection(self) -> jax.Array:
+        """float32 [num_features, width]: from pooled image features to the space that both towers share."""
+        if isinstance(self.module, siglip.SiglipModule):
+            return jnp.eye(self.config.vision_config.num_features)
+        return self.variables["params"]["visual_projection"]["kernel"]
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -54,16 +82,17 @@ class Clip:
             raise ModelError(f"{self.folder}: has no tokenizer; it needs one of {', '.join(_TOKENIZER_FILES)}")
         try:
             return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{self.folder}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from None
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelError(f"{self.folder}: its tokenizer cannot be read: {first_line(error)}") from None
 
     def embed_texts(self, texts: Sequence[str]) -> jax.Array:
-        """Unit vectors float32 [texts, projection_dim]; longer texts are cut to the tower's length."""
+        """Unit vectors float32 [texts, width]; longer texts are cut to the tower's length."""
         length = self.config.text_config.max_position_embeddings
         tokens = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="np"
         )
-        features = self._text_features(self.variables, tokens["input_ids"], tokens["attention_mask"])
+        # SigLIP's tokenizers give no mask: it reads the padding too.
+        features = self._text_features(self.variables, tokens["input_ids"], tokens.get("attention_mask"))
         return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
     @cached_property
@@ -78,11 +107,11 @@ class Backbone:
     Attributes:
         module: Linen; ``module.apply(variables, pixel_values, train=False)`` takes float32 [N, H, W, 3] and gives a
             BackboneOutput.
-        variables: ``{"params": ..., "batch_stats": ... where it has them}``.
-        config: transformers' configuration of the vision model.
+        variables: ``{"params": ..., "batch_stats": ... where it has them}``, float32.
+        config: the module's configuration, a frozen dataclass.
         image_spec: how its images are prepared.
         num_features: width of ``pooler_output``.
-        text: the CLIP it was taken from, whose text tower makes zero-shot heads; None where there is none.
+        text: the CLIP or SigLIP it was taken from, whose text tower makes zero-shot heads; None where there is none.
         report: where each tensor of the checkpoint went.
         family: the registry's name, by which a saved bundle builds the module again.
     """
@@ -97,12 +126,6 @@ class Backbone:
     family: str
 
 
-class Family(Protocol):
-    """What the registry knows of one kind of model."""
-
-    def __call__(self, folder: Path, config: dict[str, Any], dtype: Any, submodule: str | None) -> Backbone: ...
-
-
 def load_backbone(
     source: str | Path,
     *,
@@ -114,144 +137,153 @@ def load_backbone(
     """Loads the vision model of a pretrained checkpoint.
 
     Args:
-        source: a folder in transformers' layout, a hub id, or ``builtin:tiny-clip``.
+        source: a folder in the layout of transformers, timm or open_clip; a hub id ``owner/name[@revision]``; or
+            ``builtin:tiny-clip``.
         revision: branch, tag or commit of a hub id.
-        submodule: path, inside the whole pretrained module, of the part to use; by default the vision model
+        submodule: path, inside a pretrained module of two towers, of the part to use; by default the vision model
             (CLIP's ``vision_model``). It has to take images.
-        image_size: edge in pixels; only the checkpoint's own is possible so far.
-        dtype: compute dtype; float32 by default. Parameters stay float32.
+        image_size: edge in pixels, by default the checkpoint's own. Learned positions are interpolated as the
+            library that made the checkpoint does; the image spec's resize rule scales along.
+        dtype: compute dtype; float32 by default. Parameters and running statistics stay float32.
 
     Raises:
         ModelError: no checkpoint there, one that is damaged, or a kind that is not supported.
         TransferError: its tensors do not fit its configuration.
     """
-    folder, config = _checkpoint(source, revision)
-    backbone = _family(folder, config)(folder, config, dtype or jnp.float32, submodule)
-    own = backbone.image_spec.height
-    if image_size not in (None, own):
-        raise ModelError(f"image_size: {folder} works on {own} pixels, and other sizes are not supported; leave it out")
-    return backbone
-
-
-def load_clip(source: str | Path, *, revision: str | None = None, dtype: Any = None) -> Clip:
-    """Loads both towers of a CLIP checkpoint; arguments and errors as in :func:`load_backbone`."""
-    folder, config = _checkpoint(source, revision)
-    if config["model_type"] != "clip":
+    checkpoint = open_checkpoint(locate(source, revision))
+    family, reader = _find(checkpoint)
+    if submodule is not None and reader.module is None:
         raise ModelError(
-            f"{folder}: not a whole CLIP: config.json says model_type {config['model_type']!r}, not 'clip'"
+            f"submodule: {checkpoint.folder} is a vision model alone, with no part {submodule!r} that takes images"
         )
-    return _read_clip(folder, config, dtype or jnp.float32)
-
-
-def build_module(family: str, config: dict[str, Any]) -> nn.Module:
-    """The vision module of a saved bundle, from its family and configuration."""
-    if family not in _MODULES:
-        raise ModelError(f"unknown model family {family!r}; supported: {', '.join(_MODULES)}")
-    return _MODULES[family](config)
-
-
-def _checkpoint(source: str | Path, revision: str | None) -> tuple[Path, dict[str, Any]]:
-    folder = locate(source, revision)
-    config = _read_json(folder / "config.json")
-    if not isinstance(config.get("model_type"), str):
-        raise ModelError(f"{folder / 'config.json'}: has no model_type; supported: {', '.join(_FAMILIES)}")
-    return folder, config
-
-
-def _family(folder: Path, config: dict[str, Any]) -> Family:
-    kind = config["model_type"]
-    if kind not in _FAMILIES:
-        raise ModelError(
-            f"{folder / 'config.json'}: model_type {kind!r} is not supported{nearest(kind, _FAMILIES)}; "
-            f"supported: {', '.join(_FAMILIES)}"
-        )
-    return _FAMILIES[kind]
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{file.parent}: not a checkpoint: it has no {file.name}; give a folder that save_pretrained wrote"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{file}: not readable as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ModelError(f"{file}: needs a JSON object; received {type(data).__name__}")
-    return data
-
-
-def _parse(kind: Any, config: dict[str, Any], folder: Path) -> Any:
-    """transformers' configuration of one kind; its checks differ in type from version to version."""
-    try:
-        return kind.from_dict(config)
-    except Exception as error:
-        raise ModelError(f"{folder / 'config.json'}: not a {kind.__name__}: {' '.join(str(error).split())}") from None
-
-
-def _pixels(size: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-
-
-def _shapes(module: nn.Module, folder: Path, *inputs: jax.ShapeDtypeStruct) -> Any:
-    """The variables that a configuration asks for, as shapes."""
-    try:
-        return jax.eval_shape(module.init, jax.random.key(0), *inputs)
-    except ModelError as error:
-        raise ModelError(f"{folder / 'config.json'}: {error}") from None
-    except Exception as error:  # whatever a value of another type or size leads to
-        raise ModelError(f"{folder / 'config.json'}: no model can be built from it: {first_line(error)}") from None
-
-
-def _read_clip(folder: Path, config: dict[str, Any], dtype: Any) -> Clip:
-    parsed = _parse(clip.CLIPConfig, config, folder)
-    module = clip.CLIPModule(parsed, dtype=dtype)
-    size = parsed.vision_config.image_size
-    shapes = _shapes(module, folder, jax.ShapeDtypeStruct((1, 2), jnp.int32), _pixels(size))
-    variables, report = _read_tensors(folder, clip.NAMES, shapes)
-    return Clip(module, variables, parsed, _image_spec(folder, size), report, folder)
-
-
-def _clip_backbone(folder: Path, config: dict[str, Any], dtype: Any, submodule: str | None) -> Backbone:
-    whole = _read_clip(folder, config, dtype)
-    module, variables = extract_submodule(whole.module, whole.variables, submodule or "vision_model")
-    _check_takes_images(module, submodule)
-    vision = whole.config.vision_config
+    loaded = _load(checkpoint, family, reader, image_size, dtype or jnp.float32)
+    module, variables, text, config = loaded.module, loaded.variables, None, loaded.config
+    if isinstance(loaded, Clip):
+        text, config = loaded, loaded.config.vision_config
+        module, variables = extract_submodule(loaded.module, loaded.variables, submodule or "vision_model")
+        if not isinstance(module, family.module):
+            raise ModelError(f"submodule: {submodule!r} is a {type(module).__name__}, which takes no images")
     return Backbone(
-        module, variables, vision, whole.image_spec, vision.hidden_size, whole, whole.report, "clip_vision_model"
+        module, variables, config, loaded.image_spec, config.num_features, text, loaded.report, family.name
     )
 
 
-def _check_takes_images(module: nn.Module, submodule: str | None) -> None:
-    if not isinstance(module, clip.CLIPVisionTransformer):
-        raise ModelError(f"submodule: {submodule!r} is a {type(module).__name__}, which takes no images")
+def load_clip(
+    source: str | Path, *, revision: str | None = None, image_size: int | None = None, dtype: Any = None
+) -> Clip:
+    """Loads both towers of a CLIP or SigLIP checkpoint; arguments and errors as in :func:`load_backbone`."""
+    checkpoint = open_checkpoint(locate(source, revision), prefer_open_clip=True)
+    family, reader = _find(checkpoint)
+    if reader.module is None:  # a vision model alone
+        raise ModelError(
+            f"{checkpoint.folder}: not a whole CLIP: {checkpoint.file.name} says {checkpoint.kind!r}, a vision model"
+        )
+    loaded = _load(checkpoint, family, reader, image_size, dtype or jnp.float32)
+    assert isinstance(loaded, Clip)
+    return loaded
 
 
-def _clip_vision_backbone(folder: Path, config: dict[str, Any], dtype: Any, submodule: str | None) -> Backbone:
-    if submodule is not None:
-        raise ModelError(f"submodule: {folder} is a vision model alone, with no part {submodule!r} that takes images")
-    parsed = _parse(clip.CLIPVisionConfig, config, folder)
-    module = clip.CLIPVisionTransformer(parsed, dtype=dtype)
-    size = parsed.image_size
-    shapes = _shapes(module, folder, _pixels(size))
-    variables, report = _read_tensors(folder, clip.VISION_NAMES, shapes)
-    spec = _image_spec(folder, size)
-    return Backbone(module, variables, parsed, spec, parsed.hidden_size, None, report, "clip_vision_model")
+def build_module(family: str, config: dict[str, Any]) -> nn.Module:
+    """The vision module of a saved bundle, from its family and its configuration as :func:`describe` gave it."""
+    known = {member.name: member for member in FAMILIES}
+    if family not in known:
+        raise ModelError(f"unknown model family {family!r}; supported: {', '.join(known)}")
+    values = {key: _tuples(value) for key, value in config.items()}
+    return known[family].module(known[family].config(**values))
 
 
-_FAMILIES: dict[str, Family] = {"clip": _clip_backbone, "clip_vision_model": _clip_vision_backbone}
-_MODULES: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
-    "clip_vision_model": lambda config: clip.CLIPVisionTransformer(clip.CLIPVisionConfig.from_dict(config))
-}
+def describe(backbone: Backbone) -> dict[str, Any]:
+    """What :func:`build_module` needs, as plain JSON values."""
+    return {"family": backbone.family, "config": asdict(backbone.config)}
 
 
-def _read_tensors(folder: Path, table: Any, shapes: Any) -> tuple[dict[str, Any], TransferReport]:
-    tensors = TensorFolder(folder)
-    named = apply_table(tensors, table)
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _find(checkpoint: Checkpoint) -> tuple[Family, Reader]:
+    for family in FAMILIES:
+        reader = family.reader(checkpoint.layout, checkpoint.kind)
+        if reader is not None:
+            return family, reader
+    field = "architecture" if checkpoint.layout == "timm" else "model_type"
+    kinds = [reader.kinds for family in FAMILIES for reader in family.readers if reader.layout == checkpoint.layout]
+    if checkpoint.layout == "timm":
+        known = ", ".join(family.title for family in FAMILIES if any(r.layout == "timm" for r in family.readers))
+        hint = f"supported in timm's layout: {known} (see: finetune models)"
+    else:
+        hint = f"supported: {', '.join(kinds)}"
+    guess = nearest(checkpoint.kind, kinds)
+    raise ModelError(f"{checkpoint.file}: {field} {checkpoint.kind!r} is not supported{guess}; {hint}")
+
+
+def _load(checkpoint: Checkpoint, family: Family, reader: Reader, image_size: int | None, dtype: Any) -> Pretrained:
+    reading = _read(checkpoint, reader)
+    vision = getattr(reading.config, "vision_config", reading.config)
+    native = getattr(vision, "image_size", None)
+    spec = read_image_spec(checkpoint, processor=reader.processor, native=native, size=image_size)
+    _check_size(checkpoint, reader, spec, native, image_size)
+    kind = reader.module or family.module
+    variables, report = _read_tensors(checkpoint, reading, _shapes(checkpoint, kind(reading.config), spec, native))
+    config = reading.config
+    if native not in (None, spec.height):
+        resized = replace(vision, image_size=spec.height)
+        config = resized if config is vision else replace(config, vision_config=resized)
+        path = ("params", *(() if config is resized else ("vision_model",)), *_POSITIONS)
+        variables = _with_positions(variables, path, vision, resized.grid, reader.antialias)
+        report = replace(report, resized=("/".join(path),))
+    whole = Pretrained if reader.module is None else Clip
+    return whole(kind(config, dtype=dtype), variables, config, spec, report, checkpoint.folder)
+
+
+def _read(checkpoint: Checkpoint, reader: Reader) -> Reading:
+    try:
+        return reader.read(checkpoint.config, checkpoint.tensors.keys())
+    except ModelError as error:
+        if str(checkpoint.folder) in str(error):  # from the tensors' files, which name themselves
+            raise
+        raise ModelError(f"{checkpoint.file}: {error}") from None
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        raise ModelError(f"{checkpoint.file}: no model can be built from it: {cause}") from None
+
+
+def _check_size(
+    checkpoint: Checkpoint, reader: Reader, spec: ImageSpec, native: int | None, image_size: int | None
+) -> None:
+    if native is None:
+        return
+    made = f"{spec.height}x{spec.width}"
+    if (spec.height, spec.width) != (native, native) and image_size is None and not reader.any_size:
+        raise ModelError(
+            f"{checkpoint.folder / 'preprocessor_config.json'}: makes images of {made}; config.json says "
+            f"{native}x{native}; name the size that is wanted (image_size)"
+        )
+    if spec.height != spec.width:
+        raise ModelError(f"{checkpoint.folder}: only square images are supported; its files say {made}")
+
+
+def _shapes(checkpoint: Checkpoint, module: nn.Module, spec: ImageSpec, native: int | None) -> Any:
+    """The variables that a configuration asks for, as shapes."""
+    height, width = (native, native) if native else (spec.height, spec.width)
+    pixels = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+    towers = isinstance(module, clip.CLIPModule | siglip.SiglipModule)
+    inputs = (jax.ShapeDtypeStruct((1, 2), jnp.int32), pixels) if towers else (pixels,)
+    try:
+        return jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    except ModelError as error:
+        raise ModelError(f"{checkpoint.file}: {error}") from None
+    except Exception as error:  # whatever a value of another type or size leads to
+        raise ModelError(f"{checkpoint.file}: no model can be built from it: {first_line(error)}") from None
+
+
+def _read_tensors(checkpoint: Checkpoint, reading: Reading, shapes: Any) -> tuple[dict[str, Any], TransferReport]:
+    tensors = checkpoint.tensors
+    named = apply_table(tensors, reading.names)
     if not named.leaves:
         raise ModelError(
-            f"{folder}: none of its {len(named.unknown)} tensors belong to the model its config.json names"
+            f"{checkpoint.folder}: none of its {len(named.unknown)} tensors belong to the model its "
+            f"{checkpoint.file.name} names"
         )
     source = unflatten_dict(named.leaves)
     names = dict(named.names)
@@ -262,14 +294,11 @@ def _read_tensors(folder: Path, table: Any, shapes: Any) -> tuple[dict[str, Any]
     return variables, TransferReport(report.transferred, report.fresh, named.dropped)
 
 
-def _image_spec(folder: Path, size: int) -> ImageSpec:
-    file = folder / "preprocessor_config.json"
-    whole = folder / "processor_config.json"  # where transformers 5 keeps it when a whole processor is saved
-    if not file.is_file() and whole.is_file() and "image_processor" in (settings := _read_json(whole)):
-        return ImageSpec.from_preprocessor(settings["image_processor"], str(whole))
-    if file.is_file():
-        spec = ImageSpec.from_preprocessor(_read_json(file), str(file))
-        if (spec.height, spec.width) != (size, size):
-            raise ModelError(f"{file}: makes images of {spec.height}x{spec.width}; config.json says {size}x{size}")
-        return spec
-    return ImageSpec(size, size, size, "bicubic", clip.MEAN, clip.STD)
+def _with_positions(
+    variables: dict[str, Any], path: tuple[str, ...], config: Any, grid: int, antialias: bool
+) -> dict[str, Any]:
+    if grid < 1:
+        raise ModelError(f"image_size: smaller than one patch of {config.patch_size} pixels")
+    flat = flatten_dict(variables)
+    table = resize_positions(np.asarray(flat[path]), config.position_prefix, grid, antialias=antialias)
+    return unflatten_dict({**flat, path: jnp.asarray(table)})

@@ -1,37 +1,43 @@
 """CLIP (Radford et al. 2021, arXiv:2103.00020) in Flax Linen.
 
 The parameter tree is, path for path, that of ``FlaxCLIPModule`` in transformers 4.57, so that trees made with either
-fit the other. Configuration classes come from transformers.
+fit the other.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from math import log
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
-from finetune.models.layers import BackboneOutput, activation, attention
-from finetune.weights.names import Drop, Rename, convolution, linear
+from finetune.errors import ModelError
+from finetune.models.family import Family, Reader, Reading, parse_transformers
+from finetune.models.layers import BackboneOutput, unit
+from finetune.models.transformer import Encoder, TextConfig, TextEmbeddings, VisionTransformer, ViTConfig
+from finetune.models.vit import read_timm
+from finetune.weights.names import Drop, Rename, Row, Split, convolution, linear
 
-# OpenAI's pixel statistics, for checkpoints that carry no preprocessor_config.json.
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-# transformers' tensor names; the order matters, the first row that matches decides.
-NAMES = (
-    Drop(r".*\.position_ids"),
-    Rename(r"(.*\bpatch_embedding)\.weight", r"\1.kernel", convolution),
-    Rename(r"(.*\b(?:token|position)_embedding)\.weight", r"\1.embedding"),
-    Rename(r"(.*norm[12]?)\.weight", r"\1.scale"),
-    Rename(r"(.*(?:_proj|_projection|\bfc[12]))\.weight", r"\1.kernel", linear),
-    Rename(r"(.*\b(?:bias|class_embedding|logit_scale))", r"\1"),
-)
-# A vision tower alone, with the prefix that transformers before 5 wrote or without.
-VISION_NAMES = tuple(replace(row, pattern=rf"(?:vision_model\.)?{row.pattern}") for row in NAMES)
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Both towers and the space that they share.
+
+    Attributes:
+        projection_dim: width of the embeddings.
+        logit_scale_init_value: fresh logarithm of the temperature's inverse.
+    """
+
+    vision_config: ViTConfig
+    text_config: TextConfig
+    projection_dim: int = 512
+    logit_scale_init_value: float = log(1 / 0.07)
+    initializer_factor: float = 1.0
 
 
 @struct.dataclass
@@ -52,180 +58,15 @@ class CLIPOutput:
     text_model_output: BackboneOutput
 
 
-class CLIPAttention(nn.Module):
-    """Multi-head self-attention; the first ``queries`` tokens ask, all tokens answer."""
-
-    config: CLIPTextConfig | CLIPVisionConfig
-    dtype: jnp.dtype = jnp.float32
-
-    def setup(self) -> None:
-        width, std = self.config.hidden_size, self.config.hidden_size**-0.5
-        in_std = std * (2 * self.config.num_hidden_layers) ** -0.5 * self.config.initializer_factor
-        out_std = std * self.config.initializer_factor
-
-        def projection(stddev: float) -> nn.Dense:
-            return nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.normal(stddev))
-
-        self.q_proj = projection(in_std)
-        self.k_proj = projection(in_std)
-        self.v_proj = projection(in_std)
-        self.out_proj = projection(out_std)
-        self.dropout = nn.Dropout(self.config.attention_dropout)
-
-    def __call__(self, hidden: jax.Array, mask: jax.Array | None, queries: int | None, train: bool) -> jax.Array:
-        def split_heads(x: jax.Array) -> jax.Array:
-            return x.reshape(*x.shape[:2], self.config.num_attention_heads, -1)
-
-        q = split_heads(self.q_proj(hidden[:, :queries]))
-        k, v = split_heads(self.k_proj(hidden)), split_heads(self.v_proj(hidden))
-        dropout = partial(self.dropout, deterministic=False) if train and self.config.attention_dropout else None
-        context = attention(q, k, v, mask, dropout)
-        return self.out_proj(context.reshape(*context.shape[:2], -1))
-
-
-class CLIPMLP(nn.Module):
-    config: CLIPTextConfig | CLIPVisionConfig
-    dtype: jnp.dtype = jnp.float32
-
-    def setup(self) -> None:
-        width, factor = self.config.hidden_size, self.config.initializer_factor
-        in_std = width**-0.5 * (2 * self.config.num_hidden_layers) ** -0.5 * factor
-        out_std = (2 * width) ** -0.5 * factor
-        hidden = self.config.intermediate_size
-        self.fc1 = nn.Dense(hidden, dtype=self.dtype, kernel_init=nn.initializers.normal(out_std))
-        self.fc2 = nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.normal(in_std))
-
-    def __call__(self, hidden: jax.Array) -> jax.Array:
-        return self.fc2(activation(self.config.hidden_act)(self.fc1(hidden)))
-
-
-class CLIPEncoderLayer(nn.Module):
-    """A pre-norm transformer block. With ``queries`` set it returns that many leading tokens only."""
-
-    config: CLIPTextConfig | CLIPVisionConfig
-    dtype: jnp.dtype = jnp.float32
-
-    def setup(self) -> None:
-        self.layer_norm1 = nn.LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype)
-        self.self_attn = CLIPAttention(self.config, dtype=self.dtype)
-        self.layer_norm2 = nn.LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype)
-        self.mlp = CLIPMLP(self.config, dtype=self.dtype)
-
-    def __call__(self, hidden: jax.Array, mask: jax.Array | None, queries: int | None, train: bool) -> jax.Array:
-        hidden = hidden[:, :queries] + self.self_attn(self.layer_norm1(hidden), mask, queries, train)
-        return hidden + self.mlp(self.layer_norm2(hidden))
-
-
-class CLIPLayerCollection(nn.Module):
-    config: CLIPTextConfig | CLIPVisionConfig
-    dtype: jnp.dtype = jnp.float32
-
-    def setup(self) -> None:
-        self.layers = [
-            CLIPEncoderLayer(self.config, dtype=self.dtype, name=str(i)) for i in range(self.config.num_hidden_layers)
-        ]
-
-    def __call__(self, hidden: jax.Array, mask: jax.Array | None, queries: int | None, train: bool) -> jax.Array:
-        for layer in self.layers[:-1]:
-            hidden = layer(hidden, mask, None, train)
-        return self.layers[-1](hidden, mask, queries, train)
-
-
-class CLIPEncoder(nn.Module):
-    config: CLIPTextConfig | CLIPVisionConfig
-    dtype: jnp.dtype = jnp.float32
-
-    def setup(self) -> None:
-        self.layers = CLIPLayerCollection(self.config, dtype=self.dtype)
-
-    def __call__(
-        self, hidden: jax.Array, mask: jax.Array | None = None, queries: int | None = None, train: bool = False
-    ) -> jax.Array:
-        return self.layers(hidden, mask, queries, train)
-
-
-class CLIPVisionEmbeddings(nn.Module):
-    """Patches, a class token and learned positions."""
-
-    config: CLIPVisionConfig
-    dtype: jnp.dtype = jnp.float32
-
-    def setup(self) -> None:
-        config = self.config
-        patches = (config.image_size // config.patch_size) ** 2
-        self.class_embedding = self.param(
-            "class_embedding",
-            nn.initializers.normal(config.hidden_size**-0.5 * config.initializer_factor),
-            (config.hidden_size,),
-        )
-        init = nn.initializers.normal(config.initializer_range * config.initializer_factor)
-        self.patch_embedding = nn.Conv(
-            config.hidden_size,
-            kernel_size=(config.patch_size, config.patch_size),
-            strides=(config.patch_size, config.patch_size),
-            padding="VALID",
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=init,
-        )
-        self.position_embedding = nn.Embed(patches + 1, config.hidden_size, dtype=self.dtype, embedding_init=init)
-
-    def __call__(self, pixel_values: jax.Array) -> jax.Array:
-        patches = self.patch_embedding(pixel_values)
-        patches = patches.reshape(patches.shape[0], -1, patches.shape[-1])
-        token = jnp.broadcast_to(self.class_embedding.astype(patches.dtype), (patches.shape[0], 1, patches.shape[-1]))
-        tokens = jnp.concatenate([token, patches], axis=1)
-        return tokens + self.position_embedding(jnp.arange(tokens.shape[1]))
-
-
-class CLIPVisionTransformer(nn.Module):
-    """The image tower: float32 [N, H, W, 3] -> BackboneOutput with ``pooler_output`` [N, hidden_size].
-
-    The pooled output reads the class token alone, so with ``pooled_only`` the last block computes that one token;
-    the pooled values are the same and ``last_hidden_state`` is None.
-    """
-
-    config: CLIPVisionConfig
-    dtype: jnp.dtype = jnp.float32
-
-    def setup(self) -> None:
-        self.embeddings = CLIPVisionEmbeddings(self.config, dtype=self.dtype)
-        self.pre_layrnorm = nn.LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype)
-        self.encoder = CLIPEncoder(self.config, dtype=self.dtype)
-        self.post_layernorm = nn.LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype)
-
-    def __call__(self, pixel_values: jax.Array, train: bool = False, pooled_only: bool = False) -> BackboneOutput:
-        hidden = self.pre_layrnorm(self.embeddings(pixel_values))
-        hidden = self.encoder(hidden, queries=1 if pooled_only else None, train=train)
-        pooled = self.post_layernorm(hidden[:, 0])
-        return BackboneOutput(last_hidden_state=None if pooled_only else hidden, pooler_output=pooled)
-
-
-class CLIPTextEmbeddings(nn.Module):
-    config: CLIPTextConfig
-    dtype: jnp.dtype = jnp.float32
-
-    def setup(self) -> None:
-        config = self.config
-        init = nn.initializers.normal(config.initializer_factor * 0.02)
-        self.token_embedding = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, embedding_init=init)
-        self.position_embedding = nn.Embed(
-            config.max_position_embeddings, config.hidden_size, dtype=self.dtype, embedding_init=init
-        )
-
-    def __call__(self, input_ids: jax.Array) -> jax.Array:
-        return self.token_embedding(input_ids) + self.position_embedding(jnp.arange(input_ids.shape[1]))
-
-
 class CLIPTextTransformer(nn.Module):
     """The text tower: int [M, length] -> BackboneOutput, pooled at the end-of-text token."""
 
-    config: CLIPTextConfig
+    config: TextConfig
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        self.embeddings = CLIPTextEmbeddings(self.config, dtype=self.dtype)
-        self.encoder = CLIPEncoder(self.config, dtype=self.dtype)
+        self.embeddings = TextEmbeddings(self.config, dtype=self.dtype)
+        self.encoder = Encoder(self.config, dtype=self.dtype)
         self.final_layer_norm = nn.LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype)
 
     def __call__(
@@ -259,7 +100,7 @@ class CLIPModule(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.text_model = CLIPTextTransformer(config.text_config, dtype=self.dtype)
-        self.vision_model = CLIPVisionTransformer(config.vision_config, dtype=self.dtype)
+        self.vision_model = VisionTransformer(config.vision_config, dtype=self.dtype)
 
         def projection(width: int) -> nn.Dense:
             init = nn.initializers.normal(width**-0.5 * config.initializer_factor)
@@ -286,8 +127,8 @@ class CLIPModule(nn.Module):
         """
         vision = self.vision_model(pixel_values, train=train)
         text = self.text_model(input_ids, attention_mask, train=train)
-        image_embeds = _unit(self.visual_projection(vision.pooler_output))
-        text_embeds = _unit(self.text_projection(text.pooler_output))
+        image_embeds = unit(self.visual_projection(vision.pooler_output))
+        text_embeds = unit(self.text_projection(text.pooler_output))
         logits = jnp.exp(self.logit_scale) * (image_embeds @ text_embeds.T).astype(jnp.float32)
         return CLIPOutput(
             logits_per_image=logits,
@@ -307,5 +148,154 @@ class CLIPModule(nn.Module):
         return self.text_projection(self.text_model(input_ids, attention_mask).pooler_output)
 
 
-def _unit(x: jax.Array) -> jax.Array:
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+# transformers' tensor names; the order matters, the first row that matches decides.
+NAMES: tuple[Row, ...] = (
+    Drop(r".*\.position_ids"),
+    Rename(r"(.*\bpatch_embedding)\.weight", r"\1.kernel", convolution),
+    Rename(r"(.*\b(?:token|position)_embedding)\.weight", r"\1.embedding"),
+    Rename(r"(.*norm[12]?)\.weight", r"\1.scale"),
+    Rename(r"(.*(?:_proj|_projection|\bfc[12]))\.weight", r"\1.kernel", linear),
+    Rename(r"(.*\b(?:bias|class_embedding|logit_scale))", r"\1"),
+)
+# A vision tower alone, with the prefix that transformers before 5 wrote or without; its projection is not part of it.
+VISION_NAMES: tuple[Row, ...] = (
+    Drop(r"visual_projection\.weight"),
+    *(replace(row, pattern=rf"(?:vision_model\.)?{row.pattern}") for row in NAMES),
+)
+
+
+def _open_clip_block(theirs: str, ours: str) -> tuple[Row, ...]:
+    """The rows of one tower's blocks."""
+    block, layer = rf"{theirs}\.resblocks\.(\d+)\.", rf"{ours}.encoder.layers.\1."
+    packed = tuple(rf"{layer}self_attn.{letter}_proj." for letter in "qkv")
+    return (
+        Rename(rf"{block}ln_([12])\.weight", rf"{layer}layer_norm\2.scale"),
+        Rename(rf"{block}ln_([12])\.bias", rf"{layer}layer_norm\2.bias"),
+        Split(rf"{block}attn\.in_proj_weight", tuple(f"{path}kernel" for path in packed), linear),
+        Split(rf"{block}attn\.in_proj_bias", tuple(f"{path}bias" for path in packed)),
+        Rename(rf"{block}attn\.out_proj\.weight", rf"{layer}self_attn.out_proj.kernel", linear),
+        Rename(rf"{block}attn\.out_proj\.bias", rf"{layer}self_attn.out_proj.bias"),
+        Rename(rf"{block}mlp\.c_fc\.weight", rf"{layer}mlp.fc1.kernel", linear),
+        Rename(rf"{block}mlp\.c_fc\.bias", rf"{layer}mlp.fc1.bias"),
+        Rename(rf"{block}mlp\.c_proj\.weight", rf"{layer}mlp.fc2.kernel", linear),
+        Rename(rf"{block}mlp\.c_proj\.bias", rf"{layer}mlp.fc2.bias"),
+    )
+
+
+OPEN_CLIP_NAMES: tuple[Row, ...] = (
+    Drop(r"(?:text\.)?attn_mask"),
+    Rename(r"logit_scale", r"logit_scale"),
+    Rename(r"visual\.class_embedding", r"vision_model.embeddings.class_embedding"),
+    Rename(r"visual\.conv1\.weight", r"vision_model.embeddings.patch_embedding.kernel", convolution),
+    Rename(r"visual\.positional_embedding", r"vision_model.embeddings.position_embedding.embedding"),
+    Rename(r"visual\.ln_pre\.weight", r"vision_model.pre_layrnorm.scale"),
+    Rename(r"visual\.ln_pre\.bias", r"vision_model.pre_layrnorm.bias"),
+    Rename(r"visual\.ln_post\.weight", r"vision_model.post_layernorm.scale"),
+    Rename(r"visual\.ln_post\.bias", r"vision_model.post_layernorm.bias"),
+    Rename(r"visual\.proj", r"visual_projection.kernel"),
+    *_open_clip_block(r"visual\.transformer", "vision_model"),
+    Rename(r"(?:text\.)?token_embedding\.weight", r"text_model.embeddings.token_embedding.embedding"),
+    Rename(r"(?:text\.)?positional_embedding", r"text_model.embeddings.position_embedding.embedding"),
+    Rename(r"(?:text\.)?ln_final\.weight", r"text_model.final_layer_norm.scale"),
+    Rename(r"(?:text\.)?ln_final\.bias", r"text_model.final_layer_norm.bias"),
+    Rename(r"(?:text\.)?text_projection", r"text_projection.kernel"),
+    *_open_clip_block(r"(?:text\.)?transformer", "text_model"),
+)
+
+
+def from_transformers(config: Any) -> CLIPConfig:
+    """The configuration that a CLIPConfig of transformers stands for."""
+    return CLIPConfig(
+        vision_config=_vision(config.vision_config),
+        text_config=TextConfig(
+            **_encoder(config.text_config),
+            vocab_size=config.text_config.vocab_size,
+            max_position_embeddings=config.text_config.max_position_embeddings,
+            eos_token_id=config.text_config.eos_token_id,
+        ),
+        projection_dim=config.projection_dim,
+        logit_scale_init_value=config.logit_scale_init_value,
+        initializer_factor=config.initializer_factor,
+    )
+
+
+def _vision(config: Any) -> ViTConfig:
+    tower = {"patch_bias": False, "pre_norm": True, "norm_after_pool": True}
+    return ViTConfig(**_encoder(config), image_size=config.image_size, patch_size=config.patch_size, **tower)
+
+
+def _encoder(config: Any) -> dict[str, Any]:
+    same = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
+    same += ("layer_norm_eps", "attention_dropout", "initializer_factor")
+    return {key: getattr(config, key) for key in same}
+
+
+def _read_both(config: dict[str, Any], names: Collection[str]) -> Reading:
+    return Reading(from_transformers(parse_transformers("CLIPConfig", config)), NAMES)
+
+
+def _read_vision(config: dict[str, Any], names: Collection[str]) -> Reading:
+    return Reading(_vision(parse_transformers("CLIPVisionConfig", config)), VISION_NAMES)
+
+
+# What open_clip's own CLIP is configured with; all else changes what it computes and is refused.
+_OPEN_CLIP_VISION = {"image_size": 224, "layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16}
+_OPEN_CLIP_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0}
+_NO_EFFECT = {"patch_dropout", "hf_tokenizer_name", "tokenizer_kwargs", "output_tokens"}  # on inference
+
+
+def _read_open_clip(config: dict[str, Any], names: Collection[str]) -> Reading:
+    model = config["model_cfg"]
+    vision = _merged(model["vision_cfg"], _OPEN_CLIP_VISION, "vision_cfg")
+    text = _merged(model["text_cfg"], _OPEN_CLIP_TEXT, "text_cfg")
+    shared = {"hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu", "layer_norm_eps": 1e-5}
+
+    def tower(sizes: dict[str, Any], heads: int) -> dict[str, Any]:
+        return shared | {
+            "hidden_size": sizes["width"],
+            "intermediate_size": int(sizes["width"] * sizes["mlp_ratio"]),
+            "num_hidden_layers": sizes["layers"],
+            "num_attention_heads": heads,
+        }
+
+    return Reading(
+        CLIPConfig(
+            vision_config=ViTConfig(
+                **tower(vision, vision["width"] // vision["head_width"]),
+                image_size=vision["image_size"],
+                patch_size=vision["patch_size"],
+                patch_bias=False,
+                pre_norm=True,
+                norm_after_pool=True,
+            ),
+            text_config=TextConfig(
+                **tower(text, text["heads"]),
+                vocab_size=text["vocab_size"],
+                max_position_embeddings=text["context_length"],
+                eos_token_id=2,  # open_clip reads the highest id of the row
+            ),
+            projection_dim=model["embed_dim"],
+        ),
+        OPEN_CLIP_NAMES,
+    )
+
+
+def _merged(given: dict[str, Any], defaults: dict[str, Any], where: str) -> dict[str, Any]:
+    changing = sorted(key for key in given.keys() - defaults.keys() - _NO_EFFECT if given[key])
+    if changing:
+        raise ModelError(f"model_cfg.{where}: {', '.join(changing)} not supported; only open_clip's plain CLIP is")
+    return {**defaults, **given}
+
+
+FAMILY = Family(
+    name="clip",
+    title="CLIP",
+    module=VisionTransformer,
+    config=ViTConfig,
+    readers=(
+        Reader("transformers", "clip", _read_both, "CLIP", module=CLIPModule),
+        Reader("transformers", "clip_vision_model", _read_vision, "CLIP"),
+        Reader("open_clip", "open_clip", _read_open_clip, module=CLIPModule, antialias=True),
+        Reader("timm", r"vit_[a-z]+_patch\d+_clip(_quickgelu)?_\d+", read_timm, antialias=True),
+    ),
+)

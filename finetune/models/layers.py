@@ -74,3 +74,8 @@ def attention(
     if dropout is not None:
         weights = dropout(weights)
     return jnp.einsum("nhqk,nkhd->nqhd", weights, value)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors of length one along the last axis."""
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -10,10 +10,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core import FrozenDict, unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from finetune.errors import ModelError, TransferError, nearest
+from finetune.weights.tensors import LazyArray
 
 Variables = Mapping[str, Any]  # a dict, or the FrozenDict of older Flax code
 Key = tuple[str, ...]
@@ -27,25 +29,42 @@ def extract_submodule(module: nn.Module, variables: Variables, path: str) -> tup
     Args:
         module: for example ``CLIPModule``, or the ``.module`` of transformers' ``FlaxCLIPModel``.
         variables: ``{"params": ..., ...}``; every collection of the submodule comes along.
-        path: attribute names with dots, such as ``vision_model`` or ``vision_model.encoder``.
+        path: attribute names with dots, such as ``vision_model.encoder``; a number picks from a list (``stages.0``).
 
     Raises:
         ModelError: a part of the path is not a submodule; lists those that are.
     """
-    part = module.bind(_plain(variables))
+    part: Any = module.bind(_plain(variables))
     for i, name in enumerate(path.split(".")):
-        child = getattr(part, name, None)
-        if not isinstance(child, nn.Module):
-            # getattr has run setup(), so the parts that it made are attributes now
-            children = sorted(k for k, v in vars(part).items() if isinstance(v, nn.Module) and k != "parent")
+        child = _member(part, name)
+        if child is None:
             at = ".".join(path.split(".")[:i]) or type(module).__name__
+            children = _members(part)
             raise ModelError(
                 f"{at} has no submodule {name!r}{nearest(name, children)}; it has: {', '.join(children) or 'none'}"
                 " (modules made inside an @nn.compact method cannot be taken out)"
             )
         part = child
+    if not isinstance(part, nn.Module):
+        raise ModelError(f"{path}: a list of {len(part)} submodules; name one of them, such as {path}.0")
     submodule, subvariables = part.unbind()
     return submodule, _plain(subvariables)
+
+
+def _member(part: Any, name: str) -> Any:
+    """A submodule, a list of submodules or one of a list; None where there is no such thing."""
+    if isinstance(part, list | tuple):
+        return part[int(name)] if name.isdigit() and int(name) < len(part) else None
+    child = getattr(part, name, None)
+    modules = child if isinstance(child, list | tuple) and child else [child]
+    return child if all(isinstance(module, nn.Module) for module in modules) else None
+
+
+def _members(part: Any) -> list[str]:
+    if isinstance(part, list | tuple):
+        return [str(i) for i in range(len(part))]
+    # getattr has run setup(), so the parts that it made are attributes now
+    return sorted(name for name in vars(part) if name != "parent" and _member(part, name) is not None)
 
 
 @dataclass(frozen=True)
@@ -56,16 +75,19 @@ class TransferReport:
         transferred: (source, target) names of what was copied.
         fresh: target leaves that keep their new initial values, such as a head's.
         unused: source tensors that were left out on purpose.
+        resized: target leaves, positions, that were interpolated to another image size.
     """
 
     transferred: tuple[tuple[str, str], ...]
     fresh: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.transferred)} tensors transferred, {len(self.fresh)} fresh, {len(self.unused)} unused"]
         lines += [f"  fresh   {name}" for name in self.fresh]
         lines += [f"  unused  {name}" for name in self.unused]
+        lines += [f"  resized {name}" for name in self.resized]
         return "\n".join(lines)
 
 
@@ -107,7 +129,7 @@ def transplant(
             if tuple(value.shape) != tuple(wanted.shape):
                 problems.append(f"shape       {shown[key]}: {tuple(value.shape)} given, {tuple(wanted.shape)} needed")
                 continue
-            result[key] = jnp.asarray(value, wanted.dtype)
+            result[key] = jnp.asarray(np.asarray(value) if isinstance(value, LazyArray) else value, wanted.dtype)
             transferred.append((shown[key], path))
         elif _any_match(fresh, path) and not isinstance(wanted, jax.ShapeDtypeStruct):
             result[key] = wanted

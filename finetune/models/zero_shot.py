@@ -23,7 +23,7 @@ def zero_shot_head(
     probabilities are near CLIP's too.
 
     Args:
-        backbone: from a CLIP checkpoint (``backbone.text`` is there).
+        backbone: from a CLIP or SigLIP checkpoint (``backbone.text`` is there).
         class_names: one for each class.
         templates: prompts with one ``{}`` for the class name.
         features: float32 [images, num_features], pooled features of some images of the kind to classify.
@@ -39,7 +39,6 @@ def zero_shot_head(
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
     embeddings = backbone.text.embed_texts(prompts).reshape(len(class_names), len(templates), -1).mean(axis=1)
     classes = embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
-    params = backbone.text.variables["params"]
-    projection = params["visual_projection"]["kernel"]
+    projection = backbone.text.image_projection
     norm = jnp.linalg.norm(features @ projection, axis=-1).mean()
-    return jnp.exp(params["logit_scale"]) / norm * (projection @ classes.T)
+    return jnp.exp(backbone.text.variables["params"]["logit_scale"]) / norm * (projection @ classes.T)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +15,46 @@ from safetensors import SafetensorError, safe_open
 from finetune.errors import ModelError
 
 SINGLE_FILES = ("model.safetensors", "open_clip_model.safetensors")
+_REOPEN_AFTER = 2**28  # bytes
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 
 
-class TensorFolder(Mapping[str, np.ndarray]):
-    """Name -> array of every tensor in a folder, single-file or sharded, in the dtype it was saved in."""
+@dataclass(frozen=True)
+class LazyArray:
+    """An array that is read when asked for (``np.asarray``), so that a checkpoint is never held in memory twice.
 
-    def __init__(self, folder: Path) -> None:
+    Attributes:
+        shape: known beforehand.
+        read: gives the array.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.read()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+
+class TensorFolder(Mapping[str, LazyArray]):
+    """Name -> array of every tensor in a folder, single-file or sharded, in the dtype it was saved in.
+
+    Raises:
+        ModelError: no safetensors there, or files that are missing or damaged.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[str] = SINGLE_FILES) -> None:
         self.folder = folder
-        self._files: dict[Path, Any] = {}
-        self._home: dict[str, Path] = {}
-        for file in _weight_files(folder):
-            self._files[file] = _open(file)
-            for name in self._files[file].keys():  # noqa: SIM118 (a safetensors handle, not a dict)
-                self._home[name] = file
+        self._home: dict[str, tuple[_File, tuple[int, ...]]] = {}
+        for path in _weight_files(folder, files):
+            file = _File(path)
+            handle = file.open()
+            for name in handle.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
+                self._home[name] = file, tuple(handle.get_slice(name).get_shape())
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        file = self._home[name]
-        try:
-            return self._files[file].get_tensor(name)
-        except (SafetensorError, TypeError, AttributeError) as error:  # the latter two: a dtype NumPy lacks
-            raise ModelError(f"{file}: tensor {name!r} cannot be read: {error}") from None
+    def __getitem__(self, name: str) -> LazyArray:
+        file, shape = self._home[name]
+        return LazyArray(shape, lambda: file.read(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._home)
@@ -43,7 +63,34 @@ class TensorFolder(Mapping[str, np.ndarray]):
         return len(self._home)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+class _File:
+    """One memory-mapped safetensors file.
+
+    Pages that were read stay mapped, and count as this process's memory, for as long as the file is open; it is
+    opened anew after every quarter of a gigabyte.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle: Any = None
+        self._read_bytes = 0
+
+    def open(self) -> Any:
+        if self._handle is None or self._read_bytes > _REOPEN_AFTER:
+            self._handle, self._read_bytes = None, 0
+            self._handle = _open(self._path)
+        return self._handle
+
+    def read(self, name: str) -> np.ndarray:
+        try:
+            array = self.open().get_tensor(name)
+        except (SafetensorError, TypeError, AttributeError) as error:  # the latter two: a dtype NumPy lacks
+            raise ModelError(f"{self._path}: tensor {name!r} cannot be read: {error}") from None
+        self._read_bytes += array.nbytes
+        return array
+
+
+def _weight_files(folder: Path, single_files: Sequence[str]) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -56,7 +103,7 @@ def _weight_files(folder: Path) -> list[Path]:
             count = f"{len(missing)} of {len(files)} shards are missing"
             raise ModelError(f"{folder}: {count}: {', '.join(missing)}; fetch them")
         return files
-    for name in SINGLE_FILES:
+    for name in single_files:
         if (folder / name).is_file():
             return [folder / name]
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))

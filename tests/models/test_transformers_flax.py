@@ -7,7 +7,7 @@ import transformers
 
 from finetune import build_classifier, extract_submodule
 from finetune.data.image_spec import ImageSpec
-from finetune.models.clip import MEAN, STD, CLIPModule
+from finetune.models.clip import CLIPModule, from_transformers
 from finetune.optim.optimizer import build_optimizer
 from finetune.optim.partitions import split_frozen
 from finetune.recipe import Partition
@@ -57,7 +57,7 @@ def test_its_vision_module_is_extracted_and_becomes_a_classifier_that_trains(fla
     optimizer = build_optimizer(rules, variables["params"], total_steps=60)
     params, frozen = split_frozen(variables["params"], rules)
     state = TrainState.create(params, {}, optimizer, jax.random.key(0))
-    step = make_train_step(classifier, optimizer, ImageSpec(16, 16, None, "bicubic", MEAN, STD))
+    step = make_train_step(classifier, optimizer, ImageSpec(16, 16, None, "bicubic", (0.5,) * 3, (0.5,) * 3))
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8), "label": np.array([0, 1, 2, 0])}
     losses = []

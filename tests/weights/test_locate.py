@@ -31,6 +31,22 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(source):
         locate(source)
 
 
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_a_hub_id_that_ends_in_at_needs_a_revision(revision):
+    with pytest.raises(ModelError, match="owner/name@: no revision after @; give a branch, tag or commit"):
+        locate("owner/name@", revision)
+
+
+def test_two_revisions_that_differ_are_refused():
+    with pytest.raises(ModelError, match="owner/name@v1: names another revision than the argument revision='v2'; give"):
+        locate("owner/name@v1", "v2")
+
+
+def test_an_id_that_no_repository_can_have_is_refused():
+    with pytest.raises(ModelError, match=r"owner/a name: not a hub id \(owner/name\), and no such folder: "):
+        locate("owner/a name")
+
+
 def test_a_hub_id_that_is_not_in_the_cache_says_what_to_do_without_a_network():
-    with pytest.raises(ModelError, match="not-an-owner/not-a-model@v2: .*check the name and the network, or download"):
+    with pytest.raises(ModelError, match="not-an-owner/not-a-model@v2: .*offline mode is on; unset HF_HUB_OFFLINE"):
         locate("not-an-owner/not-a-model", "v2")

@@ -1,0 +1,133 @@
+"""What the convolutional families share: batch normalization, padding as PyTorch has it, stochastic depth, names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from finetune.errors import ModelError
+from finetune.weights.names import Drop, Rename, Row, convolution
+
+# He et al. 2015, arXiv:1502.01852, for fresh kernels in front of a ReLU.
+he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization (Ioffe & Szegedy 2015, arXiv:1502.03167), [..., C] to [..., C] in the compute dtype.
+
+    The tree is that of ``nn.BatchNorm``: ``scale`` and ``bias`` in params, ``mean`` and ``var`` in batch_stats, all of
+    them float32 [C]. With ``train`` it normalizes with the batch's mean and biased variance and, where batch_stats is
+    mutable, moves the running statistics towards the batch's mean and unbiased variance, as PyTorch does and
+    ``nn.BatchNorm`` does not. Without, it normalizes with the running statistics.
+
+    Attributes:
+        features: C.
+        momentum: how much of the running statistics each step keeps: Flax's decay, 1 - PyTorch's momentum.
+        epsilon: added to the variance.
+        dtype: of the output; statistics are float32 whatever it is.
+    """
+
+    features: int
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        shape = (self.features,)
+        self.scale = self.param("scale", nn.initializers.ones, shape)
+        self.bias = self.param("bias", nn.initializers.zeros, shape)
+        self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        self.var = self.variable("batch_stats", "var", jnp.ones, shape)
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        mean, var = self._batch_statistics(x) if train else (self.mean.value, self.var.value)
+        factor = self.scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x * factor + (self.bias - mean * factor)).astype(self.dtype)
+
+    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and biased variance of all positions, float32 [C] each; keeps them where it may."""
+        x = x.astype(jnp.float32)
+        positions = tuple(range(x.ndim - 1))
+        mean = x.mean(positions)
+        var = jnp.square(x - mean).mean(positions)  # not E[x^2] - E[x]^2, which cancels where the mean is large
+        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            count = x.size // x.shape[-1]
+            unbiased = var * (count / max(count - 1, 1))
+            self.mean.value = self.momentum * self.mean.value + (1 - self.momentum) * mean
+            self.var.value = self.momentum * self.var.value + (1 - self.momentum) * unbiased
+        return mean, var
+
+
+class ConvNorm(nn.Module):
+    """A square convolution without bias, then BatchNorm: [N, H, W, C] to [N, H / stride, W / stride, features].
+
+    Attributes:
+        groups: of channels; C for a depthwise convolution.
+        same: pad as TensorFlow's SAME does, which with a stride puts more zeros at the bottom and right; otherwise
+            ``kernel // 2`` zeros on every side, as PyTorch's models do.
+        momentum, epsilon: see BatchNorm.
+    """
+
+    features: int
+    kernel: int = 1
+    stride: int = 1
+    groups: int = 1
+    same: bool = False
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.conv = nn.Conv(
+            self.features,
+            kernel_size=(self.kernel, self.kernel),
+            strides=self.stride,
+            padding="SAME" if self.same else self.kernel // 2,
+            feature_group_count=self.groups,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=he_init,
+        )
+        self.norm = BatchNorm(self.features, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype)
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        return self.norm(self.conv(x), train)
+
+
+def drop_path(rate: float) -> nn.Dropout:
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382) for a branch [N, H, W, C].
+
+    In training each image's whole branch is zero with probability ``rate``, and is scaled up otherwise.
+    """
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3))
+
+
+def conv_norm_names(conv: str, norm: str, path: str) -> tuple[Row, ...]:
+    """The table of one ConvNorm, whose modules in PyTorch have the names ``conv`` and ``norm`` (patterns)."""
+    return (
+        Rename(rf"{conv}\.weight", rf"{path}.conv.kernel", convolution),
+        Rename(rf"{norm}\.weight", rf"{path}.norm.scale"),
+        Rename(rf"{norm}\.bias", rf"{path}.norm.bias"),
+        Rename(rf"{norm}\.running_mean", rf"{path}.norm.mean", collection="batch_stats"),
+        Rename(rf"{norm}\.running_var", rf"{path}.norm.var", collection="batch_stats"),
+        Drop(rf"{norm}\.num_batches_tracked"),
+    )
+
+
+def require(given: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+    """Refuses the variants of a model that its module does not compute.
+
+    Args:
+        given: what the configuration says.
+        supported: option -> the one value that is supported.
+
+    Raises:
+        ModelError: naming the first option that has another value.
+    """
+    for option, value in supported.items():
+        if given[option] != value:
+            raise ModelError(f"{option}: only {value!r} is supported; received {given[option]!r}")

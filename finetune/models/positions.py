@@ -1,0 +1,49 @@
+"""Learned positions at another image size, interpolated exactly as the library that made the checkpoint does.
+
+transformers resizes with PyTorch's plain bicubic filter, timm and open_clip with the antialiased one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def resize_positions(table: np.ndarray, prefix: int, grid: int, *, antialias: bool) -> np.ndarray:
+    """A position table for ``grid`` x ``grid`` patches.
+
+    Args:
+        table: float [prefix + old_grid**2, C].
+        prefix: leading rows that belong to no patch and stay.
+        grid: patches along one edge.
+        antialias: PyTorch's ``antialias=True`` in ``interpolate(mode="bicubic", align_corners=False)``.
+
+    Returns:
+        float32 [prefix + grid**2, C].
+    """
+    old = round(float(np.sqrt(len(table) - prefix)))
+    weights = _bicubic(old, grid, antialias)
+    patches = table[prefix:].reshape(old, old, -1).astype(np.float64)
+    resized = np.einsum("yi,xj,ijc->yxc", weights, weights, patches, optimize=True)
+    return np.concatenate([table[:prefix], resized.reshape(grid**2, -1)]).astype(np.float32)
+
+
+def _bicubic(old: int, new: int, antialias: bool) -> np.ndarray:
+    """[new, old]: each row's weights add up to one. Keys' cubic (1981), with PyTorch's constants: -0.75 plain, where
+    samples beyond the edge repeat it; -0.5 antialiased, where the filter widens as it shrinks and stops at the edge."""
+    scale = old / new
+    centers = (np.arange(new) + 0.5) * scale - 0.5
+    if antialias:
+        width = max(scale, 1.0)
+        weights = _cubic((np.arange(old) - centers[:, None]) / width, -0.5)
+        return weights / weights.sum(axis=1, keepdims=True)
+    weights = np.zeros((new, old))
+    taps = np.floor(centers).astype(int)[:, None] + np.arange(-1, 3)
+    np.add.at(weights, (np.arange(new)[:, None], taps.clip(0, old - 1)), _cubic(taps - centers[:, None], -0.75))
+    return weights
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    x = np.abs(x)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))

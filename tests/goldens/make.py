@@ -1,0 +1,372 @@
+"""Make the reference checkpoints ("goldens") of this folder: tiny random models and what PyTorch computes with them.
+
+    python -m tests.goldens.make            # all of them
+    python -m tests.goldens.make siglip vit # only these
+
+Each golden is a folder: the configuration and the weights exactly as the library (transformers, timm or open_clip)
+saves them, and ``expected.npz`` with inputs and PyTorch's outputs. Images are float32 [batch, height, width, channels];
+outputs keep PyTorch's layout. A key that ends in ``_48`` belongs to an image of 48 pixels, read by the same weights.
+
+Every parameter and buffer is drawn anew, because most start as zeros or ones, with which a wrong transfer of weights
+would not show. Seeds are fixed and PyTorch uses one thread: made again on one machine, the files are identical.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import timm
+import torch
+import transformers
+from numpy.random import Generator
+from open_clip.model import resize_pos_embed, set_model_preprocess_cfg
+from open_clip.push_to_hf_hub import save_config_for_hf
+from open_clip.transform import PreprocessCfg
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+from torch.nn import functional
+
+HERE = Path(__file__).parent
+Arrays = dict[str, Any]
+
+# The last part of the names of tensors that are looked up or appended to the sequence.
+# fmt: off
+TABLES = {
+    "cls_token", "dist_token", "reg_token", "mask_token", "distillation_token", "register_tokens", "class_embedding",
+    "pos_embed", "position_embeddings", "position_embedding", "positional_embedding", "token_embedding",
+    "probe", "latent",
+}
+# fmt: on
+ENCODER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL_ENCODER = {**ENCODER, "image_size": 32, "patch_size": 8}
+TIMM_VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
+
+
+# Weights and inputs
+
+
+def draw(rng: Generator, name: str, tensor: Tensor) -> np.ndarray:
+    """New values for one tensor of a state dict."""
+    shape = tuple(tensor.shape)
+    leaf = name.removesuffix(".weight").rsplit(".", 1)[-1]
+    if name.endswith("num_batches_tracked"):
+        return rng.integers(1, 100, shape)
+    if leaf in TABLES or leaf == "running_mean":
+        return rng.uniform(-0.5, 0.5, shape)
+    if name.endswith("bias"):
+        return rng.uniform(-0.3, 0.3, shape)
+    if len(shape) < 2:  # scales of norms and of layers, running_var, logit_scale
+        return rng.uniform(0.5, 1.5, shape)
+    fan_in = np.prod(shape[1:])
+    return rng.uniform(-1, 1, shape) * np.sqrt(6 / fan_in)  # keeps the variance through a ReLU
+
+
+def randomize(model: nn.Module, rng: Generator) -> Any:
+    """The model in eval mode with every tensor of its state drawn anew."""
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(torch.as_tensor(draw(rng, name, tensor)))
+    return model.eval()
+
+
+def images(rng: Generator, size: int, batch: int = 2) -> np.ndarray:
+    """NHWC images of few levels, so that they compress well."""
+    return rng.integers(-4, 4, (batch, size, size, 3)).astype(np.float32) / 2
+
+
+def nchw(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+# transformers
+
+
+def hidden_states(model: nn.Module, rng: Generator, size: int, suffix: str = "", **options: Any) -> Arrays:
+    """The two outputs of a vision encoder for random images."""
+    pixels = images(rng, size, batch=1 if suffix else 2)
+    output = model(nchw(pixels), **options)
+    return {
+        f"pixel_values{suffix}": pixels,
+        f"last_hidden_state{suffix}": output.last_hidden_state,
+        f"pooler_output{suffix}": output.pooler_output,
+    }
+
+
+def resized_hidden_states(model: nn.Module, rng: Generator, size: int) -> Arrays:
+    """The same for images of another size, where the library interpolates positions only when told to."""
+    return hidden_states(model, rng, size, f"_{size}", interpolate_pos_encoding=True)
+
+
+def siglip(folder: Path, rng: Generator) -> Arrays:
+    config = transformers.SiglipConfig(
+        vision_config=SMALL_ENCODER | {"intermediate_size": 40, "vision_use_head": True},
+        text_config=ENCODER | {"vocab_size": 64, "max_position_embeddings": 8, "bos_token_id": 62, "eos_token_id": 63},
+    )
+    model = randomize(transformers.SiglipModel(config), rng)
+    model.save_pretrained(folder)
+    transformers.SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+    pixels = images(rng, 32)
+    ids = rng.integers(2, 62, (3, 8))
+    for row, length in zip(ids, (8, 5, 3), strict=True):
+        row[length - 1] = config.text_config.eos_token_id
+        row[length:] = config.text_config.pad_token_id
+    output = model(input_ids=torch.from_numpy(ids), pixel_values=nchw(pixels))
+    return {
+        "pixel_values": pixels,
+        "last_hidden_state": output.vision_model_output.last_hidden_state,
+        "pooler_output": output.vision_model_output.pooler_output,
+        "input_ids": ids,
+        "image_embeds": output.image_embeds,
+        "text_embeds": output.text_embeds,
+        "text_pooler_output": output.text_model_output.pooler_output,
+        "logits_per_image": output.logits_per_image,
+        **resized_hidden_states(model.vision_model, rng, 48),
+    }
+
+
+def dinov2_swiglu(folder: Path, rng: Generator) -> Arrays:
+    config = transformers.Dinov2Config(**ENCODER, mlp_ratio=2, image_size=56, patch_size=14, use_swiglu_ffn=True)
+    model = randomize(transformers.Dinov2Model(config), rng)
+    model.save_pretrained(folder)
+    return hidden_states(model, rng, 56) | hidden_states(model, rng, 84, "_84")
+
+
+def dinov2_registers(folder: Path, rng: Generator) -> Arrays:
+    config = transformers.Dinov2WithRegistersConfig(**ENCODER, mlp_ratio=2, image_size=56, patch_size=14)
+    model = randomize(transformers.Dinov2WithRegistersModel(config), rng)
+    model.save_pretrained(folder)
+    return hidden_states(model, rng, 56) | hidden_states(model, rng, 84, "_84")
+
+
+def vit(folder: Path, rng: Generator) -> Arrays:
+    model = randomize(transformers.ViTModel(transformers.ViTConfig(**SMALL_ENCODER)), rng)
+    model.save_pretrained(folder)
+    return hidden_states(model, rng, 32) | resized_hidden_states(model, rng, 48)
+
+
+def vit_classifier(folder: Path, rng: Generator) -> Arrays:
+    config = transformers.ViTConfig(**SMALL_ENCODER, num_labels=5)
+    model = randomize(transformers.ViTForImageClassification(config), rng)
+    model.save_pretrained(folder)
+    pixels = images(rng, 32)
+    states = model.vit(nchw(pixels)).last_hidden_state
+    return {
+        "pixel_values": pixels,
+        "last_hidden_state": states,
+        "pooler_output": states[:, 0],  # what the classifier reads; this model has no pooler
+        "logits": model(nchw(pixels)).logits,
+    }
+
+
+def deit(folder: Path, rng: Generator) -> Arrays:
+    model = randomize(transformers.DeiTModel(transformers.DeiTConfig(**SMALL_ENCODER)), rng)
+    model.save_pretrained(folder)
+    return hidden_states(model, rng, 32) | resized_hidden_states(model, rng, 48)
+
+
+def clip_vision_interpolated(folder: Path, rng: Generator) -> Arrays:
+    model = randomize(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**SMALL_ENCODER)), rng)
+    model.save_pretrained(folder)
+    return hidden_states(model, rng, 32) | resized_hidden_states(model, rng, 48)
+
+
+def mobilenet_v2(folder: Path, rng: Generator) -> Arrays:
+    config = transformers.MobileNetV2Config(
+        depth_multiplier=0.05, depth_divisible_by=4, min_depth=4, finegrained_output=False, image_size=64
+    )
+    model = randomize(transformers.MobileNetV2Model(config), rng)
+    model.save_pretrained(folder)
+    # TensorFlow's padding differs between even and odd sizes.
+    return hidden_states(model, rng, 64) | hidden_states(model, rng, 65, "_65")
+
+
+def batchnorm_step(folder: Path, rng: Generator) -> Arrays:
+    """One pass in training mode: its outputs, the running statistics after it, and the gradients."""
+    config = transformers.ResNetConfig(
+        embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+    )
+    model = randomize(transformers.ResNetModel(config), rng)
+    model.save_pretrained(folder)
+
+    pixels = images(rng, 32, batch=4)
+    model.train()
+    with torch.enable_grad():
+        pooled = model(nchw(pixels)).pooler_output
+        loss = (pooled**2).mean()
+        loss.backward()
+    statistics = {name: value for name, value in model.named_buffers() if "running" in name}
+    return {
+        "pixel_values": pixels,
+        "pooler_output": pooled,
+        "loss": loss,
+        **{f"after/{name}": value for name, value in statistics.items()},
+        **{f"grad/{name}": parameter.grad for name, parameter in model.named_parameters()},
+    }
+
+
+# timm
+
+
+def timm_model(architecture: str, folder: Path, rng: Generator, **arguments: Any) -> nn.Module:
+    """A saved model without a classifier."""
+    model = randomize(timm.create_model(architecture, num_classes=0, **arguments), rng)
+    save_for_hf(model, str(folder), safe_serialization=True)
+    return model
+
+
+def features(model: nn.Module, rng: Generator, size: int, suffix: str = "") -> Arrays:
+    pixels = images(rng, size, batch=1 if suffix else 2)
+    return {f"pixel_values{suffix}": pixels, f"features{suffix}": model(nchw(pixels))}
+
+
+def timm_vit_48(folder: Path, rng: Generator) -> Arrays:
+    arguments = TIMM_VIT | {"patch_size": 8}
+    model = timm_model("vit_tiny_patch16_224", folder, rng, img_size=64, **arguments)
+    larger = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=96, **arguments).eval()
+    larger.load_state_dict(checkpoint_filter_fn(model.state_dict(), larger))  # resamples the positions
+    return features(model, rng, 64) | features(larger, rng, 96, "_96")
+
+
+def timm_vit_registers(folder: Path, rng: Generator) -> Arrays:
+    return features(timm_model("vit_small_patch14_reg4_dinov2", folder, rng, img_size=56, **TIMM_VIT), rng, 56)
+
+
+def timm_vit_siglip(folder: Path, rng: Generator) -> Arrays:
+    arguments = TIMM_VIT | {"patch_size": 8, "img_size": 32}
+    return features(timm_model("vit_base_patch16_siglip_224", folder, rng, **arguments), rng, 32)
+
+
+def timm_deit_distilled(folder: Path, rng: Generator) -> Arrays:
+    arguments = TIMM_VIT | {"patch_size": 8, "img_size": 32}
+    return features(timm_model("deit_tiny_distilled_patch16_224", folder, rng, **arguments), rng, 32)
+
+
+def timm_resnet50d(folder: Path, rng: Generator) -> Arrays:
+    arguments = {"layers": (2, 1, 1, 1), "channels": (4, 4, 8, 8), "stem_width": 8}
+    model = timm_model("resnet50d", folder, rng, **arguments)
+    return features(model, rng, 64) | features(model, rng, 63, "_63")
+
+
+def timm_resnext(folder: Path, rng: Generator) -> Arrays:
+    arguments = {"layers": (2, 1, 1, 1), "channels": (4, 4, 8, 8), "cardinality": 2, "base_width": 32}
+    return features(timm_model("resnext50_32x4d", folder, rng, **arguments), rng, 64)
+
+
+def timm_convnext(folder: Path, rng: Generator) -> Arrays:
+    return features(timm_model("convnext_atto", folder, rng, depths=(2, 1, 1, 1), dims=(4, 8, 8, 16)), rng, 64)
+
+
+def timm_convnextv2(folder: Path, rng: Generator) -> Arrays:
+    return features(timm_model("convnextv2_atto", folder, rng, depths=(2, 1, 1, 1), dims=(4, 8, 8, 16)), rng, 64)
+
+
+# open_clip
+
+
+def open_clip_gelu(folder: Path, rng: Generator) -> Arrays:
+    vision = {"layers": 2, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 32, "mlp_ratio": 2.0}
+    text = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 2}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    model = randomize(open_clip.CLIP(**config), rng)
+    set_model_preprocess_cfg(model, asdict(PreprocessCfg(size=32)))
+    save_config_for_hf(model, folder / "open_clip_config.json", config)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+
+    larger = open_clip.CLIP(**config | {"vision_cfg": vision | {"image_size": 48}}).eval()
+    state = model.state_dict()
+    resize_pos_embed(state, larger)
+    larger.load_state_dict(state)
+
+    pixels, pixels_48 = images(rng, 32), images(rng, 48, batch=1)
+    ids = rng.integers(1, 62, (3, 8))
+    for row, length in zip(ids, (8, 5, 3), strict=True):
+        row[length - 1] = 63  # the largest id ends a text
+        row[length:] = 0
+    return {
+        "pixel_values": pixels,
+        "image_embeds": model.encode_image(nchw(pixels), normalize=True),
+        "input_ids": ids,
+        "text_embeds": model.encode_text(torch.from_numpy(ids), normalize=True),
+        "pixel_values_48": pixels_48,
+        "image_embeds_48": larger.encode_image(nchw(pixels_48), normalize=True),
+    }
+
+
+# PyTorch itself
+
+
+def positions(folder: Path, rng: Generator) -> Arrays:
+    """Bicubic resizing of grids [height, width, channels]: ``out_4_6_antialias`` is ``grid_4`` made 6 x 6."""
+    arrays: Arrays = {}
+    for side in (4, 7):
+        grid = torch.from_numpy(rng.uniform(-1, 1, (1, 3, side, side)).astype(np.float32))
+        arrays[f"grid_{side}"] = grid[0].permute(1, 2, 0)
+        for target in (6, 3, 16, 5):
+            for kind in ("plain", "antialias"):
+                resized = functional.interpolate(
+                    grid, (target, target), mode="bicubic", align_corners=False, antialias=kind == "antialias"
+                )
+                arrays[f"out_{side}_{target}_{kind}"] = resized[0].permute(1, 2, 0)
+    return arrays
+
+
+GOLDENS: dict[str, Callable[[Path, Generator], Arrays]] = {
+    "siglip": siglip,
+    "dinov2-swiglu": dinov2_swiglu,
+    "dinov2-registers": dinov2_registers,
+    "vit": vit,
+    "vit-classifier": vit_classifier,
+    "deit": deit,
+    "clip-vision-interpolated": clip_vision_interpolated,
+    "mobilenet-v2": mobilenet_v2,
+    "batchnorm-step": batchnorm_step,
+    "timm-vit-48": timm_vit_48,
+    "timm-vit-registers": timm_vit_registers,
+    "timm-vit-siglip": timm_vit_siglip,
+    "timm-deit-distilled": timm_deit_distilled,
+    "timm-resnet50d": timm_resnet50d,
+    "timm-resnext": timm_resnext,
+    "timm-convnext": timm_convnext,
+    "timm-convnextv2": timm_convnextv2,
+    "open-clip": open_clip_gelu,
+    "positions": positions,
+}
+
+
+def make(name: str) -> int:
+    """Make one golden anew; gives its size in bytes."""
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    rng = np.random.default_rng(zlib.crc32(name.encode()))  # of its own, so that each can be made alone
+    with torch.no_grad():
+        expected = GOLDENS[name](folder, rng)
+    arrays = {key: np.asarray(torch.as_tensor(value).detach(), order="C") for key, value in expected.items()}
+    np.savez_compressed(folder / "expected.npz", **arrays)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # some of the libraries write files that only their owner can read
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def main(names: list[str]) -> None:
+    if unknown := sorted(set(names) - set(GOLDENS)):
+        sys.exit(f"no such golden: {', '.join(unknown)}; there are {', '.join(GOLDENS)}")
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    torch.use_deterministic_algorithms(True)
+    for name in names or GOLDENS:
+        print(f"{name:26}{make(name) / 1024:7.1f} KiB", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,264 @@
+"""Hub ids, against a hub on loopback.
+
+huggingface_hub reads its environment when it is imported, so what is tested runs in processes of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))  # the tests are no package
+
+from hub_server import Hub  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+TINY_CLIP = ROOT / "checkpoints" / "tiny-clip"
+
+LOCATE = """
+import json, sys
+from finetune.errors import ModelError
+from finetune.weights.locate import locate
+
+answers = []
+for source, revision in json.loads(sys.argv[1]):
+    try:
+        folder = locate(source, revision)
+        answers.append({file.name: file.read_text() for file in folder.iterdir()})
+    except ModelError as error:
+        answers.append(str(error))
+print(json.dumps(answers))
+"""
+FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+
+CONFIG = {"config.json": b'{"model_type": "clip"}', "preprocessor_config.json": b'{"size": 32}'}
+TOKENIZER = {"tokenizer.json": b'{"tokens": 1}', "merges.txt": b"a b", "spiece.model": b"pieces"}
+MODEL = {**CONFIG, "model.safetensors": b"weights"}
+NOT_WANTED = {
+    "modeling_clip.py": b"code",
+    "pytorch_model.bin": b"pickle",
+    "training_args.pt": b"pickle",
+    "flax_model.msgpack": b"flax",
+    "tf_model.h5": b"tf",
+    "model.fp16.safetensors": b"half",
+    "open_clip_model.safetensors": b"another layout",
+    "onnx/config.json": b"{}",
+    "onnx/model.safetensors": b"of a subfolder",
+    "README.md": b"words",
+}
+
+
+@pytest.fixture
+def hub():
+    hub = Hub()
+    hub.start()
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def ask(hub, tmp_path):
+    """Locates sources, in one fresh process; gives for each the files of its folder, or the error."""
+
+    def ask(*sources, before="", **environment):
+        asked = json.dumps([source if isinstance(source, tuple) else (source, None) for source in sources])
+        return json.loads(run(hub, tmp_path, before + LOCATE, asked, **environment))
+
+    return ask
+
+
+def run(hub, folder, code, *arguments, **environment):
+    settings = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env={**os.environ, **settings, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def text(files):
+    return {name: content.decode() for name, content in files.items()}
+
+
+def test_only_the_needed_files_are_asked_for(hub, ask):
+    hub.add("owner/clip", {**MODEL, **TOKENIZER, **NOT_WANTED})
+    assert ask("owner/clip") == [text({**MODEL, **TOKENIZER})]
+    assert hub.fetched() == sorted({**MODEL, **TOKENIZER})
+    asked = {path.split("/", 5)[-1] for _, path in hub.requests if "/resolve/" in path}
+    assert asked == {*MODEL, *TOKENIZER}  # not even a HEAD of anything else
+
+
+def test_a_sharded_model_comes_with_the_shards_that_its_index_names(hub, ask):
+    shards = {f"model-0000{i}-of-00002.safetensors": b"shard %d" % i for i in (1, 2)}
+    index = json.dumps({"weight_map": dict(zip("abc", [*shards, *shards], strict=False))}).encode()
+    files = {**CONFIG, "model.safetensors.index.json": index, **shards}
+    hub.add("owner/big", {**files, **NOT_WANTED, "model-00001-of-00001.safetensors": b"an older split"})
+    assert ask("owner/big") == [text(files)]
+    assert hub.fetched() == sorted(files)
+
+
+@pytest.mark.parametrize("named", ["pytorch_model.bin", "../model.safetensors", "onnx/model.safetensors"])
+def test_an_index_cannot_name_anything_but_safetensors_beside_it(hub, ask, named):
+    index = json.dumps({"weight_map": {"a": named}}).encode()
+    hub.add("owner/odd", {**CONFIG, "model.safetensors.index.json": index, **NOT_WANTED})
+    (error,) = ask("owner/odd")
+    assert error.startswith("owner/odd: model.safetensors.index.json: needs a weight_map of safetensors beside it")
+    assert repr(named) in error
+    assert not [path for _, path in hub.requests if path.endswith((named, ".bin"))]
+
+
+def test_an_open_clip_repository_gives_its_own_weights(hub, ask):
+    files = {"open_clip_config.json": b"{}", "tokenizer.json": b"{}", "open_clip_model.safetensors": b"weights"}
+    hub.add("owner/open", {**files, "open_clip_pytorch_model.bin": b"pickle", "model.safetensors": b"a stray"})
+    assert ask("owner/open") == [text(files)]
+    assert hub.fetched() == sorted(files)
+
+
+def test_a_second_load_asks_the_hub_for_no_file_again(hub, ask):
+    commit = hub.add("owner/clip", MODEL)
+    first, again = ask("owner/clip", "owner/clip")
+    assert first == again == text(MODEL)
+    assert hub.fetched() == sorted(MODEL)
+
+    hub.requests.clear()
+    assert ask("owner/clip", f"owner/clip@{commit}") == [text(MODEL)] * 2
+    assert not [path for _, path in hub.requests if "/resolve/" in path]
+
+    hub.requests.clear()
+    assert ask("owner/clip", ("owner/clip", commit), HF_HUB_OFFLINE="1") == [text(MODEL)] * 2
+    assert hub.requests == []
+
+    hub.stop()
+    assert ask("owner/clip", f"owner/clip@{commit}") == [text(MODEL)] * 2
+
+
+def test_a_branch_that_moved_is_fetched_anew(hub, ask):
+    hub.add("owner/clip", MODEL)
+    ask("owner/clip")
+    moved = {**MODEL, "model.safetensors": b"trained more"}
+    hub.add("owner/clip", moved)
+    assert ask("owner/clip") == [text(moved)]
+    assert hub.fetched().count("config.json") == 1  # the same bytes
+
+
+def test_a_revision_is_named_in_the_source_or_beside_it(hub, ask):
+    other, draft = {**MODEL, "model.safetensors": b"second"}, {**MODEL, "model.safetensors": b"a pull request"}
+    commit = hub.add("owner/clip", MODEL, v2=other, **{"refs/pr/1": draft})
+    sources = ["owner/clip@v2", ("owner/clip", "v2"), ("owner/clip@v2", "v2"), "owner/clip@refs/pr/1"]
+    given = ask(*sources, f"owner/clip@{commit}")
+    assert given == [text(other)] * 3 + [text(draft), text(MODEL)]
+    assert ask(*sources, HF_HUB_OFFLINE="1") == given[:4]
+
+
+def test_what_the_hub_does_not_have_is_named(hub, ask):
+    hub.add("owner/clip", MODEL)
+    hub.add("owner/words", {"README.md": b"words"})
+    missing, revision, words = ask("owner/clop", "owner/clip@v9", "owner/words")
+    assert missing.startswith("owner/clop: the hub has no such repository, or it needs a login (hf auth login)")
+    assert revision.startswith("owner/clip@v9: the hub has this repository, but no such branch, tag or commit")
+    assert words == "owner/words: not a checkpoint: no config.json or open_clip_config.json in its top folder"
+
+
+@pytest.mark.parametrize("status", [401, 403])  # to strangers, and to those who have not accepted
+def test_a_gated_repository_says_to_accept_the_terms_and_log_in(hub, ask, status):
+    hub.add("owner/gated", MODEL)
+    hub.repositories["owner/gated"].gated = status
+    (error,) = ask("owner/gated")
+    assert error.startswith("owner/gated: gated: accept its terms on its page on the hub, then log in")
+
+
+@pytest.mark.parametrize("pickled", ["pytorch_model.bin", "tf_model.h5", "model.fp16.safetensors"])
+def test_pickled_weights_alone_are_refused_with_a_way_out(hub, ask, pickled):
+    hub.add("owner/old", {**CONFIG, pickled: b"other"})
+    (error,) = ask("owner/old")
+    assert error.startswith("owner/old: has no safetensors, and pickled weights, which can run code, are not read")
+    assert "refs/pr/NUMBER" in error
+    assert "safe_serialization=True" in error
+    assert not [path for _, path in hub.requests if path.endswith(pickled)]
+
+
+def test_without_a_hub_or_a_cache_the_network_is_named(hub, ask):
+    hub.stop()
+    (unreachable,) = ask("owner/clip")
+    assert unreachable.startswith("owner/clip: no folder of that name here, not, or not wholly, in the local cache")
+    assert "the hub cannot be reached; check the name and the network" in unreachable
+    (offline,) = ask("owner/clip@v2", HF_HUB_OFFLINE="1")
+    assert offline.startswith("owner/clip@v2: not, or not wholly, in the local cache, and offline mode is on; unset")
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_half_a_file_is_never_taken_for_a_whole_one(hub, ask, file):
+    files = {**MODEL, file: MODEL[file].ljust(200_000)}
+    hub.add("owner/clip", files)
+    hub.broken.add(file)
+    (error,) = ask("owner/clip")
+    assert error.startswith("owner/clip: cannot be fetched from the hub: ")
+    assert error.endswith("; try again, what has arrived whole is kept")
+    (offline,) = ask("owner/clip", HF_HUB_OFFLINE="1")
+    assert "not, or not wholly, in the local cache" in offline
+    hub.broken.clear()
+    assert ask("owner/clip") == [text(files)]
+
+
+def test_a_full_disk_names_the_cache(hub, ask, tmp_path):
+    files = {**MODEL, "model.safetensors": b"w" * 200_000}
+    hub.add("owner/clip", files)
+    (error,) = ask("owner/clip", before=FULL_DISK)
+    assert error.startswith(f"owner/clip: cannot be kept in {tmp_path / 'hf' / 'hub'}: [Errno 27]")
+    assert error.endswith("; make room, or set HF_HOME elsewhere")
+    assert ask("owner/clip") == [text(files)]
+
+
+def test_a_model_that_another_program_cached_without_its_processor_is_not_taken_for_whole(hub, ask, tmp_path):
+    commit = hub.add("owner/clip", MODEL)
+    fetch = "import huggingface_hub as h; [h.hf_hub_download('owner/clip', n) for n in {!r}]; print()"
+    run(hub, tmp_path, fetch.format(["config.json", "model.safetensors"]))
+    (offline,) = ask("owner/clip", HF_HUB_OFFLINE="1")
+    assert "not, or not wholly, in the local cache" in offline
+    assert ask(f"owner/clip@{commit}") == [text(MODEL)]
+
+
+def test_a_model_that_has_no_processor_is_whole_without_one(hub, ask):
+    files = {"config.json": CONFIG["config.json"], "model.safetensors": b"weights"}
+    hub.add("owner/bare", files)
+    assert ask("owner/bare") == [text(files)]
+    assert ask("owner/bare", HF_HUB_OFFLINE="1") == [text(files)]
+
+
+def test_a_folder_wins_over_a_hub_id(hub, ask, tmp_path):
+    hub.add("owner/clip", MODEL)
+    (tmp_path / "owner" / "clip").mkdir(parents=True)
+    (tmp_path / "owner" / "clip" / "config.json").write_text("local")
+    assert ask("owner/clip") == [{"config.json": "local"}]
+    assert hub.requests == []
+
+
+def test_a_backbone_from_the_hub_is_the_one_in_the_folder(hub, tmp_path):
+    hub.add("owner/clip", {file.name: file.read_bytes() for file in TINY_CLIP.iterdir()})
+    code = """
+import sys, jax, numpy as np
+import finetune
+
+here, there = finetune.load_backbone(sys.argv[1]), finetune.load_backbone("owner/clip")
+same = jax.tree.map(np.array_equal, here.variables, there.variables)
+print(all(jax.tree.leaves(same)), len(jax.tree.leaves(same)) > 10, here.image_spec == there.image_spec)
+"""
+    assert run(hub, tmp_path, code, str(TINY_CLIP)) == "True True True"
+    assert not [path for _, path in hub.requests if path.endswith((".py", ".bin", ".md"))]
