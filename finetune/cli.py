@@ -92,6 +92,45 @@ def list_recipes() -> None:
     _table(["recipe", "purpose"], [[name, purpose(path)] for name, path in bundled.recipes().items()])
 
 
+@app.command("models")
+def list_models() -> None:
+    """List the model families, the layouts they are read from, and what was verified against PyTorch."""
+    from finetune.models.backbone import FAMILIES
+
+    rows = [
+        [family.title, reader.layout, reader.label or reader.kinds, ", ".join(reader.verified)]
+        for family in FAMILIES
+        for reader in family.readers
+    ]
+    _table(["family", "layout", "model_type or architecture", "equal to PyTorch's"], rows)
+
+
+@app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(help="A checkpoint's folder, a hub id (owner/name[@revision]), or builtin:")],
+    image_size: Annotated[int | None, typer.Option(help="Another image size, in pixels.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a pretrained model: its tree, image preprocessing, and where each tensor of the checkpoint went."""
+    from finetune.models.backbone import load_backbone
+    from finetune.models.summary import describe_images, describe_transfer, summarize
+
+    backbone = load_backbone(source, image_size=image_size)
+    summary = summarize(backbone)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1))
+        return
+    rows = [[leaf["path"], "x".join(map(str, leaf["shape"])), f"{leaf['size']:,}"] for leaf in summary["leaves"]]
+    _table(["leaf", "shape", "values"], rows)
+    totals = ", ".join(f"{count:,} in {name}" for name, count in summary["totals"].items())
+    text = " with a text tower" if summary["text_tower"] else ""
+    typer.echo(f"model     {summary['family']}{text}, layout of {summary['layout']}; {backbone.num_features} features")
+    typer.echo(f"values    {totals}")
+    typer.echo(f"images    {describe_images(backbone.image_spec)}")
+    for i, line in enumerate(describe_transfer(backbone.report)):
+        typer.echo(f"{'' if i else 'transfer':9} {line}")
+
+
 def main() -> None:
     """Runs the command line. A mistake in the input is one message and exit code 2, never a traceback."""
     for library in ("absl", "asyncio"):  # Orbax logs every failure many times over; ours is the one message

@@ -114,6 +114,7 @@ class Backbone:
         text: the CLIP or SigLIP it was taken from, whose text tower makes zero-shot heads; None where there is none.
         report: where each tensor of the checkpoint went.
         family: the registry's name, by which a saved bundle builds the module again.
+        layout: whose files the checkpoint has: transformers, timm or open_clip.
     """
 
     module: nn.Module
@@ -124,6 +125,7 @@ class Backbone:
     text: Clip | None
     report: TransferReport
     family: str
+    layout: str
 
 
 def load_backbone(
@@ -164,7 +166,15 @@ def load_backbone(
         if not isinstance(module, family.module):
             raise ModelError(f"submodule: {submodule!r} is a {type(module).__name__}, which takes no images")
     return Backbone(
-        module, variables, config, loaded.image_spec, config.num_features, text, loaded.report, family.name
+        module=module,
+        variables=variables,
+        config=config,
+        image_spec=loaded.image_spec,
+        num_features=config.num_features,
+        text=text,
+        report=loaded.report,
+        family=family.name,
+        layout=checkpoint.layout,
     )
 
 

@@ -293,9 +293,24 @@ FAMILY = Family(
     module=VisionTransformer,
     config=ViTConfig,
     readers=(
-        Reader("transformers", "clip", _read_both, "CLIP", module=CLIPModule),
-        Reader("transformers", "clip_vision_model", _read_vision, "CLIP"),
-        Reader("open_clip", "open_clip", _read_open_clip, module=CLIPModule, antialias=True),
-        Reader("timm", r"vit_[a-z]+_patch\d+_clip(_quickgelu)?_\d+", read_timm, antialias=True),
+        Reader("transformers", "clip", _read_both, "CLIP", module=CLIPModule, verified=("features", "text features")),
+        Reader("transformers", "clip_vision_model", _read_vision, "CLIP", verified=("features", "other image sizes")),
+        Reader(
+            "open_clip",
+            "open_clip",
+            _read_open_clip,
+            module=CLIPModule,
+            antialias=True,
+            label="ViT towers of open_clip's own",
+            verified=("features", "other image sizes", "text features"),
+        ),
+        Reader(
+            "timm",
+            r"vit_[a-z]+_patch\d+_clip(_quickgelu)?_\d+",
+            read_timm,
+            antialias=True,
+            label="vit_*_clip_*, vit_*_clip_quickgelu_*",
+            verified=("features",),
+        ),
     ),
 )

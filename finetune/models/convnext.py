@@ -336,7 +336,7 @@ FAMILY = Family(
     module=ConvNeXtModule,
     config=ConvNeXtConfig,
     readers=(
-        Reader("transformers", "convnext|convnextv2", _read_transformers, processor="ConvNext"),
-        Reader("timm", _TIMM_KINDS, _read_timm),
+        Reader("transformers", "convnext|convnextv2", _read_transformers, "ConvNext", verified=("features",)),
+        Reader("timm", _TIMM_KINDS, _read_timm, label="convnext_*, convnextv2_*", verified=("features",)),
     ),
 )

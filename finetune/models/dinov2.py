@@ -49,8 +49,23 @@ FAMILY = Family(
     module=VisionTransformer,
     config=ViTConfig,
     readers=(
-        Reader("transformers", "dinov2", _read_plain, "Bit", any_size=True),
-        Reader("transformers", "dinov2_with_registers", _read_registers, "Bit", antialias=True, any_size=True),
-        Reader("timm", r"vit_[a-z]+_patch14(_reg4)?_dinov2", read_timm, antialias=True),
+        Reader("transformers", "dinov2", _read_plain, "Bit", any_size=True, verified=("features", "other image sizes")),
+        Reader(
+            "transformers",
+            "dinov2_with_registers",
+            _read_registers,
+            "Bit",
+            antialias=True,
+            any_size=True,
+            verified=("features", "other image sizes"),
+        ),
+        Reader(
+            "timm",
+            r"vit_[a-z]+_patch14(_reg4)?_dinov2",
+            read_timm,
+            antialias=True,
+            label="vit_*_dinov2, vit_*_reg4_dinov2",
+            verified=("features",),
+        ),
     ),
 )

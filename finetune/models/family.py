@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 
 from finetune.errors import ModelError, first_line
 from finetune.weights.layout import Layout
 from finetune.weights.names import Row
+Verified = Literal["features", "other image sizes", "text features", "a training step"]
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -38,6 +40,8 @@ class Reader:
         processor: the image processor of transformers whose defaults hold where the files name none.
         module: what ``read`` configures, where that is not the family's own vision module: a model of two towers.
         antialias: how this layout's library resizes position embeddings (see :mod:`finetune.models.positions`).
+        label: ``kinds`` as people write them, where it is no plain name.
+        verified: what the tests hold equal to PyTorch's values.
         any_size: the library resizes them to the images that the image processor makes, of its own accord.
     """
 
@@ -48,6 +52,8 @@ class Reader:
     module: type[nn.Module] | None = None
     antialias: bool = False
     any_size: bool = False
+    label: str = ""
+    verified: tuple[Verified, ...] = ()
 
 
 @dataclass(frozen=True)

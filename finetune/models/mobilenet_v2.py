@@ -164,13 +164,12 @@ def _timm_names(depths: tuple[int, ...]) -> tuple[Row, ...]:
     rows = [*conv_norm_names("conv_stem", "bn1", "stem"), *conv_norm_names("conv_head", "bn2", "top")]
     index = 0
     for stage, depth in enumerate(depths):
-        convs = (("dw", "depthwise"), ("pw", "project"))
-        if stage > 0:
-            convs = (("pw", "expand"), ("dw", "depthwise"), ("pwl", "project"))
+        convs = ["pw", "dw", "pwl"] if stage > 0 else ["dw", "pw"]
+        parts = ["expand", "depthwise", "project"][-len(convs) :]
         for i in range(depth):
             block = rf"blocks\.{stage}\.{i}"
-            for j, (conv, part) in enumerate(convs):
-                rows += conv_norm_names(rf"{block}\.conv_{conv}", rf"{block}\.bn{j + 1}", f"blocks_{index}.{part}")
+            for j, (conv, part) in enumerate(zip(convs, parts, strict=True), start=1):
+                rows += conv_norm_names(rf"{block}\.conv_{conv}", rf"{block}\.bn{j}", f"blocks_{index}.{part}")
             index += 1
     return (*rows, Drop(r"classifier\..*"))
 
@@ -246,7 +245,15 @@ FAMILY = Family(
     module=MobileNetV2Module,
     config=MobileNetV2Config,
     readers=(
-        Reader("transformers", "mobilenet_v2", _read_transformers, processor="MobileNetV2"),
-        Reader("timm", rf"mobilenetv2_({'|'.join(_TIMM_SIZES)})", _read_timm),
+        Reader(
+            "transformers",
+            "mobilenet_v2",
+            _read_transformers,
+            "MobileNetV2",
+            verified=("features", "other image sizes"),
+        ),
+        Reader(
+            "timm", rf"mobilenetv2_({'|'.join(_TIMM_SIZES)})", _read_timm, label="mobilenetv2_*", verified=("features",)
+        ),
     ),
 )

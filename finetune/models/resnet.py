@@ -184,9 +184,12 @@ def _timm_names(config: ResNetConfig) -> tuple[Row, ...]:
 
 
 def _read_transformers(config: dict[str, Any], names: Collection[str]) -> Reading:
+    kind = config.get("layer_type", "bottleneck")
+    if kind not in ("basic", "bottleneck"):
+        raise ModelError(f"layer_type: only 'basic' and 'bottleneck' are supported; received {kind!r}")
     given = parse_transformers("ResNetConfig", config)
     require(vars(given), {"num_channels": 3})
-    bottleneck = given.layer_type == "bottleneck"
+    bottleneck = kind == "bottleneck"
     understood = ResNetConfig(
         depths=tuple(given.depths),
         hidden_sizes=tuple(given.hidden_sizes),
@@ -268,7 +271,13 @@ FAMILY = Family(
     module=ResNetModule,
     config=ResNetConfig,
     readers=(
-        Reader("transformers", "resnet", _read_transformers, processor="ConvNext"),
-        Reader("timm", _TIMM_KINDS, _read_timm),
+        Reader("transformers", "resnet", _read_transformers, "ConvNext", verified=("features", "a training step")),
+        Reader(
+            "timm",
+            _TIMM_KINDS,
+            _read_timm,
+            label="resnet*, resnet*d, wide_resnet*, resnext*",
+            verified=("features", "other image sizes"),
+        ),
     ),
 )

@@ -154,8 +154,15 @@ FAMILY = Family(
     module=VisionTransformer,
     config=ViTConfig,
     readers=(
-        Reader("transformers", "siglip", _read_both, "Siglip", module=SiglipModule),
-        Reader("transformers", "siglip_vision_model", _read_vision, "Siglip"),
-        Reader("timm", r"vit_[a-z0-9]+_patch\d+_siglip(_gap)?_\d+", read_timm, antialias=True),
+        Reader("transformers", "siglip", _read_both, "Siglip", module=SiglipModule, verified=("features", "other image sizes", "text features")),
+        Reader("transformers", "siglip_vision_model", _read_vision, "Siglip", verified=("features",)),
+        Reader(
+            "timm",
+            r"vit_[a-z0-9]+_patch\d+_siglip(_gap)?_\d+",
+            read_timm,
+            antialias=True,
+            label="vit_*_siglip_*, vit_*_siglip_gap_*",
+            verified=("features",),
+        ),
     ),
 )

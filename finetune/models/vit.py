@@ -212,13 +212,15 @@ FAMILY = Family(
     module=VisionTransformer,
     config=ViTConfig,
     readers=(
-        Reader("transformers", "vit", _read_vit, "ViT"),
-        Reader("transformers", "deit", _read_deit, "DeiT"),
+        Reader("transformers", "vit", _read_vit, "ViT", verified=("features", "other image sizes")),
+        Reader("transformers", "deit", _read_deit, "DeiT", verified=("features", "other image sizes")),
         Reader(
             "timm",
             r"vit_[a-z]+_patch\d+(_reg\d)?(_gap)?_\d+|deit3?_[a-z]+(_distilled)?_patch\d+_\d+",
             read_timm,
             antialias=True,
+            label="vit_*_patch*, vit_*_reg*_gap_*, deit_*, deit_*_distilled_*, deit3_*",
+            verified=("features", "other image sizes"),
         ),
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from finetune.errors import ModelError, first_line
 # only safetensors, so nothing that could hold code is fetched.
 _SETTINGS = ["*.json", "*.txt", "*.model"]
 _SUBFOLDERS = ["*/*"]
+_CONFIGURATIONS = ("config.json", "open_clip_config.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _INDEX = "model.safetensors.index.json"
 
@@ -62,9 +64,10 @@ def _fetch(repository: str, revision: str | None) -> Path:
 
     settings = snapshot_download(repository, revision=revision, allow_patterns=_SETTINGS, ignore_patterns=_SUBFOLDERS)
     folder = Path(settings)
-    if "model_type" in _read_object(folder / "config.json"):  # of transformers, with the processor in its own file
-        # Another program may have cached a model without it, and defaults in its place would change the input.
-        any(_has(repository, name, folder.name) for name in _PROCESSORS)
+    if "model_type" in _read_object(folder / "config.json") and not _any(folder, _PROCESSORS):
+        # Another program may have cached a transformers model without its image processor, and defaults in place of
+        # that would change the model's input; where the hub cannot be asked this raises.
+        _has(repository, _PROCESSORS[0], folder.name)
     for name in _weights(repository, folder):
         if not _has(repository, name, folder.name):
             raise ModelError(
@@ -77,9 +80,9 @@ def _fetch(repository: str, revision: str | None) -> Path:
 
 def _weights(repository: str, folder: Path) -> list[str]:
     """The files of the one set of weights that belongs to a repository's configuration."""
+    if not _any(folder, _CONFIGURATIONS) and not _has(repository, "config.json", folder.name):
+        raise ModelError(f"not a checkpoint: no {' or '.join(_CONFIGURATIONS)} in its top folder")
     if not (folder / "config.json").is_file():
-        if not (folder / "open_clip_config.json").is_file() and not _has(repository, "config.json", folder.name):
-            raise ModelError("not a checkpoint: no config.json or open_clip_config.json in its top folder")
         return ["open_clip_model.safetensors"]
     if not (folder / _INDEX).is_file():
         return ["model.safetensors"]
@@ -111,6 +114,10 @@ def _has(repository: str, name: str, commit: str) -> bool:
     except EntryNotFoundError:
         return False
     return True
+
+
+def _any(folder: Path, names: Sequence[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
 
 
 def _read_object(file: Path) -> dict[str, Any]:

@@ -1,14 +1,19 @@
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 import finetune
 from finetune.errors import ModelError, TransferError
-from finetune.models.backbone import build_module, load_backbone, load_clip
+from finetune.models.backbone import build_module, describe, load_backbone, load_clip
+
+OWN = Path(__file__).parent.parent / "goldens"
 
 
 def rewrite(file, **changes):
@@ -22,7 +27,7 @@ def test_tiny_clip_comes_with_its_image_spec_and_text_tower(tiny_clip, images):
     assert tiny_clip.num_features == output.pooler_output.shape[1] == 192
     assert (tiny_clip.image_spec.height, tiny_clip.image_spec.width) == (32, 32)
     assert tiny_clip.text.tokenizer("a photo")["input_ids"]
-    assert tiny_clip.family == "clip_vision_model"
+    assert (tiny_clip.family, tiny_clip.layout) == ("clip", "transformers")
 
 
 def test_every_tensor_of_a_checkpoint_is_accounted_for(tiny_clip):
@@ -33,13 +38,14 @@ def test_every_tensor_of_a_checkpoint_is_accounted_for(tiny_clip):
 
 
 def test_the_module_is_built_again_from_family_and_configuration(tiny_clip, images):
-    module = build_module(tiny_clip.family, tiny_clip.config.to_dict())
+    module = build_module(**json.loads(json.dumps(describe(tiny_clip))))
+    assert module == tiny_clip.module
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     assert jax.tree.map(jnp.shape, dict(shapes)) == jax.tree.map(jnp.shape, tiny_clip.variables)
 
 
 def test_an_unknown_family_lists_the_known_ones():
-    with pytest.raises(ModelError, match="unknown model family 'vgg'; supported: clip_vision_model"):
+    with pytest.raises(ModelError, match="unknown model family 'vgg'; supported: clip, siglip, vit, "):
         build_module("vgg", {})
 
 
@@ -71,7 +77,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_folder_without_a_configuration_is_no_checkpoint(tmp_path):
-    with pytest.raises(ModelError, match=rf"{tmp_path.name}: not a checkpoint: it has no config.json; give a folder"):
+    with pytest.raises(ModelError, match=rf"{tmp_path.name}: not a checkpoint: it has no config.json .*; give a folder"):
         load_backbone(tmp_path)
 
 
@@ -80,12 +86,16 @@ def test_a_folder_without_a_configuration_is_no_checkpoint(tmp_path):
     [
         ('{"model_type":', r"config.json: not readable as JSON"),
         ("[1, 2]", r"config.json: needs a JSON object; received list"),
-        ('{"hidden_size": 4}', r"config.json: has no model_type; supported: clip, clip_vision_model"),
+        ('{"hidden_size": 4}', r"config.json: has neither model_type \(transformers\) nor architecture \(timm\)"),
         (
             '{"model_type": "clipp"}',
-            r"config.json: model_type 'clipp' is not supported .*did you mean 'clip'.*supported",
+            r"config.json: model_type 'clipp' is not supported .*did you mean 'clip'.*supported: clip, clip_vision_model",
         ),
-        ('{"model_type": 5}', r"config.json: has no model_type"),
+        (
+            '{"architecture": "vgg11"}',
+            r"config.json: architecture 'vgg11' is not supported; supported in timm's layout: CLIP, .*finetune models",
+        ),
+        ('{"model_type": 5}', r"config.json: has neither model_type"),
         (
             '{"model_type": "clip_vision_model", "hidden_size": "wide"}',
             r"config.json: (not a CLIPVisionConfig: .*hidden_size|no model can be built from it)",
@@ -94,17 +104,13 @@ def test_a_folder_without_a_configuration_is_no_checkpoint(tmp_path):
 )
 def test_a_configuration_that_cannot_be_used_is_named(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=message):
         load_backbone(tmp_path)
 
 
-def test_another_kind_of_model_is_refused_with_the_list_of_kinds(goldens):
-    with pytest.raises(ModelError, match=r"config.json: model_type 'vit' is not supported; supported: clip, "):
-        load_backbone(goldens / "vit")
-
-
 def test_load_clip_needs_both_towers(goldens):
-    with pytest.raises(ModelError, match=r"not a whole CLIP: config\.json says model_type 'clip_vision_model'"):
+    with pytest.raises(ModelError, match=r"not a whole CLIP: config\.json says 'clip_vision_model', a vision model"):
         load_clip(goldens / "clip-vision-only")
 
 
@@ -174,7 +180,7 @@ def test_pickled_weights_are_refused_and_the_way_out_is_told(copy_golden):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_mean": None}, "has no 'image_mean'"),
+        ({"size": {"longest_edge": 32}}, "has no 'height'"),
         ({"image_std": [0.5, 0.5]}, "not the configuration of an image processor"),
         ({"resample": 9}, "not the configuration of an image processor: 9"),
         ({"do_rescale": False}, "only a rescale by 1/255 is supported"),
@@ -192,6 +198,26 @@ def test_a_checkpoint_without_a_tokenizer_says_so_when_texts_are_embedded(golden
     clip = load_clip(goldens / "clip-quick-gelu")
     with pytest.raises(ModelError, match=r"clip-quick-gelu: has no tokenizer; it needs one of tokenizer\.json"):
         clip.embed_texts(["a photo"])
+
+
+def test_a_submodule_of_a_vision_model_alone_is_refused():
+    with pytest.raises(ModelError, match=r"vit is a vision model alone, with no part 'vision_model' that takes images"):
+        load_backbone(OWN / "vit", submodule="vision_model")
+
+
+def test_an_image_smaller_than_a_patch_is_refused():
+    with pytest.raises(ModelError, match="image_size: smaller than one patch of 8 pixels"):
+        load_backbone(OWN / "vit", image_size=7)
+
+
+def test_at_another_image_size_only_the_positions_change_and_the_resize_rule_scales_along(tiny_clip):
+    larger = load_backbone("builtin:tiny-clip", image_size=48)
+    assert larger.report.resized == ("params/vision_model/embeddings/position_embedding/embedding",)
+    assert larger.config == replace(tiny_clip.config, image_size=48)
+    assert larger.image_spec == tiny_clip.image_spec.at(48)
+    ours, theirs = flatten_dict(larger.variables, sep="/"), flatten_dict(tiny_clip.variables, sep="/")
+    changed = {path for path in ours if not np.array_equal(ours[path], theirs[path])}
+    assert changed == {"params/embeddings/position_embedding/embedding"}
 
 
 def test_the_public_names_are_the_same_objects():

@@ -1,4 +1,5 @@
 import ast
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -8,8 +9,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 from transformers import CLIPConfig
 
-from finetune.models.backbone import load_backbone, load_clip
-from finetune.models.clip import CLIPModule, CLIPTextTransformer, CLIPVisionTransformer
+from finetune.errors import ModelError
+from finetune.models.backbone import load_clip
+from finetune.models.clip import FAMILY, CLIPModule, CLIPTextTransformer, from_transformers
+from finetune.models.transformer import VisionTransformer
+
+OWN = Path(__file__).parent.parent / "goldens"
 
 # single file with the real end-of-text id; sharded; half precision with the end-of-text id of OpenAI's own files
 CHECKPOINTS = ["clip-quick-gelu", "clip-gelu-sharded", "clip-legacy-eos-half"]
@@ -21,7 +26,7 @@ def config(layers=1, width=16, heads=2, patch=8, size=16, projection=12, activat
     shared |= {"hidden_size": width, "intermediate_size": 2 * width, "attention_dropout": dropout}
     text = {**shared, "vocab_size": 20, "max_position_embeddings": 6, "eos_token_id": eos}
     vision = {**shared, "image_size": size, "patch_size": patch}
-    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection)
+    return from_transformers(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection))
 
 
 IDS = np.array([[0, 7, 5, 1, 1, 1], [0, 3, 9, 11, 5, 1], [0, 5, 1, 1, 1, 1]])
@@ -51,7 +56,7 @@ def checkpoint(request, goldens):
     """The loaded CLIP, what PyTorch computes with it, and what each of our entrances computes."""
     clip = load_clip(goldens / request.param)
     expected = dict(np.load(goldens / request.param / "expected.npz"))
-    tower = CLIPVisionTransformer(clip.config.vision_config)
+    tower = VisionTransformer(clip.config.vision_config)
 
     @jax.jit
     def compute(variables, ids, pixels, mask):
@@ -106,21 +111,48 @@ def test_pooled_only_gives_the_full_pooled_output(checkpoint):
     assert_close(outputs["pooled_only"].pooler_output, outputs["both"].vision_model_output.pooler_output, 2e-6)
 
 
-def test_a_vision_tower_alone_agrees_with_pytorch(goldens):
-    backbone = load_backbone(goldens / "clip-vision-only")
-    expected = np.load(goldens / "clip-vision-only" / "expected.npz")
-    output = jax.jit(backbone.module.apply)(backbone.variables, expected["pixel_values"])
-    assert_close(output.last_hidden_state, expected["last_hidden_state"])
-    assert_close(output.pooler_output, expected["pooler_output"])
+def test_both_towers_of_an_open_clip_checkpoint_agree_with_pytorch():
+    clip, expected = load_clip(OWN / "open-clip"), np.load(OWN / "open-clip" / "expected.npz")
+    output = jax.jit(clip.module.apply)(clip.variables, expected["input_ids"], expected["pixel_values"])
+    assert_close(output.image_embeds, expected["image_embeds"])
+    assert_close(output.text_embeds, expected["text_embeds"])
 
 
-def test_bfloat16_compute_stays_close_to_float32(goldens):
-    backbone = load_backbone(goldens / "clip-vision-only", dtype=jnp.bfloat16)
-    expected = np.load(goldens / "clip-vision-only" / "expected.npz")
-    pooled = jax.jit(backbone.module.apply)(backbone.variables, expected["pixel_values"]).pooler_output
-    assert pooled.dtype == jnp.bfloat16
-    assert {leaf.dtype for leaf in jax.tree.leaves(backbone.variables)} == {jnp.dtype("float32")}
-    assert_close(pooled.astype(jnp.float32), expected["pooler_output"], 0.03)
+def test_the_image_tower_of_an_open_clip_checkpoint_with_quick_gelu_agrees_with_pytorch(goldens):
+    folder = goldens / "open-clip"  # open_clip itself does not give the text_embeds of this one again
+    clip, expected = load_clip(folder), np.load(folder / "expected.npz")
+    features = jax.jit(partial(clip.module.apply, method="get_image_features"))(clip.variables, expected["pixel_values"])
+    assert_close(features / jnp.linalg.norm(features, axis=-1, keepdims=True), expected["image_embeds"])
+
+
+def test_an_open_clip_checkpoint_at_another_size_agrees_with_pytorch():
+    clip, expected = load_clip(OWN / "open-clip", image_size=48), np.load(OWN / "open-clip" / "expected.npz")
+    output = jax.jit(clip.module.apply)(clip.variables, expected["input_ids"], expected["pixel_values_48"])
+    assert_close(output.image_embeds, expected["image_embeds_48"])
+    assert_close(output.text_embeds, expected["text_embeds"])
+    assert clip.report.resized == ("params/vision_model/embeddings/position_embedding/embedding",)
+
+
+@pytest.mark.parametrize(
+    ("tower", "setting"),
+    [
+        ("vision_cfg", {"timm_model_name": "resnet50"}),
+        ("vision_cfg", {"attentional_pool": True}),
+        ("text_cfg", {"hf_model_name": "roberta-base"}),
+        ("text_cfg", {"no_causal_mask": True}),
+    ],
+)
+def test_another_tower_than_open_clips_own_is_refused_by_its_setting(tower, setting):
+    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}, tower: setting}}
+    with pytest.raises(ModelError, match=rf"model_cfg\.{tower}: {next(iter(setting))} not supported"):
+        FAMILY.reader("open_clip", "open_clip").read(config, ())
+
+
+def test_settings_of_open_clip_that_change_nothing_are_accepted():
+    reader = FAMILY.reader("open_clip", "open_clip")
+    vision, text = {"ls_init_value": None, "patch_dropout": 0.5}, {"hf_tokenizer_name": "", "pad_id": 0}
+    plain = reader.read({"model_cfg": {"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}}}, ())
+    assert reader.read({"model_cfg": {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}}, ()) == plain
 
 
 def test_the_parameter_tree_is_that_of_flax_clip_in_transformers_4():
@@ -128,7 +160,7 @@ def test_the_parameter_tree_is_that_of_flax_clip_in_transformers_4():
     text |= {"vocab_size": 99, "max_position_embeddings": 16}
     vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
     vision |= {"image_size": 32, "patch_size": 8}
-    module = CLIPModule(CLIPConfig(text_config=text, vision_config=vision, projection_dim=48))
+    module = CLIPModule(from_transformers(CLIPConfig(text_config=text, vision_config=vision, projection_dim=48)))
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 16), jnp.int32), jnp.zeros((1, 32, 32, 3)))
     ours = {path: leaf.shape for path, leaf in flatten_dict(shapes["params"], sep="/").items()}
     lines = (Path(__file__).parent / "flax_clip_tree.txt").read_text().splitlines()[1:]
@@ -165,20 +197,20 @@ def test_a_text_token_reads_no_later_token_and_no_padding(small):
 
 
 def test_the_configured_activation_is_used(vision_params):
-    towers = [CLIPVisionTransformer(config(activation=name).vision_config) for name in ("quick_gelu", "gelu", "relu")]
+    towers = [VisionTransformer(config(activation=name).vision_config) for name in ("quick_gelu", "gelu", "relu")]
     quick, exact, relu = (jax.jit(tower.apply)(vision_params, PIXELS).pooler_output for tower in towers)
     assert np.abs(quick - exact).max() > 1e-4
     assert np.abs(exact - relu).max() > 1e-3
 
 
 def test_attention_dropout_acts_in_training_alone_and_by_its_key(vision_params):
-    dropping = CLIPVisionTransformer(config(dropout=0.5).vision_config)
+    dropping = VisionTransformer(config(dropout=0.5).vision_config)
 
     @jax.jit
     def train(seed):
         return dropping.apply(vision_params, PIXELS, train=True, rngs={"dropout": jax.random.key(seed)}).pooler_output
 
-    plain = CLIPVisionTransformer(config().vision_config)
+    plain = VisionTransformer(config().vision_config)
     trained_plain = jax.jit(lambda v: plain.apply(v, PIXELS, train=True).pooler_output)(vision_params)
     evaluated = jax.jit(dropping.apply)(vision_params, PIXELS).pooler_output
     a, again, b = train(1), train(1), train(2)

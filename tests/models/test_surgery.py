@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,29 @@ SOURCE = {
     "params": {"conv": {"kernel": np.arange(6.0).reshape(2, 3)}, "norm": {"scale": np.ones(3)}},
     "batch_stats": {"norm": {"mean": np.full(3, 5.0)}},
 }
+
+
+class Stages(nn.Module):
+    """Its parts stand in lists."""
+
+    def setup(self):
+        self.stages = [[nn.Dense(3), nn.BatchNorm(use_running_average=True)], [nn.Dense(2)]]
+        self.heads = (nn.Dense(5),)
+        self.widths = [3, 2]
+
+    def __call__(self, x):
+        for stage in self.stages:
+            for part in stage:
+                x = part(x)
+        return self.heads[0](x)
+
+
+@pytest.fixture(scope="module")
+def stages():
+    module = Stages()
+    return module, jax.jit(module.init)(jax.random.key(0), jnp.ones((1, 4)))
+
+
 SHAPES = jax.eval_shape(lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), SOURCE))
 
 
@@ -35,6 +59,30 @@ def test_an_extracted_submodule_computes_as_it_did_inside(tiny_clip, images):
         own["params"]["layers"]["0"]["mlp"]["fc1"]["kernel"],
         whole.variables["params"]["vision_model"]["encoder"]["layers"]["0"]["mlp"]["fc1"]["kernel"],
     )
+
+
+def test_a_number_picks_a_submodule_from_a_list(stages):
+    module, variables = stages
+    part, own = extract_submodule(module, variables, "heads.0")
+    np.testing.assert_array_equal(own["params"]["kernel"], variables["params"]["heads_0"]["kernel"])
+    assert part.apply(own, jnp.ones((1, 2))).shape == (1, 5)
+
+
+def test_a_list_is_no_submodule_but_names_one(stages):
+    with pytest.raises(ModelError, match=r"heads: a list of 1 submodules; name one of them, such as heads\.0"):
+        extract_submodule(*stages, "heads")
+
+
+@pytest.mark.parametrize("name", ["1", "-1", "x", "0.y"])
+def test_a_place_that_a_list_does_not_have_is_refused_with_those_it_has(stages, name):
+    at, there = ("heads.0", "none") if "." in name else ("heads", "0")
+    with pytest.raises(ModelError, match=rf"{at} has no submodule '{name[-2:].lstrip('.')}'.*; it has: {there} \("):
+        extract_submodule(*stages, f"heads.{name}")
+
+
+def test_lists_of_modules_are_named_among_the_submodules_and_other_lists_are_not(stages):
+    with pytest.raises(ModelError, match=r"Stages has no submodule 'widths'; it has: heads"):
+        extract_submodule(*stages, "widths")
 
 
 @pytest.mark.parametrize(
@@ -119,9 +167,10 @@ def test_source_names_are_shown_as_the_checkpoint_has_them():
 
 
 def test_a_report_prints_its_counts_and_what_was_left():
-    report = TransferReport((("a", "b"), ("c", "d")), ("head/kernel",), ("old",))
+    report = TransferReport((("a", "b"), ("c", "d")), ("head/kernel",), ("old",), ("params/positions",))
     assert str(report).splitlines() == [
         "2 tensors transferred, 1 fresh, 1 unused",
         "  fresh   head/kernel",
         "  unused  old",
+        "  resized params/positions",
     ]

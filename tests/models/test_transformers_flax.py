@@ -39,7 +39,7 @@ def test_its_parameters_drop_into_our_module_with_equal_outputs(flax_clip):
     pixels = images()
     mask, positions = np.ones_like(ids), np.broadcast_to(np.arange(8), ids.shape)
     theirs = flax_clip.module.apply({"params": flax_clip.params}, ids, pixels, mask, positions)
-    ours = CLIPModule(flax_clip.config).apply({"params": flax_clip.params}, ids, pixels, mask)
+    ours = CLIPModule(from_transformers(flax_clip.config)).apply({"params": flax_clip.params}, ids, pixels, mask)
     np.testing.assert_allclose(ours.logits_per_image, theirs.logits_per_image, atol=2e-5)
     np.testing.assert_allclose(ours.text_embeds, theirs.text_embeds, atol=2e-5)
 

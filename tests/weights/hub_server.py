@@ -73,16 +73,19 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         pass
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer()
 
     def _answer(self) -> None:
         path = urlsplit(self.path).path
         self.hub.requests.append((self.command, path))
-        owner, name, what, *rest = [unquote(part) for part in path.removeprefix("/api/models").split("/")[1:]]
+        parts = [unquote(part) for part in path.removeprefix("/api/models").split("/")[1:]]
+        if len(parts) < 4:
+            return self._refuse(404, "EntryNotFound")  # what else some versions ask about
+        owner, name, what, *rest = parts
         repository = self.hub.repositories.get(f"{owner}/{name}")
         if repository is None:
             return self._refuse(401, "RepoNotFound")  # what the hub says to whom it does not know
@@ -104,7 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_file(self, file: str, content: bytes, commit: str) -> None:
         whole = file not in self.hub.broken
         if self.command == "GET" and not whole and self.hub.fetched().count(file) > 1:
-            return self._refuse(500, "Broken")
+            self._refuse(500, "Broken")
+            return
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
         headers = {"ETag": f'"{_hash(content)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if start:

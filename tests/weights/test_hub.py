@@ -15,7 +15,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # the tests are no package
 
-from hub_server import Hub  # noqa: E402
+from hub_server import Hub
 
 ROOT = Path(__file__).parents[2]
 TINY_CLIP = ROOT / "checkpoints" / "tiny-clip"
@@ -80,12 +80,14 @@ def run(hub, folder, code, *arguments, **environment):
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
         "PYTHONPATH": str(ROOT),
     }
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
-        env={**os.environ, **settings, **environment},
+        env={**mine, **settings, **environment},
         capture_output=True,
         text=True,
     )
@@ -114,18 +116,19 @@ def test_a_sharded_model_comes_with_the_shards_that_its_index_names(hub, ask):
     assert hub.fetched() == sorted(files)
 
 
-@pytest.mark.parametrize("named", ["pytorch_model.bin", "../model.safetensors", "onnx/model.safetensors"])
-def test_an_index_cannot_name_anything_but_safetensors_beside_it(hub, ask, named):
-    index = json.dumps({"weight_map": {"a": named}}).encode()
-    hub.add("owner/odd", {**CONFIG, "model.safetensors.index.json": index, **NOT_WANTED})
-    (error,) = ask("owner/odd")
-    assert error.startswith("owner/odd: model.safetensors.index.json: needs a weight_map of safetensors beside it")
-    assert repr(named) in error
-    assert not [path for _, path in hub.requests if path.endswith((named, ".bin"))]
+def test_an_index_cannot_name_anything_but_safetensors_beside_it(hub, ask):
+    named = ["pytorch_model.bin", "../model.safetensors", "onnx/model.safetensors"]
+    for i, file in enumerate(named):
+        index = json.dumps({"weight_map": {"a": file}}).encode()
+        hub.add(f"owner/odd{i}", {**CONFIG, "model.safetensors.index.json": index, **NOT_WANTED})
+    for i, error in enumerate(ask("owner/odd0", "owner/odd1", "owner/odd2")):
+        start = f"owner/odd{i}: model.safetensors.index.json: needs a weight_map of safetensors beside it; it names "
+        assert error.startswith(start + repr(named[i]))
+    assert not [path for _, path in hub.requests if path.endswith((".bin", ".safetensors"))]
 
 
 def test_an_open_clip_repository_gives_its_own_weights(hub, ask):
-    files = {"open_clip_config.json": b"{}", "tokenizer.json": b"{}", "open_clip_model.safetensors": b"weights"}
+    files = {"open_clip_config.json": b"{}", "merges.txt": b"a b", "open_clip_model.safetensors": b"weights"}
     hub.add("owner/open", {**files, "open_clip_pytorch_model.bin": b"pickle", "model.safetensors": b"a stray"})
     assert ask("owner/open") == [text(files)]
     assert hub.fetched() == sorted(files)
@@ -184,14 +187,15 @@ def test_a_gated_repository_says_to_accept_the_terms_and_log_in(hub, ask, status
     assert error.startswith("owner/gated: gated: accept its terms on its page on the hub, then log in")
 
 
-@pytest.mark.parametrize("pickled", ["pytorch_model.bin", "tf_model.h5", "model.fp16.safetensors"])
-def test_pickled_weights_alone_are_refused_with_a_way_out(hub, ask, pickled):
-    hub.add("owner/old", {**CONFIG, pickled: b"other"})
-    (error,) = ask("owner/old")
-    assert error.startswith("owner/old: has no safetensors, and pickled weights, which can run code, are not read")
-    assert "refs/pr/NUMBER" in error
-    assert "safe_serialization=True" in error
-    assert not [path for _, path in hub.requests if path.endswith(pickled)]
+def test_pickled_weights_alone_are_refused_with_a_way_out(hub, ask):
+    others = ["pytorch_model.bin", "tf_model.h5", "model.fp16.safetensors"]
+    for i, file in enumerate(others):
+        hub.add(f"owner/old{i}", {**CONFIG, file: b"other"})
+    for i, error in enumerate(ask("owner/old0", "owner/old1", "owner/old2")):
+        assert error.startswith(f"owner/old{i}: has no safetensors (model.safetensors), and pickled weights, which can")
+        assert "refs/pr/NUMBER" in error
+        assert "safe_serialization=True" in error
+    assert not [path for _, path in hub.requests if path.endswith(tuple(others))]
 
 
 def test_without_a_hub_or_a_cache_the_network_is_named(hub, ask):
@@ -228,10 +232,13 @@ def test_a_full_disk_names_the_cache(hub, ask, tmp_path):
 
 def test_a_model_that_another_program_cached_without_its_processor_is_not_taken_for_whole(hub, ask, tmp_path):
     commit = hub.add("owner/clip", MODEL)
-    fetch = "import huggingface_hub as h; [h.hf_hub_download('owner/clip', n) for n in {!r}]; print()"
-    run(hub, tmp_path, fetch.format(["config.json", "model.safetensors"]))
-    (offline,) = ask("owner/clip", HF_HUB_OFFLINE="1")
+    timm = {"config.json": b'{"architecture": "vit"}', "model.safetensors": b"weights"}  # has it in its config.json
+    hub.add("owner/timm", timm)
+    fetch = "[hf_hub_download('owner/' + o, n) for o in ('clip', 'timm') for n in ('config.json', 'model.safetensors')]"
+    run(hub, tmp_path, f"from huggingface_hub import hf_hub_download; {fetch}; print()")
+    offline, whole = ask("owner/clip", "owner/timm", HF_HUB_OFFLINE="1")
     assert "not, or not wholly, in the local cache" in offline
+    assert whole == text(timm)
     assert ask(f"owner/clip@{commit}") == [text(MODEL)]
 
 

@@ -2,7 +2,20 @@ import numpy as np
 import pytest
 
 from finetune.errors import ModelError
-from finetune.weights.names import Drop, Rename, apply_table, convolution, linear
+from finetune.weights.names import (
+    Drop,
+    Rename,
+    Split,
+    apply_table,
+    as_is,
+    convolution,
+    flat,
+    linear,
+    pointwise,
+    scalar,
+    unbatched,
+)
+from finetune.weights.tensors import LazyArray
 
 TABLE = (
     Drop(r".*\.num_batches_tracked"),
@@ -23,7 +36,7 @@ def test_names_paths_layouts_and_collections_follow_the_table():
         ("params", "head", "kernel"),
     }
     assert named.leaves["params", "conv1", "kernel"].shape == (4, 5, 3, 2)
-    assert named.leaves["params", "conv1", "kernel"][1, 2, 0, 1] == kernel[1, 0, 1, 2]
+    assert np.asarray(named.leaves["params", "conv1", "kernel"])[1, 2, 0, 1] == kernel[1, 0, 1, 2]
     np.testing.assert_array_equal(named.leaves["params", "head", "kernel"], [[0, 3], [1, 4], [2, 5]])
     assert named.names["batch_stats", "bn1", "mean"] == "bn1.running_mean"
 
@@ -54,3 +67,80 @@ def test_two_tensors_for_one_leaf_are_refused():
 def test_a_tensor_of_another_rank_than_its_layout_is_named():
     with pytest.raises(ModelError, match=r"'conv1.weight' has shape \(3, 3\), not that of a convolution"):
         apply_table({"conv1.weight": np.zeros((3, 3))}, TABLE)
+
+
+PACKED = (
+    Split(r"(.*)\.qkv\.weight", (r"\1.q.kernel", r"\1.k.kernel", r"\1.v.kernel"), linear),
+    Split(r"(.*)\.qkv\.running", (r"\1.q.mean", r"\1.k.mean", r"\1.v.mean"), collection="batch_stats"),
+)
+
+
+def test_a_packed_tensor_is_split_along_its_first_axis_before_its_parts_are_laid_out():
+    packed = np.arange(6 * 3.0).reshape(6, 3)
+    named = apply_table({"a.qkv.weight": packed, "a.qkv.running": np.arange(3.0)}, PACKED)
+    assert named.unknown == ()
+    for i, letter in enumerate("qkv"):
+        kernel = named.leaves["params", "a", letter, "kernel"]
+        assert kernel.shape == (3, 2)
+        np.testing.assert_array_equal(kernel, packed[2 * i : 2 * i + 2].T)
+        np.testing.assert_array_equal(named.leaves["batch_stats", "a", letter, "mean"], [i])
+        assert named.names["params", "a", letter, "kernel"] == "a.qkv.weight"
+
+
+def test_a_tensor_that_cannot_be_split_evenly_is_named():
+    with pytest.raises(ModelError, match=r"'a\.qkv\.weight' has shape \(4, 3\), not that of a linear of 3 parts"):
+        apply_table({"a.qkv.weight": np.zeros((4, 3))}, PACKED)
+
+
+def test_a_part_that_another_tensor_has_claimed_is_refused():
+    table = (*PACKED, Rename(r"(.*)\.k\.weight", r"\1.k.kernel", linear))
+    with pytest.raises(ModelError, match=r"'a\.qkv\.weight' and 'a\.k\.weight' both claim params/a/k/kernel"):
+        apply_table({"a.qkv.weight": np.zeros((3, 1)), "a.k.weight": np.zeros((1, 1))}, table)
+
+
+def test_a_tensor_is_read_when_one_of_its_leaves_is_and_not_before():
+    reads = []
+
+    def lazy(name, array):
+        return LazyArray(array.shape, lambda: (reads.append(name), array)[1])
+
+    tensors = {
+        "conv1.weight": lazy("conv1", np.ones((2, 3, 4, 5))),
+        "a.qkv.weight": lazy("qkv", np.arange(12.0).reshape(6, 2)),
+        "bn1.num_batches_tracked": lazy("dropped", np.zeros(())),
+        "other": lazy("unknown", np.zeros(())),
+    }
+    named = apply_table(tensors, (*TABLE, *PACKED))
+    assert {key[-2:]: leaf.shape for key, leaf in named.leaves.items()} == {
+        ("conv1", "kernel"): (4, 5, 3, 2),
+        ("q", "kernel"): (2, 2),
+        ("k", "kernel"): (2, 2),
+        ("v", "kernel"): (2, 2),
+    }
+    assert reads == []
+    np.testing.assert_array_equal(named.leaves["params", "a", "v", "kernel"], [[8, 10], [9, 11]])
+    assert reads == ["qkv"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "expected"),
+    [
+        (as_is, (2, 3), (2, 3)),
+        (linear, (2, 3), (3, 2)),
+        (pointwise, (2, 3, 1, 1), (3, 2)),
+        (pointwise, (2, 3), (3, 2)),
+        (scalar, (1,), ()),
+        (unbatched, (1, 4, 2), (4, 2)),
+        (flat, (1, 1, 4), (4,)),
+        (convolution, (2, 3, 4, 5), (4, 5, 3, 2)),
+    ],
+)
+def test_each_layout_gives_the_shape_that_it_says_beforehand(layout, shape, expected):
+    leaf = apply_table({"a": np.zeros(shape)}, (Rename("a", "b", layout),)).leaves["params", "b"]
+    assert leaf.shape == np.asarray(leaf).shape == expected
+
+
+@pytest.mark.parametrize(("layout", "shape"), [(pointwise, (2, 3, 3, 3)), (scalar, (2,)), (unbatched, (2, 4))])
+def test_a_layout_refuses_a_shape_that_it_would_scramble(layout, shape):
+    with pytest.raises(ModelError, match=rf"tensor 'a' has shape .*, not that of a {layout.__name__}"):
+        apply_table({"a": np.zeros(shape)}, (Rename("a", "b", layout),))
