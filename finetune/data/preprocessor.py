@@ -56,6 +56,8 @@ def read_image_spec(
         return _from_transformers(checkpoint, processor, native, size)
     except KeyError as error:
         raise ModelError(f"{checkpoint.folder}: its image preprocessing has no {error}") from None
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise ModelError(f"{checkpoint.folder}: its image preprocessing cannot be read: {error}") from None
 
 
 def _from_transformers(checkpoint: Checkpoint, processor: str, native: int | None, size: int | None) -> ImageSpec:
@@ -87,10 +89,11 @@ def from_processor(config: dict[str, Any], where: str, default: str = "CLIP") ->
     if kind not in _PROCESSORS:
         raise ModelError(f"{where}: image processor {named!r} is not supported; supported: {', '.join(_PROCESSORS)}")
     try:
-        return _from_settings({**_PROCESSORS[kind], **config}, kind, where)
+        given = {key: value for key, value in config.items() if value is not None}
+        return _from_settings({**_PROCESSORS[kind], **given}, kind, where)
     except KeyError as error:
         raise ModelError(f"{where}: has no {error}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise ModelError(f"{where}: not the configuration of an image processor: {error}") from None
 
 

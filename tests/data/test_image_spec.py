@@ -8,7 +8,6 @@ from PIL import Image
 
 from finetune.data.image_spec import ImageSpec
 from finetune.data.images import open_image
-from finetune.errors import ModelError
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SPEC = ImageSpec(32, 32, 32, "bicubic", MEAN, STD)
@@ -44,22 +43,6 @@ def test_pixels_are_those_of_transformers_bit_for_bit(size, mode):
     np.testing.assert_array_equal(ours, expected)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"size": {"shortest_edge": 20}, "crop_size": {"height": 31, "width": 32}},  # smaller than the crop: black edges
-        {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 24}, "resample": 2},
-        {"size": {"height": 20, "width": 24}, "do_center_crop": False},
-        {"do_resize": False, "crop_size": {"height": 32, "width": 32}},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("size", [(37, 61), (61, 30), (24, 24)], ids=str)
-def test_every_form_of_a_processors_configuration_is_followed(options, size):
-    spec = ImageSpec.from_preprocessor({**options, "image_mean": MEAN, "image_std": STD}, "here")
-    np.testing.assert_array_equal(spec.to_uint8(picture(*size)), theirs(picture(*size), **options, **UINT8))
-
-
 def test_normalized_pixels_are_those_of_transformers():
     image = picture(61, 37)
     expected = theirs(image, **CLIP, image_mean=MEAN, image_std=STD)
@@ -74,27 +57,32 @@ def test_a_spec_survives_json(resize):
     assert ImageSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
-def test_a_processor_without_normalization_only_scales_to_one():
-    spec = ImageSpec.from_preprocessor({**CLIP, "do_normalize": False}, "here")
-    images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1).repeat(3, -1)
-    np.testing.assert_allclose(spec.normalize(jnp.asarray(images))[0, 0, :, 0], [0, 0.2, 1], atol=1e-7)
-
-
-@pytest.mark.parametrize("size", [24, {"shortest_edge": 24}, {"height": 24, "width": 24}], ids=str)
-def test_a_crop_size_is_read_in_each_form_it_has_had(size):
-    spec = ImageSpec.from_preprocessor({"size": 30, "crop_size": size, "image_mean": MEAN, "image_std": STD}, "here")
-    assert (spec.height, spec.width, spec.resize) == (24, 24, 30)
-
-
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("resize", "size", "expected"),
     [
-        ({"rescale_factor": 1 / 127.5}, "only a rescale by 1/255 is supported; received 0.0078"),
-        ({"do_center_crop": False}, "without a centre crop, size needs height and width"),
-        ({"size": {"longest_edge": 32}}, "has no 'height'"),
-        ({"image_mean": [0.5]}, "not the configuration of an image processor"),
+        (32, 64, 64),
+        (36, 64, 72),
+        (36, 48, 54),
+        (36, 16, 18),
+        ((36, 36), 64, (72, 72)),
+        ((40, 36), 48, (60, 54)),
+        (37, 33, 38),  # 38.2, in whole pixels
+        (None, 64, None),
     ],
 )
-def test_a_processor_that_cannot_be_followed_is_refused(changes, message):
-    with pytest.raises(ModelError, match=f"here.json: {message}"):
-        ImageSpec.from_preprocessor({**CLIP, "image_mean": MEAN, "image_std": STD, **changes}, "here.json")
+def test_at_another_size_what_is_resized_to_scales_along(resize, size, expected):
+    spec = ImageSpec(32, 32, resize, "bilinear", MEAN, STD)
+    assert spec.at(size) == ImageSpec(size, size, expected, "bilinear", MEAN, STD)
+
+
+def test_at_its_own_size_a_spec_is_itself():
+    spec = ImageSpec(224, 224, (256, 248), "bicubic", MEAN, STD)
+    assert spec.at(224) == spec
+
+
+def test_at_another_size_an_image_shows_the_same_part_of_the_picture():
+    ramp = np.broadcast_to(np.linspace(0, 255, 160).astype(np.uint8)[None, :, None], (120, 160, 3))
+    spec = ImageSpec(32, 32, 40, "bilinear", MEAN, STD)
+    small, large = (each.to_uint8(Image.fromarray(ramp)).astype(float) for each in (spec, spec.at(96)))
+    assert large.shape == (96, 96, 3)
+    np.testing.assert_allclose(large.reshape(32, 3, 32, 3, 3).mean(axis=(1, 3)), small, atol=4)
