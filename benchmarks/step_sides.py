@@ -32,9 +32,20 @@ class Ours:
         from finetune.models.transformer import VisionTransformer, ViTConfig
         from finetune.training.step import make_eval_step
 
-        sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-        clip = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "patch_bias": False, "pre_norm": True}
-        module = VisionTransformer(ViTConfig(**sizes, **clip, image_size=224, patch_size=32, norm_after_pool=True))
+        config = ViTConfig(
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            hidden_act="quick_gelu",
+            layer_norm_eps=1e-5,
+            image_size=224,
+            patch_size=32,
+            patch_bias=False,
+            pre_norm=True,
+            norm_after_pool=True,
+        )
+        module = VisionTransformer(config)
         variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
         self.spec = ImageSpec(224, 224, 224, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.classifier, self.variables = build_classifier((module, variables), NUM_CLASSES, image_size=224)

@@ -45,9 +45,10 @@ def main() -> None:
     if args.side:
         print(json.dumps(load(args.folder) if args.side == "load" else first_step(args.folder, args)))
         return
+    results: dict[str, Any]
     with tempfile.TemporaryDirectory() as name:
         size = write_checkpoint(Path(name))
-        results: dict[str, Any] = {"checkpoint_bytes": size, "batch_size": args.batch_size}
+        results = {"checkpoint_bytes": size, "batch_size": args.batch_size}
         for side in ("load", "full", "frozen"):
             results[side] = ask(side, Path(name), args.batch_size)
     results["peak_memory_over_checkpoint"] = results["load"]["peak_bytes"] / size
@@ -81,9 +82,11 @@ def write_checkpoint(folder: Path) -> int:
 
     reader = FAMILY.reader("transformers", "clip_vision_model")
     assert reader is not None
-    module = FAMILY.module(reader.read(CONFIG, ()).config)  # type: ignore[call-arg]
+    module = FAMILY.module(reader.read(CONFIG, ()).config)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32))
-    rng, shard, index, shards = np.random.default_rng(0), {}, {}, 0
+    rng, shards = np.random.default_rng(0), 0
+    shard: dict[str, np.ndarray] = {}
+    index: dict[str, str] = {}
     (folder / "config.json").write_text(json.dumps(CONFIG))
 
     def flush() -> None:
@@ -159,7 +162,7 @@ def first_step(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     compiled = lowered.compile()
     times["compile_seconds"] = mark()
     for name in ("first_seconds", "second_seconds"):
-        state, metrics = jax.block_until_ready(compiled(state, frozen, batch))
+        state, _ = jax.block_until_ready(compiled(state, frozen, batch))
         times[name] = mark()
     return {**times, "peak_bytes": peak_bytes(), "gflop": compiled.cost_analysis()["flops"] / 1e9}
 

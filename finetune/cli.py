@@ -98,9 +98,9 @@ def list_models() -> None:
     from finetune.models.backbone import FAMILIES
 
     rows = [
-        [family.title, reader.layout, reader.label or reader.kinds, ", ".join(reader.verified)]
+        ["" if i else family.title, reader.layout, reader.label or reader.kinds, ", ".join(reader.verified)]
         for family in FAMILIES
-        for reader in family.readers
+        for i, reader in enumerate(family.readers)
     ]
     _table(["family", "layout", "model_type or architecture", "equal to PyTorch's"], rows)
 
@@ -165,8 +165,7 @@ def _table(columns: list[str], rows: list[list[Any]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
-    console = Console(highlight=False)
-    console.print(table, width=None if console.is_terminal else 200)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ class Part(BaseModel):
 
 
 class BackboneConfig(Part):
-    """The pretrained model: a folder, a hub id, or ``builtin:tiny-clip``."""
+    """The pretrained model: a folder, a hub id (``owner/name[@revision]``), or ``builtin:tiny-clip``."""
 
     source: str
     revision: str | None = None
+    image_size: int | None = Field(None, ge=8, le=4096)  # edge in pixels; the checkpoint's own by default
 
 
 class HeadConfig(Part):

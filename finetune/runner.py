@@ -110,7 +110,9 @@ class _Run:
         with self._timed("load"):
             self.splits = load_splits(recipe.data, recipe.seed)
             check_class_count(recipe, self.splits)
-            self.backbone = load_backbone(recipe.backbone.source, revision=recipe.backbone.revision)
+            self.backbone = load_backbone(
+                recipe.backbone.source, revision=recipe.backbone.revision, image_size=recipe.backbone.image_size
+            )
             self.spec = self.backbone.image_spec
             self.classifier, self.variables = build_classifier(
                 self.backbone, len(self.splits.class_names), dropout=recipe.head.dropout

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,8 +106,40 @@ def test_bad_values_end_with_one_message_and_exit_code_2(recipe, override, words
     clean_failure(finetune("run", recipe, override, cwd=recipe.parent), *words)
 
 
-def test_a_checkpoint_that_is_not_clip_is_refused_with_what_is_supported(recipe, goldens):
-    clean_failure(finetune("run", recipe, f"backbone.source={goldens / 'vit'}"), "'vit' is not supported", "clip")
+def test_a_checkpoint_of_an_unknown_family_is_refused_with_what_is_supported(recipe, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "swin"}')
+    clean_failure(finetune("run", recipe, f"backbone.source={tmp_path}"), "'swin' is not supported", "clip", "dinov2")
+    (tmp_path / "config.json").write_text('{"architecture": "resnet50_gn"}')
+    clean_failure(finetune("inspect", tmp_path), "architecture 'resnet50_gn' is not supported", "ConvNeXt")
+
+
+def test_inspect_refuses_pickled_and_truncated_weights(tmp_path):
+    golden = Path(__file__).parent / "goldens" / "vit"
+    shutil.copytree(golden, tmp_path / "vit")
+    weights = tmp_path / "vit" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    clean_failure(finetune("inspect", tmp_path / "vit"), "model.safetensors: not a whole safetensors file")
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    clean_failure(finetune("inspect", tmp_path / "vit"), "pytorch_model.bin", "can run code", "safe_serialization=True")
+
+
+def test_inspect_shows_tree_totals_images_and_transfer():
+    golden = Path(__file__).parent / "goldens" / "dinov2-swiglu"
+    shown = finetune("inspect", golden).stdout
+    assert "params/encoder/layers/0/layer_scale1" in shown
+    assert "shorter edge resized to 64 (bicubic), centre 56x56" in shown
+    assert "transferred, 1 unused, none missing" in shown
+    assert "1 x embeddings.mask_token" in shown
+    data = json.loads(finetune("inspect", golden, "--image-size", "84", "--json").stdout)
+    assert data["resized"] == ["params/embeddings/position_embedding/embedding"]
+    assert sum(leaf["size"] for leaf in data["leaves"]) == sum(data["totals"].values())
+    assert data["image_spec"]["height"] == 84
+
+
+def test_models_lists_every_family_and_layout():
+    shown = finetune("models").stdout
+    for word in ("SigLIP", "DINOv2", "ConvNeXt", "MobileNetV2", "timm", "open_clip", "features, other image sizes"):
+        assert word in shown
 
 
 def test_a_tensor_of_the_wrong_shape_is_named(recipe, goldens, tmp_path):

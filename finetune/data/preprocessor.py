@@ -89,7 +89,8 @@ def from_processor(config: dict[str, Any], where: str, default: str = "CLIP") ->
     if kind not in _PROCESSORS:
         raise ModelError(f"{where}: image processor {named!r} is not supported; supported: {', '.join(_PROCESSORS)}")
     try:
-        given = {key: value for key, value in config.items() if value is not None}
+        # null is a value left out, but a step (do_...) that is not done
+        given = {key: value for key, value in config.items() if value is not None or key.startswith("do_")}
         return _from_settings({**_PROCESSORS[kind], **given}, kind, where)
     except KeyError as error:
         raise ModelError(f"{where}: has no {error}") from None

@@ -220,14 +220,19 @@ def from_transformers(config: Any) -> CLIPConfig:
 
 
 def _vision(config: Any) -> ViTConfig:
-    tower = {"patch_bias": False, "pre_norm": True, "norm_after_pool": True}
-    return ViTConfig(**_encoder(config), image_size=config.image_size, patch_size=config.patch_size, **tower)
+    return ViTConfig(
+        **_encoder(config),
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        patch_bias=False,
+        pre_norm=True,
+        norm_after_pool=True,
+    )
 
 
 def _encoder(config: Any) -> dict[str, Any]:
     same = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
-    same += ("layer_norm_eps", "attention_dropout", "initializer_factor")
-    return {key: getattr(config, key) for key in same}
+    return {key: getattr(config, key) for key in (*same, "layer_norm_eps", "attention_dropout", "initializer_factor")}
 
 
 def _read_both(config: dict[str, Any], names: Collection[str]) -> Reading:
@@ -239,7 +244,14 @@ def _read_vision(config: dict[str, Any], names: Collection[str]) -> Reading:
 
 
 # What open_clip's own CLIP is configured with; all else changes what it computes and is refused.
-_OPEN_CLIP_VISION = {"image_size": 224, "layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16}
+_OPEN_CLIP_VISION = {
+    "image_size": 224,
+    "layers": 12,
+    "width": 768,
+    "head_width": 64,
+    "mlp_ratio": 4.0,
+    "patch_size": 16,
+}
 _OPEN_CLIP_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0}
 _NO_EFFECT = {"patch_dropout", "hf_tokenizer_name", "tokenizer_kwargs", "output_tokens"}  # on inference
 

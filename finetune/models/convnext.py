@@ -336,7 +336,14 @@ FAMILY = Family(
     module=ConvNeXtModule,
     config=ConvNeXtConfig,
     readers=(
-        Reader("transformers", "convnext|convnextv2", _read_transformers, "ConvNext", verified=("features",)),
+        Reader(
+            "transformers",
+            "convnext|convnextv2",
+            _read_transformers,
+            "ConvNext",
+            label="convnext, convnextv2",
+            verified=("features",),
+        ),
         Reader("timm", _TIMM_KINDS, _read_timm, label="convnext_*, convnextv2_*", verified=("features",)),
     ),
 )

@@ -45,7 +45,7 @@ def _read(kind: str, config: dict[str, Any]) -> Reading:
 
 FAMILY = Family(
     name="dinov2",
-    title="DINOv2, with registers or without",
+    title="DINOv2",
     module=VisionTransformer,
     config=ViTConfig,
     readers=(

@@ -12,6 +12,7 @@ import flax.linen as nn
 from finetune.errors import ModelError, first_line
 from finetune.weights.layout import Layout
 from finetune.weights.names import Row
+
 Verified = Literal["features", "other image sizes", "text features", "a training step"]
 
 

@@ -150,11 +150,18 @@ def _read_vision(config: dict[str, Any], names: Collection[str]) -> Reading:
 
 FAMILY = Family(
     name="siglip",
-    title="SigLIP, SigLIP 2 at fixed resolution",
+    title="SigLIP, SigLIP 2",
     module=VisionTransformer,
     config=ViTConfig,
     readers=(
-        Reader("transformers", "siglip", _read_both, "Siglip", module=SiglipModule, verified=("features", "other image sizes", "text features")),
+        Reader(
+            "transformers",
+            "siglip",
+            _read_both,
+            "Siglip",
+            module=SiglipModule,
+            verified=("features", "other image sizes", "text features"),
+        ),
         Reader("transformers", "siglip_vision_model", _read_vision, "Siglip", verified=("features",)),
         Reader(
             "timm",

@@ -293,7 +293,8 @@ class VisionEmbeddings(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One learned query attends to all tokens, then an MLP (Zhai et al. 2022, arXiv:2106.04560): [N, t, C] -> [N, C]."""
+    """One learned query attends to all tokens, then an MLP (Zhai et al. 2022, arXiv:2106.04560):
+    [N, tokens, C] -> [N, C]."""
 
     config: ViTConfig
     dtype: jnp.dtype = jnp.float32
@@ -330,7 +331,7 @@ class VisionTransformer(nn.Module):
         self.encoder = Encoder(config, dtype=self.dtype)
         self.post_layernorm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=self.dtype)
         if config.pooling == "tanh":
-            self.pooler = nn.Dense(config.hidden_size, dtype=self.dtype)
+            self.pooler: nn.Module = nn.Dense(config.hidden_size, dtype=self.dtype)
         if config.pooling == "attention":
             self.pooler = AttentionPool(config, dtype=self.dtype)
 
@@ -351,9 +352,9 @@ class VisionTransformer(nn.Module):
     def _pool(self, hidden: jax.Array, train: bool) -> jax.Array:
         config = self.config
         if config.pooling == "attention":
-            return self.pooler(hidden, train)
+            return self.pooler(hidden, train)  # type: ignore[operator]
         if config.pooling == "tanh":
-            return jnp.tanh(self.pooler(hidden[:, 0]))
+            return jnp.tanh(self.pooler(hidden[:, 0]))  # type: ignore[operator]
         if config.pooling == "class_distilled":
             return hidden[:, :2].mean(axis=1)
         if config.pooling == "mean":

@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.errors import ModelError
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
-from finetune.models.transformer import VisionTransformer, ViTConfig
+from finetune.models.transformer import Pooling, VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, Split, convolution, flat, linear, unbatched
 
 
@@ -105,25 +105,34 @@ def encoder_fields(config: Any) -> dict[str, Any]:
 
 
 def _read_vit(config: dict[str, Any], names: Collection[str]) -> Reading:
-    return _read("ViTConfig", config, names)
+    return _read("ViTConfig", config, names, distilled=False)
 
 
 def _read_deit(config: dict[str, Any], names: Collection[str]) -> Reading:
-    return _read("DeiTConfig", config, names, distillation_token=True)
+    return _read("DeiTConfig", config, names, distilled=True)
 
 
-def _read(kind: str, config: dict[str, Any], names: Collection[str], **variant: bool) -> Reading:
+def _read(kind: str, config: dict[str, Any], names: Collection[str], *, distilled: bool) -> Reading:
     parsed = parse_transformers(kind, config)
     if getattr(parsed, "pooler_act", "tanh") != "tanh":
         raise ModelError(f"pooler_act: only tanh is supported; received {parsed.pooler_act!r}")
     # A model saved with a classifier has no pooler: the classifier reads the class token.
-    pooling = "tanh" if any(name.endswith("pooler.dense.weight") for name in names) else "class"
-    inner = parsed.intermediate_size
-    return Reading(ViTConfig(**encoder_fields(parsed), **variant, intermediate_size=inner, pooling=pooling), NAMES)
+    pooling: Pooling = "tanh" if any(name.endswith("pooler.dense.weight") for name in names) else "class"
+    return Reading(
+        ViTConfig(
+            **encoder_fields(parsed),
+            intermediate_size=parsed.intermediate_size,
+            distillation_token=distilled,
+            pooling=pooling,
+        ),
+        NAMES,
+    )
 
 
 # timm's sizes: width, blocks, heads, width of the MLP over width.
 _SIZES = {
+    "wee": (256, 14, 4, 5.0),
+    "little": (320, 14, 5, 5.6),
     "tiny": (192, 12, 3, 4.0),
     "xsmall": (256, 10, 4, 4.0),
     "small": (384, 12, 6, 4.0),
@@ -154,7 +163,15 @@ def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
         raise ModelError(f"architecture {config['architecture']!r}: no such size; known: {', '.join(_SIZES)}")
     gated = match["size"] == "giant" and match["kind"] == "dinov2"
     width, depth, heads, ratio = (1536, 40, 24, 2.66667 * 2) if gated else _SIZES[match["size"]]
-    own = {"embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": ratio, "patch_size": int(match["patch"])}
+    if config["architecture"] == "vit_base_patch16_gap_224":  # not the heads of its name
+        heads = 16
+    own = {
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": heads,
+        "mlp_ratio": ratio,
+        "patch_size": int(match["patch"]),
+    }
     arguments = timm_arguments(config, own, _ARGUMENTS)
     kind, width = match["kind"] or "", arguments["embed_dim"]
     pool = arguments.get("global_pool") or config.get("global_pool") or "token"
@@ -176,7 +193,7 @@ def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
             patch_bias="patch_embed.proj.bias" in names,
             class_token="cls_token" in names,
             distillation_token=match["distilled"] is not None,
-            register_tokens=int(arguments.get("reg_tokens", match["registers"] or 0)),
+            register_tokens=int(arguments.get("reg_tokens") or match["registers"] or 0),
             prefix_positions=not arguments.get("no_embed_class", match["registers"] or match["model"] == "deit3"),
             pre_norm="norm_pre.weight" in names,
             pooling="class_distilled" if match["distilled"] else _POOLS[pool],  # type: ignore[arg-type]

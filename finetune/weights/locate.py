@@ -32,9 +32,11 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
         ModelError: nothing is there, or the hub does not give it.
     """
     text = str(source)
+    path = Path(source).expanduser()
+    if revision is not None and (text.startswith("builtin:") or path.exists()):
+        raise ModelError(f"{text}: revision {revision!r} is for hub ids; this is on disk: leave the revision out")
     if text.startswith("builtin:"):
         return bundled.checkpoint(text.removeprefix("builtin:"))
-    path = Path(source).expanduser()
     if path.is_dir():
         return path
     if path.is_file():

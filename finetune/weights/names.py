@@ -132,4 +132,8 @@ def _parts(array: np.ndarray | LazyArray, count: int, layout: Layout, name: str)
     except (ValueError, IndexError):
         of = f" of {count} parts" if count > 1 else ""
         raise ModelError(f"tensor {name!r} has shape {array.shape}, not that of a {layout.__name__}{of}") from None
-    return [LazyArray(shape, lambda i=i: part(np.asarray(array), i)) for i in range(count)]
+
+    def lazy(index: int) -> LazyArray:
+        return LazyArray(shape, lambda: part(np.asarray(array), index))
+
+    return [lazy(i) for i in range(count)]

@@ -50,7 +50,9 @@ SETTINGS = [
 def photo(width, height):
     """Smooth colours with grain on them."""
     rng = np.random.default_rng(width * 1000 + height)
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     grain = rng.normal(0, 12, (height, width, 3))
     return Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8))
 
@@ -100,12 +102,23 @@ def test_what_a_file_leaves_out_or_leaves_null_is_transformers_own_default(kind)
     whole = saved(kind)
     spec = from_processor(whole, "here")
     assert from_processor({"image_processor_type": whole["image_processor_type"]}, "here") == spec
-    assert from_processor({**dict.fromkeys(whole), "image_processor_type": kind + "ImageProcessor"}, "here") == spec
+    nulls = dict.fromkeys(("size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor"))
+    assert from_processor({**whole, **nulls}, "here") == spec
 
 
-def test_a_crop_percentage_that_is_null_is_an_eighth():
-    settings = {"size": {"shortest_edge": 28}, "crop_pct": None}  # which transformers 4 reads so and 5 does not read
+def test_a_crop_percentage_that_is_null_is_transformers_4s_default():
+    settings = {"size": {"shortest_edge": 28}, "crop_pct": None}  # transformers 5 cannot read it
     assert from_processor({**saved("ConvNext"), **settings}, "here").resize == 32
+
+
+@pytest.mark.parametrize("step", ["do_resize", "do_center_crop", "do_normalize"])
+def test_a_step_that_is_null_is_not_done(step):
+    settings = {"size": {"height": 28, "width": 36}, "crop_size": {"height": 24, "width": 20}, step: None}
+    spec, off = (from_processor({**saved("DeiT"), **settings, step: value}, "here") for value in (None, False))
+    assert spec == off
+    expected = theirs("DeiT", PHOTOS[0], **settings)
+    ours = spec.normalize(jnp.asarray(spec.to_uint8(PHOTOS[0]))[None])[0]
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", ["ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor"])
@@ -153,7 +166,10 @@ def test_without_normalization_pixels_are_only_scaled_to_one():
         ({"image_processor_type": "BeitImageProcessor"}, "image processor 'BeitImageProcessor' is not supported.*CLIP"),
         ({"rescale_factor": 1 / 127.5}, "only a rescale by 1/255 is supported; received 0.0078"),
         ({"do_rescale": False}, "only a rescale by 1/255 is supported"),
-        ({"do_center_crop": False}, "without a centre crop, size needs height and width; received {'shortest_edge': 32}"),
+        (
+            {"do_center_crop": False},
+            "without a centre crop, size needs height and width; received {'shortest_edge': 32}",
+        ),
         ({"size": {"longest_edge": 32}}, "has no 'height'"),
         ({"size": {"height": 32}}, "has no 'width'"),
         ({"size": "224"}, "not the configuration of an image processor"),
@@ -163,7 +179,10 @@ def test_without_normalization_pixels_are_only_scaled_to_one():
         ({"image_std": 0.5}, "not the configuration of an image processor"),
         ({"resample": 9}, "not the configuration of an image processor: 9 is not a valid"),
         ({"rescale_factor": "1/255"}, "not the configuration of an image processor"),
-        ({"image_processor_type": "ConvNextImageProcessor", "crop_pct": 0}, "not the configuration of an image processor"),
+        (
+            {"image_processor_type": "ConvNextImageProcessor", "crop_pct": 0},
+            "not the configuration of an image processor",
+        ),
         (
             {"image_processor_type": "ConvNextImageProcessor", "size": {"height": 3, "width": 3}},
             "size needs shortest_edge; received {'height': 3",
@@ -255,7 +274,9 @@ def timm(tmp_path, config, **sizes):
 
 
 def open_clip(tmp_path, config, **sizes):
-    made = Checkpoint(tmp_path, tmp_path / "open_clip_config.json", "open_clip", "open_clip", {"preprocess_cfg": config})
+    made = Checkpoint(
+        tmp_path, tmp_path / "open_clip_config.json", "open_clip", "open_clip", {"preprocess_cfg": config}
+    )
     return read_image_spec(made, **sizes)
 
 
@@ -297,7 +318,11 @@ def test_open_clips_defaults_are_openais(tmp_path):
 @pytest.mark.parametrize(
     ("read", "config", "message"),
     [
-        (timm, {"crop_mode": "border"}, "pretrained_cfg: crop_mode 'border' is not supported; supported: center, squash"),
+        (
+            timm,
+            {"crop_mode": "border"},
+            "pretrained_cfg: crop_mode 'border' is not supported; supported: center, squash",
+        ),
         (timm, {"interpolation": "random"}, "pretrained_cfg: interpolation 'random' is not supported.*bicubic"),
         (timm, {"mean": [0.5]}, "its image preprocessing cannot be read"),
         (timm, {"std": 0.5}, "its image preprocessing cannot be read"),

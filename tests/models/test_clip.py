@@ -121,7 +121,9 @@ def test_both_towers_of_an_open_clip_checkpoint_agree_with_pytorch():
 def test_the_image_tower_of_an_open_clip_checkpoint_with_quick_gelu_agrees_with_pytorch(goldens):
     folder = goldens / "open-clip"  # open_clip itself does not give the text_embeds of this one again
     clip, expected = load_clip(folder), np.load(folder / "expected.npz")
-    features = jax.jit(partial(clip.module.apply, method="get_image_features"))(clip.variables, expected["pixel_values"])
+    features = jax.jit(partial(clip.module.apply, method="get_image_features"))(
+        clip.variables, expected["pixel_values"]
+    )
     assert_close(features / jnp.linalg.norm(features, axis=-1, keepdims=True), expected["image_embeds"])
 
 
