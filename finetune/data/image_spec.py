@@ -23,6 +23,8 @@ class ImageSpec:
         height, width: of what the model sees, in pixels.
         resize: edge in pixels that the shorter side is brought to, (height, width) to bring both, or None.
         interpolation: Pillow's filter for the resize.
+        rounding: which way the crop's corner goes where the centre falls between two pixels: "floor" as in
+            transformers, "even" as in torchvision, which timm and open_clip use.
         mean, std: of each channel, after scaling to [0, 1].
     """
 
@@ -32,15 +34,19 @@ class ImageSpec:
     interpolation: Interpolation
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    rounding: Literal["floor", "even"] = "floor"
 
     def to_uint8(self, image: Image.Image) -> np.ndarray:
         """The RGB image as uint8 [height, width, 3]; equal to transformers' PIL pipeline."""
         if self.resize is not None:
             image = image.resize(self._resized(*image.size), _RESAMPLING[self.interpolation])
-        left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
+        left, top = self._corner(image.width - self.width), self._corner(image.height - self.height)
         if (left, top) != (0, 0) or image.size != (self.width, self.height):
             image = image.crop((left, top, left + self.width, top + self.height))  # beyond the edge: black
         return np.asarray(image)
+
+    def _corner(self, margin: int) -> int:
+        return margin // 2 if self.rounding == "floor" else round(margin / 2)  # Python rounds halves to even
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         if isinstance(self.resize, tuple):

@@ -22,14 +22,15 @@ _OPENAI = {
 _NEAREST, _BILINEAR, _BICUBIC = 0, 2, 3
 _SHORTEST_224, _SQUARE_224 = {"shortest_edge": 224}, {"height": 224, "width": 224}
 
-# What transformers' image processors do where a file leaves it out; `square`: what a plain number as size means.
+# By image processor of transformers, what published checkpoints have, for values that a file leaves out or where there
+# is no file; `square`: what a plain number as size means.
 _PROCESSORS: dict[str, dict[str, Any]] = {
     "CLIP": {"size": _SHORTEST_224, "crop_size": 224, "resample": _BICUBIC, **_OPENAI},
     "Siglip": {"size": _SQUARE_224, "do_center_crop": False, "resample": _BICUBIC, "square": True, **_HALF},
     "ViT": {"size": _SQUARE_224, "do_center_crop": False, "resample": _BILINEAR, "square": True, **_HALF},
     "DeiT": {"size": 256, "crop_size": 224, "resample": _BICUBIC, "square": True, **_HALF},
     "Bit": {"size": {"shortest_edge": 256}, "crop_size": 224, "resample": _BICUBIC, **_IMAGENET},
-    "ConvNext": {"size": _SHORTEST_224, "crop_pct": 0.875, "resample": _BILINEAR, **_IMAGENET},
+    "ConvNext": {"size": _SHORTEST_224, "crop_pct": 0.875, "resample": _BICUBIC, **_IMAGENET},
     "MobileNetV2": {"size": {"shortest_edge": 256}, "crop_size": 224, "resample": _BILINEAR, **_HALF},
 }
 
@@ -50,9 +51,13 @@ def read_image_spec(
     """
     try:
         if checkpoint.layout == "timm":
-            return _from_timm(checkpoint.config.get("pretrained_cfg", {}), size or native)
+            return _from_timm(
+                checkpoint.config.get("pretrained_cfg", {}), size or native, f"{checkpoint.file}: pretrained_cfg"
+            )
         if checkpoint.layout == "open_clip":
-            return _from_open_clip(checkpoint.config.get("preprocess_cfg", {}), size or native or 224)
+            return _from_open_clip(
+                checkpoint.config.get("preprocess_cfg", {}), size or native or 224, f"{checkpoint.file}: preprocess_cfg"
+            )
         return _from_transformers(checkpoint, processor, native, size)
     except KeyError as error:
         raise ModelError(f"{checkpoint.folder}: its image preprocessing has no {error}") from None
@@ -146,34 +151,36 @@ def _channels(values: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _from_timm(config: dict[str, Any], size: int | None) -> ImageSpec:
+def _from_timm(config: dict[str, Any], size: int | None, where: str) -> ImageSpec:
     """timm's ``pretrained_cfg``, with timm's own defaults; evaluation at ``input_size``."""
     size = size or int(config.get("input_size", (3, 224, 224))[-1])
     fraction, mode = config.get("crop_pct") or 0.875, config.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
-        raise ModelError(f"pretrained_cfg: crop_mode {mode!r} is not supported; supported: center, squash")
+        raise ModelError(f"{where}: crop_mode {mode!r} is not supported; supported: center, squash")
     edge = math.floor(size / fraction)
     return ImageSpec(
         height=size,
         width=size,
         resize=edge if mode == "center" else (edge, edge),
-        interpolation=_filter(config.get("interpolation") or "bicubic", "pretrained_cfg"),
+        interpolation=_filter(config.get("interpolation") or "bicubic", where),
         mean=_channels(config.get("mean") or _IMAGENET["image_mean"]),
         std=_channels(config.get("std") or _IMAGENET["image_std"]),
+        rounding="even",
     )
 
 
-def _from_open_clip(config: dict[str, Any], size: int) -> ImageSpec:
+def _from_open_clip(config: dict[str, Any], size: int, where: str) -> ImageSpec:
     mode = config.get("resize_mode") or "shortest"
     if mode not in ("shortest", "squash"):
-        raise ModelError(f"preprocess_cfg: resize_mode {mode!r} is not supported; supported: shortest, squash")
+        raise ModelError(f"{where}: resize_mode {mode!r} is not supported; supported: shortest, squash")
     return ImageSpec(
         height=size,
         width=size,
         resize=size if mode == "shortest" else (size, size),
-        interpolation=_filter(config.get("interpolation") or "bicubic", "preprocess_cfg"),
+        interpolation=_filter(config.get("interpolation") or "bicubic", where),
         mean=_channels(config.get("mean") or _OPENAI["image_mean"]),
         std=_channels(config.get("std") or _OPENAI["image_std"]),
+        rounding="even",
     )
 
 

@@ -217,20 +217,20 @@ def _find(checkpoint: Checkpoint) -> tuple[Family, Reader]:
         if reader is not None:
             return family, reader
     field = "architecture" if checkpoint.layout == "timm" else "model_type"
-    kinds = [reader.kinds for family in FAMILIES for reader in family.readers if reader.layout == checkpoint.layout]
-    if checkpoint.layout == "timm":
-        known = ", ".join(family.title for family in FAMILIES if any(r.layout == "timm" for r in family.readers))
-        hint = f"supported in timm's layout: {known} (see: finetune models)"
-    else:
-        hint = f"supported: {', '.join(kinds)}"
-    guess = nearest(checkpoint.kind, kinds)
-    raise ModelError(f"{checkpoint.file}: {field} {checkpoint.kind!r} is not supported{guess}; {hint}")
+    readers = [reader for family in FAMILIES for reader in family.readers if reader.layout == checkpoint.layout]
+    kinds = [kind for reader in readers for kind in (reader.label or reader.kinds).split(", ")]
+    guess = nearest(checkpoint.kind, kinds) if checkpoint.layout == "transformers" else ""
+    raise ModelError(
+        f"{checkpoint.file}: {field} {checkpoint.kind!r} is not supported{guess}; supported: {', '.join(kinds)}"
+    )
 
 
 def _load(checkpoint: Checkpoint, family: Family, reader: Reader, image_size: int | None, dtype: Any) -> Pretrained:
     reading = _read(checkpoint, reader)
     vision = getattr(reading.config, "vision_config", reading.config)
     native = getattr(vision, "image_size", None)
+    if image_size is not None and image_size < 1:
+        raise ModelError(f"image_size: needs at least one pixel; received {image_size}")
     spec = read_image_spec(checkpoint, processor=reader.processor, native=native, size=image_size)
     _check_size(checkpoint, reader, spec, native, image_size)
     kind = reader.module or family.module
@@ -253,7 +253,7 @@ def _read(checkpoint: Checkpoint, reader: Reader) -> Reading:
         if str(checkpoint.folder) in str(error):  # from the tensors' files, which name themselves
             raise
         raise ModelError(f"{checkpoint.file}: {error}") from None
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         cause = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(f"{checkpoint.file}: no model can be built from it: {cause}") from None
 
@@ -261,12 +261,14 @@ def _read(checkpoint: Checkpoint, reader: Reader) -> Reading:
 def _check_size(
     checkpoint: Checkpoint, reader: Reader, spec: ImageSpec, native: int | None, image_size: int | None
 ) -> None:
+    made = f"{spec.height}x{spec.width}"
+    if min(spec.height, spec.width) < 1:
+        raise ModelError(f"{checkpoint.folder}: no image has {made} pixels")
     if native is None:
         return
-    made = f"{spec.height}x{spec.width}"
     if (spec.height, spec.width) != (native, native) and image_size is None and not reader.any_size:
         raise ModelError(
-            f"{checkpoint.folder / 'preprocessor_config.json'}: makes images of {made}; config.json says "
+            f"{checkpoint.folder}: its image processor makes images of {made}; {checkpoint.file.name} says "
             f"{native}x{native}; name the size that is wanted (image_size)"
         )
     if spec.height != spec.width:

@@ -88,7 +88,7 @@ class CLIPTextTransformer(nn.Module):
         """
         if self.config.eos_token_id == 2:
             return input_ids.argmax(axis=-1)
-        return (input_ids == self.config.eos_token_id).argmax(axis=-1)
+        return jnp.equal(input_ids, self.config.eos_token_id).argmax(axis=-1)
 
 
 class CLIPModule(nn.Module):
@@ -253,6 +253,7 @@ _OPEN_CLIP_VISION = {
     "patch_size": 16,
 }
 _OPEN_CLIP_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0}
+_PLAIN = ("tok", "argmax", "learnable")  # open_clip's own pooling and positions, spelled out
 _NO_EFFECT = {"patch_dropout", "hf_tokenizer_name", "tokenizer_kwargs", "output_tokens"}  # on inference
 
 
@@ -293,7 +294,9 @@ def _read_open_clip(config: dict[str, Any], names: Collection[str]) -> Reading:
 
 
 def _merged(given: dict[str, Any], defaults: dict[str, Any], where: str) -> dict[str, Any]:
-    changing = sorted(key for key in given.keys() - defaults.keys() - _NO_EFFECT if given[key])
+    changing = sorted(
+        key for key in given.keys() - defaults.keys() - _NO_EFFECT if given[key] and given[key] not in _PLAIN
+    )
     if changing:
         raise ModelError(f"model_cfg.{where}: {', '.join(changing)} not supported; only open_clip's plain CLIP is")
     return {**defaults, **given}

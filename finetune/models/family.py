@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
-from finetune.errors import ModelError, first_line
+from finetune.errors import ModelError
 from finetune.weights.layout import Layout
 from finetune.weights.names import Row
 
@@ -88,9 +88,12 @@ def parse_transformers(kind: str, config: dict[str, Any]) -> Any:
     import transformers
 
     try:
-        return getattr(transformers, kind).from_dict(config)
+        parsed = getattr(transformers, kind).from_dict(config)
     except Exception as error:  # its checks differ in type from version to version
-        raise ModelError(f"not a {kind}: {first_line(error)}") from None
+        raise ModelError(f"not a {kind}: {' '.join(str(error).split())}") from None
+    if getattr(parsed, "num_channels", 3) != 3:
+        raise ModelError(f"num_channels: only 3 (RGB) is supported; received {parsed.num_channels}")
+    return parsed
 
 
 def timm_arguments(config: dict[str, Any], defaults: dict[str, Any], known: Collection[str]) -> dict[str, Any]:

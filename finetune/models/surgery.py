@@ -142,7 +142,9 @@ def transplant(
         else:
             problems.append(f"unexpected  {shown[key]} {tuple(given[key][1].shape)}")
     if problems:
-        raise TransferError("weights and model do not fit:\n" + "\n".join(f"  {line}" for line in sorted(problems)))
+        raise TransferError(
+            "weights and model do not fit:\n" + "\n".join(f"  {line}" for line in sorted(set(problems)))
+        )
     return unflatten_dict(result), TransferReport(tuple(transferred), tuple(kept), tuple(sorted(left)))
 
 

@@ -67,7 +67,7 @@ class TextConfig(TransformerConfig):
 
     vocab_size: int
     max_position_embeddings: int
-    eos_token_id: int | None = None
+    eos_token_id: int = 2
     projection_size: int | None = None
 
 
@@ -96,6 +96,12 @@ class ViTConfig(TransformerConfig):
     pre_norm: bool = False
     pooling: Pooling = "class"
     norm_after_pool: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.image_size, int) or not isinstance(self.patch_size, int):
+            received = f"image_size {self.image_size}, patch_size {self.patch_size}"
+            raise ModelError(f"only square images and patches are supported; received {received}")
 
     @property
     def num_features(self) -> int:
@@ -352,9 +358,9 @@ class VisionTransformer(nn.Module):
     def _pool(self, hidden: jax.Array, train: bool) -> jax.Array:
         config = self.config
         if config.pooling == "attention":
-            return self.pooler(hidden, train)  # type: ignore[operator]
+            return self.pooler(hidden, train)
         if config.pooling == "tanh":
-            return jnp.tanh(self.pooler(hidden[:, 0]))  # type: ignore[operator]
+            return jnp.tanh(self.pooler(hidden[:, 0]))
         if config.pooling == "class_distilled":
             return hidden[:, :2].mean(axis=1)
         if config.pooling == "mean":

@@ -130,8 +130,8 @@ def _parts(array: np.ndarray | LazyArray, count: int, layout: Layout, name: str)
     try:
         shape = part(np.broadcast_to(np.int8(0), array.shape), 0).shape
     except (ValueError, IndexError):
-        of = f" of {count} parts" if count > 1 else ""
-        raise ModelError(f"tensor {name!r} has shape {array.shape}, not that of a {layout.__name__}{of}") from None
+        needed = f"{count} parts" if count > 1 else f"a {layout.__name__}"
+        raise ModelError(f"tensor {name!r} has shape {array.shape}, not that of {needed}") from None
 
     def lazy(index: int) -> LazyArray:
         return LazyArray(shape, lambda: part(np.asarray(array), index))

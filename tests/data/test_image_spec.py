@@ -86,3 +86,14 @@ def test_at_another_size_an_image_shows_the_same_part_of_the_picture():
     small, large = (each.to_uint8(Image.fromarray(ramp)).astype(float) for each in (spec, spec.at(96)))
     assert large.shape == (96, 96, 3)
     np.testing.assert_allclose(large.reshape(32, 3, 32, 3, 3).mean(axis=(1, 3)), small, atol=4)
+
+
+@pytest.mark.parametrize(
+    ("margin", "floor", "even"), [(0, 0, 0), (1, 0, 0), (2, 1, 1), (3, 1, 2), (5, 2, 2), (7, 3, 4)]
+)
+def test_half_a_pixel_of_margin_goes_as_each_library_has_it(margin, floor, even):
+    columns = np.broadcast_to(np.arange(4 + margin, dtype=np.uint8)[:, None], (4, 4 + margin, 3))
+    image = Image.fromarray(np.ascontiguousarray(columns))
+    for rounding, left in (("floor", floor), ("even", even)):
+        spec = ImageSpec(4, 4, None, "bicubic", MEAN, STD, rounding)
+        assert spec.to_uint8(image)[0, 0, 0] == left

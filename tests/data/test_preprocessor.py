@@ -289,12 +289,12 @@ def test_timms_resize_is_the_size_over_the_crop_percentage_rounded_down(tmp_path
     config = {"input_size": [3, size, size], "crop_pct": crop_pct, "crop_mode": mode, "interpolation": "bilinear"}
     config |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     resize = edge if mode == "center" else (edge, edge)
-    expected = ImageSpec(size, size, resize, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    expected = ImageSpec(size, size, resize, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "even")
     assert timm(tmp_path, config) == expected
 
 
 def test_timms_defaults_are_imagenets_statistics_and_an_eighth_cropped(tmp_path):
-    assert timm(tmp_path, {}) == ImageSpec(224, 224, 256, "bicubic", **IMAGENET)
+    assert timm(tmp_path, {}) == ImageSpec(224, 224, 256, "bicubic", **IMAGENET, rounding="even")
 
 
 def test_the_wanted_size_comes_before_the_models_and_that_before_timms_file(tmp_path):
@@ -306,13 +306,13 @@ def test_the_wanted_size_comes_before_the_models_and_that_before_timms_file(tmp_
 @pytest.mark.parametrize(("mode", "resize"), [("shortest", 48), ("squash", (48, 48)), (None, 48)])
 def test_open_clip_resizes_to_the_models_own_size(tmp_path, mode, resize):
     config = {"resize_mode": mode, "interpolation": "bilinear", "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    expected = ImageSpec(48, 48, resize, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    expected = ImageSpec(48, 48, resize, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "even")
     assert open_clip(tmp_path, config, native=48) == expected
     assert open_clip(tmp_path, config, native=32, size=48) == expected
 
 
 def test_open_clips_defaults_are_openais(tmp_path):
-    assert open_clip(tmp_path, {}) == ImageSpec(224, 224, 224, "bicubic", **OPENAI)
+    assert open_clip(tmp_path, {}) == ImageSpec(224, 224, 224, "bicubic", **OPENAI, rounding="even")
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_packed_tensor_is_split_along_its_first_axis_before_its_parts_are_laid
 
 
 def test_a_tensor_that_cannot_be_split_evenly_is_named():
-    with pytest.raises(ModelError, match=r"'a\.qkv\.weight' has shape \(4, 3\), not that of a linear of 3 parts"):
+    with pytest.raises(ModelError, match=r"'a\.qkv\.weight' has shape \(4, 3\), not that of 3 parts"):
         apply_table({"a.qkv.weight": np.zeros((4, 3))}, PACKED)
 
 
