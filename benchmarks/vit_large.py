@@ -143,7 +143,7 @@ def first_step(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     rules = [Partition(match="head/.*", optimizer="adamw", learning_rate=1e-4)]
     rest = {"frozen": True} if args.side == "frozen" else {"optimizer": "adamw", "learning_rate": 1e-5}
     rules.append(Partition.model_validate({"match": "backbone/.*", **rest}))
-    frozen, learning = split_frozen(variables["params"], rules)
+    learning, frozen = split_frozen(variables["params"], rules)
     optimizer = finetune.build_optimizer(rules, variables["params"], total_steps=100)
     state = TrainState.create(learning, {}, optimizer, jax.random.key(0))
     rng = np.random.default_rng(0)
