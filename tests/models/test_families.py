@@ -164,6 +164,7 @@ def test_a_submodule_can_be_taken_out(member):
     assert type(module).__name__ != type(backbone.module).__name__
 
 
+@pytest.mark.slow
 def test_one_training_step_moves_every_leaf_and_every_running_statistic(member):
     _, backbone, images = member
     classifier, variables = build_classifier(backbone, 3, head_init="lecun_normal")
