@@ -95,6 +95,8 @@ def golden(request) -> Path:
 
 def test_features_agree_with_pytorch(golden):
     expected = np.load(golden / "expected.npz")
+    # MobileNetV2's random weights and statistics amplify rounding from layer to layer, in PyTorch as well
+    tolerance = 1e-4 if golden.name == "mobilenet-v2" else TOLERANCE
     compared = 0
     for key in (key for key in expected if key.startswith("pixel_values")):
         other = key.removeprefix("pixel_values")  # such as _48: at another image size than the checkpoint's
@@ -105,11 +107,12 @@ def test_features_agree_with_pytorch(golden):
         for name in ("pooler_output", "features"):
             if name + other in expected:
                 theirs = expected[name + other]
-                assert_close(output.pooler_output, theirs.reshape(len(theirs), -1))
+                assert_close(output.pooler_output, theirs.reshape(len(theirs), -1), tolerance)
                 compared += 1
         if "last_hidden_state" + other in expected:
             theirs = expected["last_hidden_state" + other]
-            assert_close(output.last_hidden_state, theirs.transpose(0, 2, 3, 1) if theirs.ndim == 4 else theirs)
+            theirs = theirs.transpose(0, 2, 3, 1) if theirs.ndim == 4 else theirs
+            assert_close(output.last_hidden_state, theirs, tolerance)
             compared += 1
         if "image_embeds" + other in expected:
             embeds = output.pooler_output @ backbone.text.image_projection
