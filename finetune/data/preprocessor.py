@@ -158,28 +158,27 @@ def _from_timm(config: dict[str, Any], size: int | None, where: str) -> ImageSpe
     if mode not in ("center", "squash"):
         raise ModelError(f"{where}: crop_mode {mode!r} is not supported; supported: center, squash")
     edge = math.floor(size / fraction)
-    return ImageSpec(
-        height=size,
-        width=size,
-        resize=edge if mode == "center" else (edge, edge),
-        interpolation=_filter(config.get("interpolation") or "bicubic", where),
-        mean=_channels(config.get("mean") or _IMAGENET["image_mean"]),
-        std=_channels(config.get("std") or _IMAGENET["image_std"]),
-        rounding="even",
-    )
+    return _torchvision(config, size, edge if mode == "center" else (edge, edge), _IMAGENET, where)
 
 
 def _from_open_clip(config: dict[str, Any], size: int, where: str) -> ImageSpec:
     mode = config.get("resize_mode") or "shortest"
     if mode not in ("shortest", "squash"):
         raise ModelError(f"{where}: resize_mode {mode!r} is not supported; supported: shortest, squash")
+    return _torchvision(config, size, size if mode == "shortest" else (size, size), _OPENAI, where)
+
+
+def _torchvision(
+    config: dict[str, Any], size: int, resize: int | tuple[int, int], statistics: dict[str, Any], where: str
+) -> ImageSpec:
+    """What timm and open_clip have in common; ``statistics`` where the file has none."""
     return ImageSpec(
         height=size,
         width=size,
-        resize=size if mode == "shortest" else (size, size),
+        resize=resize,
         interpolation=_filter(config.get("interpolation") or "bicubic", where),
-        mean=_channels(config.get("mean") or _OPENAI["image_mean"]),
-        std=_channels(config.get("std") or _OPENAI["image_std"]),
+        mean=_channels(config.get("mean") or statistics["image_mean"]),
+        std=_channels(config.get("std") or statistics["image_std"]),
         rounding="even",
     )
 

@@ -21,7 +21,7 @@ from finetune.models.family import Family, Reader, Reading, parse_transformers
 from finetune.models.layers import BackboneOutput, unit
 from finetune.models.transformer import Encoder, TextConfig, TextEmbeddings, VisionTransformer, ViTConfig
 from finetune.models.vit import read_timm
-from finetune.weights.names import Drop, Rename, Row, Split, convolution, linear
+from finetune.weights.names import Drop, Rename, Row, Split, convolution, linear, weight_and_bias
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,27 @@ class CLIPOutput:
     text_embeds: jax.Array
     vision_model_output: BackboneOutput
     text_model_output: BackboneOutput
+
+
+def compare(
+    vision: BackboneOutput,
+    text: BackboneOutput,
+    image: jax.Array,
+    words: jax.Array,
+    logit_scale: jax.Array,
+    logit_bias: jax.Array | float = 0.0,
+) -> CLIPOutput:
+    """Every image embedding [N, width] with every text's, ``words`` [M, width], neither normalized yet."""
+    image_embeds, text_embeds = unit(image), unit(words)
+    logits = jnp.exp(logit_scale) * (image_embeds @ text_embeds.T).astype(jnp.float32) + logit_bias
+    return CLIPOutput(
+        logits_per_image=logits,
+        logits_per_text=logits.T,
+        image_embeds=image_embeds,
+        text_embeds=text_embeds,
+        vision_model_output=vision,
+        text_model_output=text,
+    )
 
 
 class CLIPTextTransformer(nn.Module):
@@ -127,17 +148,8 @@ class CLIPModule(nn.Module):
         """
         vision = self.vision_model(pixel_values, train=train)
         text = self.text_model(input_ids, attention_mask, train=train)
-        image_embeds = unit(self.visual_projection(vision.pooler_output))
-        text_embeds = unit(self.text_projection(text.pooler_output))
-        logits = jnp.exp(self.logit_scale) * (image_embeds @ text_embeds.T).astype(jnp.float32)
-        return CLIPOutput(
-            logits_per_image=logits,
-            logits_per_text=logits.T,
-            image_embeds=image_embeds,
-            text_embeds=text_embeds,
-            vision_model_output=vision,
-            text_model_output=text,
-        )
+        embeds = self.visual_projection(vision.pooler_output), self.text_projection(text.pooler_output)
+        return compare(vision, text, *embeds, self.logit_scale)
 
     def get_image_features(self, pixel_values: jax.Array) -> jax.Array:
         """Projected image embeddings [N, projection_dim], not normalized."""
@@ -169,16 +181,12 @@ def _open_clip_block(theirs: str, ours: str) -> tuple[Row, ...]:
     block, layer = rf"{theirs}\.resblocks\.(\d+)\.", rf"{ours}.encoder.layers.\1."
     packed = tuple(rf"{layer}self_attn.{letter}_proj." for letter in "qkv")
     return (
-        Rename(rf"{block}ln_([12])\.weight", rf"{layer}layer_norm\2.scale"),
-        Rename(rf"{block}ln_([12])\.bias", rf"{layer}layer_norm\2.bias"),
+        *weight_and_bias(rf"{block}ln_([12])", rf"{layer}layer_norm\2", "scale"),
         Split(rf"{block}attn\.in_proj_weight", tuple(f"{path}kernel" for path in packed), linear),
         Split(rf"{block}attn\.in_proj_bias", tuple(f"{path}bias" for path in packed)),
-        Rename(rf"{block}attn\.out_proj\.weight", rf"{layer}self_attn.out_proj.kernel", linear),
-        Rename(rf"{block}attn\.out_proj\.bias", rf"{layer}self_attn.out_proj.bias"),
-        Rename(rf"{block}mlp\.c_fc\.weight", rf"{layer}mlp.fc1.kernel", linear),
-        Rename(rf"{block}mlp\.c_fc\.bias", rf"{layer}mlp.fc1.bias"),
-        Rename(rf"{block}mlp\.c_proj\.weight", rf"{layer}mlp.fc2.kernel", linear),
-        Rename(rf"{block}mlp\.c_proj\.bias", rf"{layer}mlp.fc2.bias"),
+        *weight_and_bias(rf"{block}attn\.out_proj", rf"{layer}self_attn.out_proj", "kernel", linear),
+        *weight_and_bias(rf"{block}mlp\.c_fc", rf"{layer}mlp.fc1", "kernel", linear),
+        *weight_and_bias(rf"{block}mlp\.c_proj", rf"{layer}mlp.fc2", "kernel", linear),
     )
 
 
@@ -188,16 +196,13 @@ OPEN_CLIP_NAMES: tuple[Row, ...] = (
     Rename(r"visual\.class_embedding", r"vision_model.embeddings.class_embedding"),
     Rename(r"visual\.conv1\.weight", r"vision_model.embeddings.patch_embedding.kernel", convolution),
     Rename(r"visual\.positional_embedding", r"vision_model.embeddings.position_embedding.embedding"),
-    Rename(r"visual\.ln_pre\.weight", r"vision_model.pre_layrnorm.scale"),
-    Rename(r"visual\.ln_pre\.bias", r"vision_model.pre_layrnorm.bias"),
-    Rename(r"visual\.ln_post\.weight", r"vision_model.post_layernorm.scale"),
-    Rename(r"visual\.ln_post\.bias", r"vision_model.post_layernorm.bias"),
+    *weight_and_bias(r"visual\.ln_pre", r"vision_model.pre_layrnorm", "scale"),
+    *weight_and_bias(r"visual\.ln_post", r"vision_model.post_layernorm", "scale"),
     Rename(r"visual\.proj", r"visual_projection.kernel"),
     *_open_clip_block(r"visual\.transformer", "vision_model"),
     Rename(r"(?:text\.)?token_embedding\.weight", r"text_model.embeddings.token_embedding.embedding"),
     Rename(r"(?:text\.)?positional_embedding", r"text_model.embeddings.position_embedding.embedding"),
-    Rename(r"(?:text\.)?ln_final\.weight", r"text_model.final_layer_norm.scale"),
-    Rename(r"(?:text\.)?ln_final\.bias", r"text_model.final_layer_norm.bias"),
+    *weight_and_bias(r"(?:text\.)?ln_final", r"text_model.final_layer_norm", "scale"),
     Rename(r"(?:text\.)?text_projection", r"text_projection.kernel"),
     *_open_clip_block(r"(?:text\.)?transformer", "text_model"),
 )

@@ -16,7 +16,16 @@ from finetune.errors import ModelError
 from finetune.models.convolution import drop_path, require
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
 from finetune.models.layers import BackboneOutput, activation
-from finetune.weights.names import Drop, Layout, Rename, Row, as_is, convolution, flat, linear, pointwise
+from finetune.weights.names import (
+    Drop,
+    Rename,
+    Row,
+    convolution,
+    flat,
+    linear,
+    pointwise,
+    weight_and_bias,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,27 +210,22 @@ class ConvNeXtModule(nn.Module):
 _STAGE, _BLOCK = r"stages_\1", r"stages_\1.blocks_\2"
 
 
-def _module(name: str, path: str, weight: str, layout: Layout = as_is) -> tuple[Row, ...]:
-    """The table of one module that has a weight and a bias."""
-    return Rename(rf"{name}\.weight", f"{path}.{weight}", layout), Rename(rf"{name}\.bias", f"{path}.bias", flat)
-
-
 def _transformers_names() -> tuple[Row, ...]:
     root = r"(?:convnext(?:v2)?\.)?"
     stage = rf"{root}encoder\.stages\.(\d+)"
     block = rf"{stage}\.layers\.(\d+)"
     return (
-        *_module(rf"{root}embeddings\.patch_embeddings", "stem.conv", "kernel", convolution),
-        *_module(rf"{root}embeddings\.layernorm", "stem.norm", "scale"),
-        *_module(rf"{stage}\.downsampling_layer\.0", f"{_STAGE}.downsample.norm", "scale"),
-        *_module(rf"{stage}\.downsampling_layer\.1", f"{_STAGE}.downsample.conv", "kernel", convolution),
-        *_module(rf"{block}\.dwconv", f"{_BLOCK}.depthwise", "kernel", convolution),
-        *_module(rf"{block}\.layernorm", f"{_BLOCK}.norm", "scale"),
-        *_module(rf"{block}\.pwconv1", f"{_BLOCK}.fc1", "kernel", linear),
-        *_module(rf"{block}\.grn", f"{_BLOCK}.response_norm", "scale", flat),
-        *_module(rf"{block}\.pwconv2", f"{_BLOCK}.fc2", "kernel", linear),
+        *weight_and_bias(rf"{root}embeddings\.patch_embeddings", "stem.conv", "kernel", convolution),
+        *weight_and_bias(rf"{root}embeddings\.layernorm", "stem.norm", "scale"),
+        *weight_and_bias(rf"{stage}\.downsampling_layer\.0", f"{_STAGE}.downsample.norm", "scale"),
+        *weight_and_bias(rf"{stage}\.downsampling_layer\.1", f"{_STAGE}.downsample.conv", "kernel", convolution),
+        *weight_and_bias(rf"{block}\.dwconv", f"{_BLOCK}.depthwise", "kernel", convolution),
+        *weight_and_bias(rf"{block}\.layernorm", f"{_BLOCK}.norm", "scale"),
+        *weight_and_bias(rf"{block}\.pwconv1", f"{_BLOCK}.fc1", "kernel", linear),
+        *weight_and_bias(rf"{block}\.grn", f"{_BLOCK}.response_norm", "scale", flat),
+        *weight_and_bias(rf"{block}\.pwconv2", f"{_BLOCK}.fc2", "kernel", linear),
         Rename(rf"{block}\.layer_scale_parameter", f"{_BLOCK}.layer_scale"),
-        *_module(rf"{root}layernorm", "norm", "scale"),
+        *weight_and_bias(rf"{root}layernorm", "norm", "scale"),
         Drop(r"classifier\..*"),
     )
 
@@ -230,17 +234,17 @@ def _timm_names() -> tuple[Row, ...]:
     stage = r"stages\.(\d+)"
     block = rf"{stage}\.blocks\.(\d+)"
     return (
-        *_module(r"stem\.0", "stem.conv", "kernel", convolution),
-        *_module(r"stem\.1", "stem.norm", "scale"),
-        *_module(rf"{stage}\.downsample\.0", f"{_STAGE}.downsample.norm", "scale"),
-        *_module(rf"{stage}\.downsample\.1", f"{_STAGE}.downsample.conv", "kernel", convolution),
-        *_module(rf"{block}\.conv_dw", f"{_BLOCK}.depthwise", "kernel", convolution),
-        *_module(rf"{block}\.norm", f"{_BLOCK}.norm", "scale"),
-        *_module(rf"{block}\.mlp\.fc1", f"{_BLOCK}.fc1", "kernel", pointwise),
-        *_module(rf"{block}\.mlp\.grn", f"{_BLOCK}.response_norm", "scale"),
-        *_module(rf"{block}\.mlp\.fc2", f"{_BLOCK}.fc2", "kernel", pointwise),
+        *weight_and_bias(r"stem\.0", "stem.conv", "kernel", convolution),
+        *weight_and_bias(r"stem\.1", "stem.norm", "scale"),
+        *weight_and_bias(rf"{stage}\.downsample\.0", f"{_STAGE}.downsample.norm", "scale"),
+        *weight_and_bias(rf"{stage}\.downsample\.1", f"{_STAGE}.downsample.conv", "kernel", convolution),
+        *weight_and_bias(rf"{block}\.conv_dw", f"{_BLOCK}.depthwise", "kernel", convolution),
+        *weight_and_bias(rf"{block}\.norm", f"{_BLOCK}.norm", "scale"),
+        *weight_and_bias(rf"{block}\.mlp\.fc1", f"{_BLOCK}.fc1", "kernel", pointwise),
+        *weight_and_bias(rf"{block}\.mlp\.grn", f"{_BLOCK}.response_norm", "scale"),
+        *weight_and_bias(rf"{block}\.mlp\.fc2", f"{_BLOCK}.fc2", "kernel", pointwise),
         Rename(rf"{block}\.gamma", f"{_BLOCK}.layer_scale"),
-        *_module(r"head\.norm", "norm", "scale"),
+        *weight_and_bias(r"head\.norm", "norm", "scale"),
         Drop(r"head\.fc\..*"),
     )
 
@@ -248,7 +252,7 @@ def _timm_names() -> tuple[Row, ...]:
 def _read_transformers(config: dict[str, Any], names: Collection[str]) -> Reading:
     second = config["model_type"] == "convnextv2"
     given = parse_transformers("ConvNextV2Config" if second else "ConvNextConfig", config)
-    require(vars(given), {"num_channels": 3, "num_stages": len(given.depths)})
+    require(vars(given), {"num_stages": len(given.depths)})
     if not isinstance(given.patch_size, int):
         raise ModelError(f"patch_size: only a single number is supported; received {given.patch_size!r}")
     scale = None if second else given.layer_scale_init_value

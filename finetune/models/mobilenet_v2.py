@@ -176,7 +176,7 @@ def _timm_names(depths: tuple[int, ...]) -> tuple[Row, ...]:
 
 def _read_transformers(config: dict[str, Any], names: Collection[str]) -> Reading:
     given = parse_transformers("MobileNetV2Config", config)
-    require(vars(given), {"num_channels": 3, "output_stride": 32, "hidden_act": "relu6"})
+    require(vars(given), {"output_stride": 32, "hidden_act": "relu6"})
 
     def divisible(size: float) -> int:
         return _divisible(round(size), given.depth_divisible_by, given.min_depth)

@@ -188,7 +188,6 @@ def _read_transformers(config: dict[str, Any], names: Collection[str]) -> Readin
     if kind not in ("basic", "bottleneck"):
         raise ModelError(f"layer_type: only 'basic' and 'bottleneck' are supported; received {kind!r}")
     given = parse_transformers("ResNetConfig", config)
-    require(vars(given), {"num_channels": 3})
     bottleneck = kind == "bottleneck"
     understood = ResNetConfig(
         depths=tuple(given.depths),

@@ -11,12 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from finetune.models.clip import CLIPOutput
+from finetune.models.clip import CLIPOutput, compare
 from finetune.models.family import Family, Reader, Reading, parse_transformers
-from finetune.models.layers import BackboneOutput, unit
+from finetune.models.layers import BackboneOutput
 from finetune.models.transformer import Encoder, TextConfig, TextEmbeddings, VisionTransformer, ViTConfig
 from finetune.models.vit import read_timm
-from finetune.weights.names import Drop, Rename, Row, Split, convolution, flat, linear, scalar
+from finetune.weights.names import Drop, Rename, Row, Split, convolution, flat, linear, scalar, weight_and_bias
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,8 @@ class SiglipModule(nn.Module):
         """
         vision = self.vision_model(pixel_values, train=train)
         text = self.text_model(input_ids, attention_mask, train=train)
-        image_embeds, text_embeds = unit(vision.pooler_output), unit(text.pooler_output)
-        logits = jnp.exp(self.logit_scale) * (image_embeds @ text_embeds.T).astype(jnp.float32) + self.logit_bias
-        return CLIPOutput(
-            logits_per_image=logits,
-            logits_per_text=logits.T,
-            image_embeds=image_embeds,
-            text_embeds=text_embeds,
-            vision_model_output=vision,
-            text_model_output=text,
-        )
+        embeds = (vision.pooler_output, text.pooler_output)
+        return compare(vision, text, *embeds, self.logit_scale, self.logit_bias)
 
     def get_image_features(self, pixel_values: jax.Array) -> jax.Array:
         """Image embeddings [N, width], not normalized."""
@@ -100,8 +92,7 @@ _HEAD, _POOLER = r"(.*)head\.", r"\1pooler."
 NAMES: tuple[Row, ...] = (
     Drop(r".*\.position_ids"),
     Rename(r"(logit_scale|logit_bias)", r"\1", scalar),
-    Rename(r"text_model\.head\.weight", r"text_model.head.kernel", linear),
-    Rename(r"text_model\.head\.bias", r"text_model.head.bias"),
+    *weight_and_bias(r"text_model\.head", r"text_model.head", "kernel", linear),
     Rename(rf"{_HEAD}probe", rf"{_POOLER}probe", flat),
     Split(rf"{_HEAD}attention\.in_proj_weight", tuple(f"{_POOLER}attention.{x}_proj.kernel" for x in "qkv"), linear),
     Split(rf"{_HEAD}attention\.in_proj_bias", tuple(f"{_POOLER}attention.{x}_proj.bias" for x in "qkv")),

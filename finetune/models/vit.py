@@ -12,7 +12,7 @@ from typing import Any
 from finetune.errors import ModelError
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
 from finetune.models.transformer import Pooling, VisionTransformer, ViTConfig
-from finetune.weights.names import Drop, Rename, Row, Split, convolution, flat, linear, unbatched
+from finetune.weights.names import Drop, Rename, Row, Split, convolution, flat, linear, unbatched, weight_and_bias
 
 
 def embedding_rows(prefix: str) -> tuple[Row, ...]:
@@ -24,10 +24,10 @@ def embedding_rows(prefix: str) -> tuple[Row, ...]:
         Rename(rf"{theirs}distillation_token", r"embeddings.distillation_embedding", flat),
         Rename(rf"{theirs}register_tokens", r"embeddings.register_embedding", unbatched),
         Rename(rf"{theirs}position_embeddings", r"embeddings.position_embedding.embedding", unbatched),
-        Rename(rf"{theirs}patch_embeddings\.projection\.weight", r"embeddings.patch_embedding.kernel", convolution),
-        Rename(rf"{theirs}patch_embeddings\.projection\.bias", r"embeddings.patch_embedding.bias"),
-        Rename(rf"{prefix}layernorm\.weight", r"post_layernorm.scale"),
-        Rename(rf"{prefix}layernorm\.bias", r"post_layernorm.bias"),
+        *weight_and_bias(
+            rf"{theirs}patch_embeddings\.projection", r"embeddings.patch_embedding", "kernel", convolution
+        ),
+        *weight_and_bias(rf"{prefix}layernorm", r"post_layernorm", "scale"),
         Drop(r"(?:classifier|cls_classifier|distillation_classifier)\..*"),
     )
 
@@ -36,17 +36,15 @@ def block_rows(prefix: str, norms: tuple[str, str], mlp: tuple[str, str]) -> tup
     """transformers' names inside a block; ``norms`` and ``mlp`` are what the family calls them."""
     block, layer = rf"{prefix}encoder\.layer\.(\d+)\.", r"encoder.layers.\1."
     rows: list[Row] = [
-        Rename(rf"{block}attention\.attention\.([qkv])[a-z]+\.weight", rf"{layer}self_attn.\2_proj.kernel", linear),
-        Rename(rf"{block}attention\.attention\.([qkv])[a-z]+\.bias", rf"{layer}self_attn.\2_proj.bias"),
-        Rename(rf"{block}attention\.output\.dense\.weight", rf"{layer}self_attn.out_proj.kernel", linear),
-        Rename(rf"{block}attention\.output\.dense\.bias", rf"{layer}self_attn.out_proj.bias"),
+        *weight_and_bias(
+            rf"{block}attention\.attention\.([qkv])[a-z]+", rf"{layer}self_attn.\2_proj", "kernel", linear
+        ),
+        *weight_and_bias(rf"{block}attention\.output\.dense", rf"{layer}self_attn.out_proj", "kernel", linear),
     ]
     for number, (norm, dense) in enumerate(zip(norms, mlp, strict=True), start=1):
         rows += [
-            Rename(rf"{block}{norm}\.weight", rf"{layer}layer_norm{number}.scale"),
-            Rename(rf"{block}{norm}\.bias", rf"{layer}layer_norm{number}.bias"),
-            Rename(rf"{block}{dense}\.weight", rf"{layer}mlp.fc{number}.kernel", linear),
-            Rename(rf"{block}{dense}\.bias", rf"{layer}mlp.fc{number}.bias"),
+            *weight_and_bias(rf"{block}{norm}", rf"{layer}layer_norm{number}", "scale"),
+            *weight_and_bias(rf"{block}{dense}", rf"{layer}mlp.fc{number}", "kernel", linear),
         ]
     return tuple(rows)
 
@@ -55,8 +53,7 @@ _PREFIX = r"(?:vit\.|deit\.)?"  # there where a model with a head was saved
 NAMES: tuple[Row, ...] = (
     *embedding_rows(_PREFIX),
     *block_rows(_PREFIX, ("layernorm_before", "layernorm_after"), (r"intermediate\.dense", r"output\.dense")),
-    Rename(rf"{_PREFIX}pooler\.dense\.weight", r"pooler.kernel", linear),
-    Rename(rf"{_PREFIX}pooler\.dense\.bias", r"pooler.bias"),
+    *weight_and_bias(rf"{_PREFIX}pooler\.dense", r"pooler", "kernel", linear),
 )
 
 _BLOCK, _LAYER = r"blocks\.(\d+)\.", r"encoder.layers.\1."
@@ -66,32 +63,22 @@ TIMM_NAMES: tuple[Row, ...] = (
     Rename(r"dist_token", r"embeddings.distillation_embedding", flat),
     Rename(r"reg_token", r"embeddings.register_embedding", unbatched),
     Rename(r"pos_embed", r"embeddings.position_embedding.embedding", unbatched),
-    Rename(r"patch_embed\.proj\.weight", r"embeddings.patch_embedding.kernel", convolution),
-    Rename(r"patch_embed\.proj\.bias", r"embeddings.patch_embedding.bias"),
-    Rename(r"norm_pre\.weight", r"pre_layrnorm.scale"),
-    Rename(r"norm_pre\.bias", r"pre_layrnorm.bias"),
-    Rename(r"(?:fc_)?norm\.weight", r"post_layernorm.scale"),
-    Rename(r"(?:fc_)?norm\.bias", r"post_layernorm.bias"),
+    *weight_and_bias(r"patch_embed\.proj", r"embeddings.patch_embedding", "kernel", convolution),
+    *weight_and_bias(r"norm_pre", r"pre_layrnorm", "scale"),
+    *weight_and_bias(r"(?:fc_)?norm", r"post_layernorm", "scale"),
     Split(rf"{_BLOCK}attn\.qkv\.weight", tuple(f"{_LAYER}self_attn.{x}_proj.kernel" for x in "qkv"), linear),
     Split(rf"{_BLOCK}attn\.qkv\.bias", tuple(f"{_LAYER}self_attn.{x}_proj.bias" for x in "qkv")),
-    Rename(rf"{_BLOCK}attn\.proj\.weight", rf"{_LAYER}self_attn.out_proj.kernel", linear),
-    Rename(rf"{_BLOCK}attn\.proj\.bias", rf"{_LAYER}self_attn.out_proj.bias"),
-    Rename(rf"{_BLOCK}norm([12])\.weight", rf"{_LAYER}layer_norm\2.scale"),
-    Rename(rf"{_BLOCK}norm([12])\.bias", rf"{_LAYER}layer_norm\2.bias"),
+    *weight_and_bias(rf"{_BLOCK}attn\.proj", rf"{_LAYER}self_attn.out_proj", "kernel", linear),
+    *weight_and_bias(rf"{_BLOCK}norm([12])", rf"{_LAYER}layer_norm\2", "scale"),
     Rename(rf"{_BLOCK}ls([12])\.gamma", rf"{_LAYER}layer_scale\2"),
-    Rename(rf"{_BLOCK}mlp\.fc([12])\.weight", rf"{_LAYER}mlp.fc\2.kernel", linear),
-    Rename(rf"{_BLOCK}mlp\.fc([12])\.bias", rf"{_LAYER}mlp.fc\2.bias"),
+    *weight_and_bias(rf"{_BLOCK}mlp\.fc([12])", rf"{_LAYER}mlp.fc\2", "kernel", linear),
     Rename(rf"{_POOL}latent", rf"{_POOLER}probe", flat),
-    Rename(rf"{_POOL}q\.weight", rf"{_POOLER}attention.q_proj.kernel", linear),
-    Rename(rf"{_POOL}q\.bias", rf"{_POOLER}attention.q_proj.bias"),
+    *weight_and_bias(rf"{_POOL}q", rf"{_POOLER}attention.q_proj", "kernel", linear),
     Split(rf"{_POOL}kv\.weight", tuple(f"{_POOLER}attention.{x}_proj.kernel" for x in "kv"), linear),
     Split(rf"{_POOL}kv\.bias", tuple(f"{_POOLER}attention.{x}_proj.bias" for x in "kv")),
-    Rename(rf"{_POOL}proj\.weight", rf"{_POOLER}attention.out_proj.kernel", linear),
-    Rename(rf"{_POOL}proj\.bias", rf"{_POOLER}attention.out_proj.bias"),
-    Rename(rf"{_POOL}norm\.weight", rf"{_POOLER}layernorm.scale"),
-    Rename(rf"{_POOL}norm\.bias", rf"{_POOLER}layernorm.bias"),
-    Rename(rf"{_POOL}mlp\.fc([12])\.weight", rf"{_POOLER}mlp.fc\1.kernel", linear),
-    Rename(rf"{_POOL}mlp\.fc([12])\.bias", rf"{_POOLER}mlp.fc\1.bias"),
+    *weight_and_bias(rf"{_POOL}proj", rf"{_POOLER}attention.out_proj", "kernel", linear),
+    *weight_and_bias(rf"{_POOL}norm", rf"{_POOLER}layernorm", "scale"),
+    *weight_and_bias(rf"{_POOL}mlp\.fc([12])", rf"{_POOLER}mlp.fc\1", "kernel", linear),
     Drop(r"head(?:_dist)?\..*"),
 )
 

@@ -78,6 +78,11 @@ class Drop:
 Row = Rename | Split | Drop
 
 
+def weight_and_bias(name: str, path: str, weight: str, layout: Layout = as_is) -> tuple[Rename, Rename]:
+    """The rows of a module: tensors ``name.weight`` and ``name.bias``, leaves ``path.<weight>`` and ``path.bias``."""
+    return Rename(rf"{name}\.weight", f"{path}.{weight}", layout), Rename(rf"{name}\.bias", f"{path}.bias", flat)
+
+
 @dataclass(frozen=True)
 class NamedTensors:
     """What a table made of a checkpoint.
