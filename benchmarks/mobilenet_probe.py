@@ -19,8 +19,8 @@ import numpy as np
 
 import finetune
 from finetune.data.image_spec import ImageSpec
+from finetune.evaluation.steps import make_feature_step
 from finetune.training.probe import fit_probe
-from finetune.training.step import make_feature_step
 
 SIZE, COUNT, BATCH = 96, 2000, 100
 

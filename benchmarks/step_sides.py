@@ -28,9 +28,9 @@ class Ours:
 
     def __init__(self, size: int) -> None:
         from finetune.data.image_spec import ImageSpec
+        from finetune.evaluation.steps import make_eval_step
         from finetune.models.classifier import build_classifier
         from finetune.models.transformer import VisionTransformer, ViTConfig
-        from finetune.training.step import make_eval_step
 
         config = ViTConfig(
             hidden_size=768,
@@ -55,22 +55,17 @@ class Ours:
         self.steps: dict[str, Any] = {}
 
     def _step(self, what: str) -> Any:
-        from finetune.optim.optimizer import build_optimizer
-        from finetune.optim.partitions import split_frozen
-        from finetune.recipe import Partition
-        from finetune.training.state import TrainState
-        from finetune.training.step import make_train_step
+        from finetune.optim.schedules import Clock
+        from finetune.recipe import TrainStage
+        from finetune.training.preparation import Training
 
-        backbone = {"frozen": True} if what == "frozen" else {"optimizer": "adam", "learning_rate": LEARNING_RATE}
-        rules = [
-            Partition(match="head/.*", optimizer="adam", learning_rate=LEARNING_RATE),
-            Partition.model_validate({"match": "backbone/.*", **backbone}),
-        ]
-        params = self.variables["params"]
-        optimizer = build_optimizer(rules, params, total_steps=1000)
-        trainable, frozen = split_frozen(params, rules)
-        state = TrainState.create(trainable, {}, optimizer, jax.random.key(0))
-        return make_train_step(self.classifier, optimizer, self.spec), state, frozen
+        adam = {"optimizer": "adam", "learning_rate": LEARNING_RATE}
+        rest = {"frozen": True} if what == "frozen" else adam
+        stage = TrainStage.model_validate(
+            {"steps": 1000, "partitions": [{"match": "head", **adam}, {"match": "backbone", **rest}]}
+        )
+        training = Training(stage, self.classifier, self.variables, self.spec, Clock(stage.steps or 0))
+        return training.step, training.start(), training.frozen
 
     def run(self, what: str, count: int) -> None:
         if what == "forward":

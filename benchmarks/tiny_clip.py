@@ -24,10 +24,10 @@ from sklearn.model_selection import GridSearchCV
 import finetune
 from finetune.data.splits import Splits, load_splits
 from finetune.evaluation.metrics import evaluate
+from finetune.evaluation.steps import make_eval_step
 from finetune.recipe import Recipe, TrainStage
 from finetune.training.signals import StopSignal
-from finetune.training.stage import StageHooks, train_stage
-from finetune.training.step import make_eval_step
+from finetune.training.stage import StageHooks, prepare_stage, train_stage
 
 SCRATCH = TrainStage.model_validate(
     {
@@ -94,18 +94,9 @@ def from_scratch(recipe: Recipe, splits: Splits) -> float:
         log=lambda _: None,
         progress=lambda *_: None,
     )
-    variables, _ = train_stage(
-        SCRATCH,
-        classifier,
-        variables,
-        splits.train,
-        spec,
-        seed=recipe.seed,
-        workers=0,
-        hooks=hooks,
-        signal=StopSignal(),
-    )
-    return evaluate(make_eval_step(classifier, spec), variables, splits.test, spec, 256).accuracy
+    training = prepare_stage(SCRATCH, classifier, variables, splits.train, spec, seed=recipe.seed)
+    trained = train_stage(training, splits.train, spec, seed=recipe.seed, workers=0, hooks=hooks, signal=StopSignal())
+    return evaluate(make_eval_step(classifier, spec), trained.variables, splits.test, spec, 256).accuracy
 
 
 if __name__ == "__main__":

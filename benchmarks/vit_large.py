@@ -133,25 +133,23 @@ def first_step(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     import jax
 
     import finetune
-    from finetune.optim.partitions import split_frozen
-    from finetune.recipe import Partition
-    from finetune.training.state import TrainState
-    from finetune.training.step import make_train_step
+    from finetune.optim.schedules import Clock
+    from finetune.recipe import Partition, TrainStage
+    from finetune.training.preparation import Training
 
     backbone = finetune.load_backbone(folder)
     classifier, variables = finetune.build_classifier(backbone, 10)
-    rules = [Partition(match="head/.*", optimizer="adamw", learning_rate=1e-4)]
-    rest = {"frozen": True} if args.side == "frozen" else {"optimizer": "adamw", "learning_rate": 1e-5}
-    rules.append(Partition.model_validate({"match": "backbone/.*", **rest}))
-    learning, frozen = split_frozen(variables["params"], rules)
-    optimizer = finetune.build_optimizer(rules, variables["params"], total_steps=100)
-    state = TrainState.create(learning, {}, optimizer, jax.random.key(0))
+    rules = [Partition(match="head", learning_rate=1e-4)]
+    rest = {"frozen": True} if args.side == "frozen" else {"learning_rate": 1e-5}
+    rules.append(Partition.model_validate({"match": "backbone", **rest}))
+    training = Training(TrainStage(steps=100, partitions=rules), classifier, variables, backbone.image_spec, Clock(100))
+    state = training.start()
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (args.batch_size, 224, 224, 3)).astype(np.uint8),
         "label": rng.integers(0, 10, args.batch_size),
     }
-    step, marks = make_train_step(classifier, optimizer, backbone.image_spec), [time.perf_counter()]
+    step, frozen, marks = training.step, training.frozen, [time.perf_counter()]
 
     def mark() -> float:
         marks.append(time.perf_counter())

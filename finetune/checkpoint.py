@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,14 +11,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from finetune.errors import CheckpointError, first_line, require_space
-from finetune.training.state import TrainState
 
 
 class RunCheckpoints:
     """The folder ``state/`` of a run: one folder a saved step, each complete or not there at all.
 
-    Each holds ``variables`` (all that the run changes; frozen weights are never written), ``state`` (optimizer state,
-    step and key, within a training stage) and ``progress`` (JSON: stage, results, loader position).
+    Each holds ``variables`` (all that the run changes, as it is measured; frozen weights are never written), ``state``
+    (what else going on needs, such as the optimizer's) and ``progress`` (JSON: stage, results, loader position).
     The newest is kept, and the one with the best validation accuracy.
     """
 
@@ -47,9 +45,7 @@ class RunCheckpoints:
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def save(
-        self, step: int, variables: Any, state: TrainState | None, progress: dict[str, Any], merit: float | None = None
-    ) -> None:
+    def save(self, step: int, variables: Any, state: Any, progress: dict[str, Any], merit: float | None = None) -> None:
         """Writes a step whole or not at all, in the background where the device's memory is not the host's.
 
         Args:
@@ -63,10 +59,8 @@ class RunCheckpoints:
             return
         items = {"variables": ocp.args.StandardSave(variables), "progress": ocp.args.JsonSave(progress)}
         if state is not None:
-            items["state"] = ocp.args.StandardSave(_beside_variables(state))
-        require_space(
-            self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves((variables, state and state.opt_state)))
-        )
+            items["state"] = ocp.args.StandardSave(state)
+        require_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves((variables, state))))
         metrics = None if merit is None else {"merit": merit}
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
@@ -93,10 +87,9 @@ class RunCheckpoints:
             raise self._damaged(step, error) from None
         return self._restore(step, variables=ocp.args.StandardRestore(on_this_device(saved)))["variables"]
 
-    def state(self, step: int, like: TrainState) -> TrainState:
-        """``like`` with the saved optimizer state, step and key."""
-        target = on_this_device(_beside_variables(like))
-        return dataclasses.replace(like, **self._restore(step, state=ocp.args.StandardRestore(target))["state"])
+    def state(self, step: int, like: Any) -> Any:
+        """What was saved as ``state``, in the structure of a tree."""
+        return self._restore(step, state=ocp.args.StandardRestore(on_this_device(like)))["state"]
 
     def _restore(self, step: int, **items: Any) -> Any:
         try:
@@ -115,10 +108,6 @@ class RunCheckpoints:
             f"{self.directory / str(step)}: cannot be restored: {first_line(error)}; "
             "delete that folder to go on from an earlier step, or start anew"
         )
-
-
-def _beside_variables(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
 
 
 def on_this_device(tree: Any) -> Any:

@@ -87,7 +87,7 @@ def evaluate(
 def list_recipes() -> None:
     """List the bundled recipes."""
     from finetune import bundled
-    from finetune.recipe_source import purpose
+    from finetune.recipe.source import purpose
 
     _table(["recipe", "purpose"], [[name, purpose(path)] for name, path in bundled.recipes().items()])
 

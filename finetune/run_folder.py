@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune.errors import CheckpointError
 from finetune.recipe import Recipe, load_recipe
-from finetune.recipe_source import dump
+from finetune.recipe.source import dump
 
 _PARTIAL = ("run.json.new", "summary.json.new", "model.new", "model.old")
 _OWN = ("recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "state", "model", *_PARTIAL)

@@ -12,27 +12,28 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from finetune.checkpoint import RunCheckpoints
 from finetune.data.loader import evaluation_batches
 from finetune.data.splits import NAMED_SOURCES, Split, Splits, load_splits
 from finetune.errors import CheckpointError, DataError, Interrupted
 from finetune.evaluation.metrics import evaluate
+from finetune.evaluation.steps import make_eval_step, make_feature_step
 from finetune.inference.bundle import hash_variables, save_bundle
 from finetune.inference.predictor import Predictor, restore
 from finetune.models.backbone import load_backbone
 from finetune.models.classifier import build_classifier
 from finetune.models.zero_shot import zero_shot_head
-from finetune.optim.partitions import check_rules_match, merge, split_frozen
+from finetune.optim.partitions import merge, paths_of, pick
 from finetune.progress import Progress
-from finetune.recipe import ProbeStage, Recipe, TrainStage
+from finetune.proof import hash_leaves, movement, unchanged
+from finetune.recipe import Partition, ProbeStage, Recipe, TrainStage
 from finetune.run_folder import RunFolder, about_run
 from finetune.training.loop import Log
+from finetune.training.preparation import Division, Training
 from finetune.training.probe import fit_probe
 from finetune.training.signals import StopSignal
-from finetune.training.stage import Position, Saved, StageHooks, total_steps, train_stage
-from finetune.training.step import make_eval_step, make_feature_step
+from finetune.training.stage import Position, Saved, StageHooks, prepare_stage, stage_clock, train_stage
 
 _ZERO_SHOT_SAMPLE = 256  # training images (without their labels) that set the zero-shot head's temperature
 
@@ -107,21 +108,21 @@ class _Run:
         self.recipe, self.folder, self.progress, self.signal = recipe, folder, progress, signal
         self.seconds: dict[str, float] = {}
         self.results: list[dict[str, Any]] = []
+        self.moved: dict[str, Any] = {}  # by stage, by partition
+        self.earlier: tuple[Any, list[Partition]] | None = None  # optimizer state of the stage before
         with self._timed("load"):
             self.splits = load_splits(recipe.data, recipe.seed)
             check_class_count(recipe, self.splits)
-            self.backbone = load_backbone(
-                recipe.backbone.source, revision=recipe.backbone.revision, image_size=recipe.backbone.image_size
-            )
+            self.backbone = load_backbone(**recipe.backbone.model_dump())
             self.spec = self.backbone.image_spec
             self.classifier, self.variables = build_classifier(
                 self.backbone, len(self.splits.class_names), dropout=recipe.head.dropout
             )
             self.source_sha256 = hash_variables(self.backbone.variables)
-            self.frozen_sha256 = hash_variables(self._never_trained())
+            self.frozen_sha256 = hash_leaves(self._still(self.variables))
             self.eval_step = make_eval_step(self.classifier, self.spec)
             self.lengths = [
-                total_steps(s, self.splits.train) if isinstance(s, TrainStage) else 1 for s in recipe.stages
+                stage_clock(s, self.splits.train).total_steps if isinstance(s, TrainStage) else 1 for s in recipe.stages
             ]
         sizes = f"{len(self.splits.train)} training and {len(self.splits.test)} test images"
         progress.say(f"{recipe.name}: {sizes}, {len(self.splits.class_names)} classes, {recipe.backbone.source}")
@@ -151,12 +152,14 @@ class _Run:
 
     def finish(self) -> dict[str, Any]:
         """Writes and gives the summary."""
-        frozen_sha256 = hash_variables(self._never_trained())
+        frozen = unchanged(self.frozen_sha256, hash_leaves(self._still(self.variables)))
         summary = {
             "name": self.recipe.name,
             "results": self.results,
             "weights_sha256": self._save_bundle(),
-            "frozen_unchanged": frozen_sha256 == self.frozen_sha256,
+            "frozen_unchanged": not frozen["changed"],
+            "frozen": frozen,
+            "moved": self.moved,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
         }
         self.folder.write_summary(summary)
@@ -198,11 +201,10 @@ class _Run:
             log=self.folder.log,
             progress=show,
         )
+        training = self._prepare(stage, index)
         try:
-            self.variables, step = train_stage(
-                stage,
-                self.classifier,
-                self.variables,
+            trained = train_stage(
+                training,
                 self.splits.train,
                 self.spec,
                 seed=self.recipe.seed + index,
@@ -210,11 +212,40 @@ class _Run:
                 hooks=hooks,
                 signal=self.signal,
                 position=position,
+                earlier=self._earlier(index) if position is None else None,
             )
         except Interrupted as stop:
             self._stop(f"{stop} of stage {stage.name!r}", stop.signal)
-        if step != self.lengths[index]:
-            self.progress.say(f"{stage.name}: kept step {step}, the best on validation")
+        self.variables, self.earlier = trained.variables, (trained.opt_state, stage.partitions)
+        if trained.step != self.lengths[index]:
+            self.progress.say(f"{stage.name}: kept step {trained.step}, the best on validation")
+        pretrained = self.backbone.variables["params"]
+        self.moved[stage.name] = movement(self.variables["params"], pretrained, training.division.labels)
+
+    def _prepare(self, stage: TrainStage, index: int) -> Training:
+        return prepare_stage(
+            stage,
+            self.classifier,
+            self.variables,
+            self.splits.train,
+            self.spec,
+            seed=self.recipe.seed + index,
+            pretrained=self.backbone.variables["params"],
+        )
+
+    def _keeps(self, index: int) -> bool:
+        """Whether stage ``index`` goes on with the optimizer state of the one before."""
+        stage = self.recipe.stages[index] if index < len(self.recipe.stages) else None
+        return isinstance(stage, TrainStage) and stage.optimizer_state == "keep"
+
+    def _earlier(self, index: int) -> tuple[Any, list[Partition]] | None:
+        """What the stage before left, from memory or, after a resume, from disk."""
+        if not self._keeps(index) or self.earlier is not None:
+            return self.earlier
+        before = self.recipe.stages[index - 1]
+        assert isinstance(before, TrainStage)  # the recipe checks it
+        like = {"opt_state": self._prepare(before, index - 1).start().opt_state}
+        return self.checkpoints.state(self.checkpoints.steps()[-1], like)["opt_state"], before.partitions
 
     def _stop_if_asked(self, when: str) -> None:
         if self.signal.received:
@@ -263,12 +294,15 @@ class _Run:
             "loader": within.loader if within else None,
             "best": within.best if within else None,
             "results": self.results,
+            "moved": self.moved,
             "seconds": self.seconds,
             "log_lines": self.folder.log_lines(),
         }
-        changed = {**variables, "params": self._ever_trained(variables["params"])}
+        state = within.state if within else None
+        if within is None and self._keeps(index + 1) and self.earlier:
+            state = {"opt_state": self.earlier[0]}
         merit = None if within is None or within.accuracy is None else 2 * index + within.accuracy
-        self.checkpoints.save(step, changed, within.state if within else None, progress, merit)
+        self.checkpoints.save(step, pick(variables, self._changing), state, progress, merit)
 
     def _restore(self) -> tuple[int, Position | None]:
         """(first stage to run, where in it), with variables and results as they were."""
@@ -279,7 +313,8 @@ class _Run:
         newest = steps[-1]
         saved = self.checkpoints.progress(newest)
         self.variables = merge(self.variables, self.checkpoints.variables(newest))
-        self.results, self.seconds = saved["results"], {**saved["seconds"], "load": self.seconds["load"]}
+        self.results, self.moved = saved["results"], saved["moved"]
+        self.seconds = {**saved["seconds"], "load": self.seconds["load"]}
         self.folder.cut_log(saved["log_lines"])
         if saved["done"]:
             return saved["stage"] + 1, None
@@ -288,23 +323,21 @@ class _Run:
         fill = lambda like: self.checkpoints.state(newest, like)  # noqa: E731
         return saved["stage"], Position(saved["stage_step"], fill, saved["loader"], best)
 
-    def _ever_trained(self, params: Any) -> Any:
-        """The parameters that some stage changes; the head is always one of them."""
-        return unflatten_dict({k: v for k, v in flatten_dict(params).items() if k in self._trained_keys})
-
-    def _never_trained(self) -> Any:
-        params = flatten_dict(self.variables["params"])
-        return unflatten_dict({k: v for k, v in params.items() if k not in self._trained_keys})
+    def _still(self, variables: Any) -> Any:
+        """The parameters and statistics that no stage changes."""
+        return pick(variables, set(paths_of(variables)) - self._changing)
 
     @cached_property
-    def _trained_keys(self) -> set[tuple[str, ...]]:
-        params = self.variables["params"]
-        keys = {key for key in flatten_dict(params) if key[0] == "head"}
+    def _changing(self) -> set[str]:
+        """``collection/path`` of all that some stage changes; the head is always there."""
+        paths = paths_of(self.variables)
+        changing = {path for path in paths if path.startswith("params/head/")}
         for stage in self.recipe.stages:
             if isinstance(stage, TrainStage):
-                keys |= flatten_dict(split_frozen(params, stage.partitions)[0]).keys()
-                check_rules_match(params, stage.partitions)
-        return keys
+                division = Division.of(self.variables, stage.partitions)
+                changing |= {f"params/{path}" for path in division.learning}
+                changing |= {path for path in paths if not path.startswith("params/") and not division.holds(path)}
+        return changing
 
     def _save_bundle(self) -> str:
         return save_bundle(

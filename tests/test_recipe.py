@@ -3,7 +3,7 @@ import pytest
 from finetune import bundled
 from finetune.errors import RecipeError
 from finetune.recipe import ProbeStage, TrainStage, load_recipe
-from finetune.recipe_source import dump, purpose
+from finetune.recipe.source import dump, purpose
 
 TEXT = """\
 # Purpose: a recipe to break.

@@ -11,9 +11,9 @@ import numpy as np
 from finetune.data.splits import Split, load_splits
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluation.metrics import evaluate
+from finetune.evaluation.steps import make_eval_step
 from finetune.inference.predictor import restore
 from finetune.recipe import load_recipe
-from finetune.training.step import make_eval_step
 
 
 def evaluate_run(directory: str | Path, source: str | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import jax
 from finetune.data.image_spec import ImageSpec
 from finetune.data.loader import evaluation_batches
 from finetune.data.splits import Split
-from finetune.training.step import EvalStep
+from finetune.evaluation.steps import EvalStep
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from finetune.data.image_spec import ImageSpec
 from finetune.data.preprocessor import read_image_spec
 from finetune.errors import ModelError, first_line, nearest
 from finetune.models import clip, convnext, dinov2, mobilenet_v2, resnet, siglip, vit
+from finetune.models.depth import depths
 from finetune.models.family import Family, Reader, Reading
 from finetune.models.positions import resize_positions
 from finetune.models.surgery import TransferReport, extract_submodule, transplant
@@ -135,6 +136,8 @@ def load_backbone(
     submodule: str | None = None,
     image_size: int | None = None,
     dtype: Any = None,
+    dropout: float | None = None,
+    drop_path: float | None = None,
 ) -> Backbone:
     """Loads the vision model of a pretrained checkpoint.
 
@@ -147,6 +150,8 @@ def load_backbone(
         image_size: edge in pixels, by default the checkpoint's own. Learned positions are interpolated as the
             library that made the checkpoint does; the image spec's resize rule scales along.
         dtype: compute dtype; float32 by default. Parameters and running statistics stay float32.
+        dropout: rate inside the model, in training; by default the checkpoint's own.
+        drop_path: rate of stochastic depth of the last block, in training; likewise.
 
     Raises:
         ModelError: no checkpoint there, one that is damaged, or a kind that is not supported.
@@ -165,6 +170,9 @@ def load_backbone(
         module, variables = extract_submodule(loaded.module, loaded.variables, submodule or "vision_model")
         if not isinstance(module, family.module):
             raise ModelError(f"submodule: {submodule!r} is a {type(module).__name__}, which takes no images")
+    if dropout is not None or drop_path is not None:
+        config = _with_rates(config, family, {"dropout": dropout, "drop_path_rate": drop_path})
+        module = module.clone(config=config)
     return Backbone(
         module=module,
         variables=variables,
@@ -202,9 +210,26 @@ def build_module(family: str, config: dict[str, Any]) -> nn.Module:
     return known[family].module(known[family].config(**values))
 
 
+def depth_of(paths: Collection[str]) -> dict[str, int]:
+    """Depth of each parameter of a backbone of any family, or of one whose tree is the same; see :func:`depths`."""
+    return depths(paths, [family.depth for family in FAMILIES])
+
+
 def describe(backbone: Backbone) -> dict[str, Any]:
     """What :func:`build_module` needs, as plain JSON values."""
     return {"family": backbone.family, "config": asdict(backbone.config)}
+
+
+def _with_rates(config: Any, family: Family, rates: dict[str, float | None]) -> Any:
+    for name, rate in rates.items():
+        if rate is None:
+            continue
+        if not 0 <= rate < 1:
+            raise ModelError(f"{name}: a rate from 0 to below 1 is needed; received {rate}")
+        if not hasattr(config, name):
+            raise ModelError(f"{name}: {family.title} has none inside; the head's own dropout is another setting")
+        config = replace(config, **{name: rate})
+    return config
 
 
 def _tuples(value: Any) -> Any:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from finetune.errors import ModelError
+from finetune.models.depth import TRANSFORMER
 from finetune.models.family import Family, Reader, Reading, parse_transformers
 from finetune.models.layers import BackboneOutput, unit
 from finetune.models.transformer import Encoder, TextConfig, TextEmbeddings, VisionTransformer, ViTConfig
@@ -312,6 +313,7 @@ FAMILY = Family(
     title="CLIP",
     module=VisionTransformer,
     config=ViTConfig,
+    depth=TRANSFORMER,
     readers=(
         Reader("transformers", "clip", _read_both, "CLIP", module=CLIPModule, verified=("features", "text features")),
         Reader("transformers", "clip_vision_model", _read_vision, "CLIP", verified=("features", "other image sizes")),

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from finetune.errors import ModelError
-from finetune.models.convolution import drop_path, require
+from finetune.models.convolution import require
+from finetune.models.depth import DepthOrder
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
-from finetune.models.layers import BackboneOutput, activation
+from finetune.models.layers import BackboneOutput, activation, drop_path, rematerialized
 from finetune.weights.names import (
     Drop,
     Rename,
@@ -120,7 +121,7 @@ class ConvNeXtBlock(nn.Module):
         if config.layer_scale_init_value is not None:
             init = nn.initializers.constant(config.layer_scale_init_value)
             self.layer_scale = self.param("layer_scale", init, (width,))
-        self.drop_path = drop_path(self.drop_path_rate)
+        self.drop_path = drop_path(self.drop_path_rate, 4)
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         branch = self.fc1(self.norm(self.depthwise(x)))
@@ -168,14 +169,16 @@ class ConvNeXtStage(nn.Module):
     config: ConvNeXtConfig
     stage: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         config, width = self.config, self.config.hidden_sizes[self.stage]
         if self.stage > 0:
             self.downsample = ConvNeXtDownsample(config, width, dtype=self.dtype)
         before, total = sum(config.depths[: self.stage]), sum(config.depths)
+        block = rematerialized(ConvNeXtBlock, self.remat, static=(2,))
         self.blocks = [
-            ConvNeXtBlock(config, width, config.drop_path_rate * (before + i) / max(total - 1, 1), dtype=self.dtype)
+            block(config, width, config.drop_path_rate * (before + i) / max(total - 1, 1), dtype=self.dtype)
             for i in range(config.depths[self.stage])
         ]
 
@@ -193,11 +196,12 @@ class ConvNeXtModule(nn.Module):
 
     config: ConvNeXtConfig
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         config = self.config
         self.stem = ConvNeXtStem(config, dtype=self.dtype)
-        self.stages = [ConvNeXtStage(config, i, dtype=self.dtype) for i in range(len(config.depths))]
+        self.stages = [ConvNeXtStage(config, i, dtype=self.dtype, remat=self.remat) for i in range(len(config.depths))]
         self.norm = _LayerNorm(epsilon=config.pooled_norm_eps, dtype=self.dtype)
 
     def __call__(self, pixel_values: jax.Array, train: bool = False) -> BackboneOutput:
@@ -339,6 +343,8 @@ FAMILY = Family(
     title="ConvNeXt",
     module=ConvNeXtModule,
     config=ConvNeXtConfig,
+    # what halves the image belongs to the block behind it
+    depth=DepthOrder(stem=r"stem/.*", blocks=r"stages_(\d+)/(?:downsample|blocks_(\d+))/.*", top=r"norm/.*"),
     readers=(
         Reader(
             "transformers",

@@ -98,14 +98,6 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x), train)
 
 
-def drop_path(rate: float) -> nn.Dropout:
-    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382) for a branch [N, H, W, C].
-
-    In training each image's whole branch is zero with probability ``rate``, and is scaled up otherwise.
-    """
-    return nn.Dropout(rate, broadcast_dims=(1, 2, 3))
-
-
 def conv_norm_names(conv: str, norm: str, path: str) -> tuple[Row, ...]:
     """The table of one ConvNorm, whose modules in PyTorch have the names ``conv`` and ``norm`` (patterns)."""
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from finetune.models.depth import TRANSFORMER
 from finetune.models.family import Family, Reader, Reading, parse_transformers
 from finetune.models.transformer import VisionTransformer, ViTConfig
 from finetune.models.vit import block_rows, embedding_rows, encoder_fields, read_timm
@@ -48,6 +49,7 @@ FAMILY = Family(
     title="DINOv2",
     module=VisionTransformer,
     config=ViTConfig,
+    depth=TRANSFORMER,
     readers=(
         Reader("transformers", "dinov2", _read_plain, "Bit", any_size=True, verified=("features", "other image sizes")),
         Reader(

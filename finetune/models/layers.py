@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from finetune.errors import ModelError
+
+Block = TypeVar("Block", bound=nn.Module)
 
 
 @struct.dataclass
@@ -79,3 +83,20 @@ def attention(
 def unit(x: jax.Array) -> jax.Array:
     """Vectors of length one along the last axis."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def drop_path(rate: float, dimensions: int) -> nn.Dropout:
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382) for a branch [N, ...] of so many dimensions.
+
+    In training each image's whole branch is zero with probability ``rate``, and is scaled up otherwise.
+    """
+    return nn.Dropout(rate, broadcast_dims=tuple(range(1, dimensions)))
+
+
+def rematerialized(block: type[Block], remat: bool, *, static: tuple[int, ...]) -> type[Block]:
+    """The class of a block, made to recompute its activations in the backward pass where ``remat`` is set.
+
+    Args:
+        static: which arguments of its ``__call__`` are no arrays; ``self`` is number 0.
+    """
+    return nn.remat(block, static_argnums=static) if remat else block

@@ -12,9 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from finetune.models.convolution import ConvNorm, conv_norm_names, drop_path, require
+from finetune.models.convolution import ConvNorm, conv_norm_names, require
+from finetune.models.depth import DepthOrder
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
-from finetune.models.layers import BackboneOutput
+from finetune.models.layers import BackboneOutput, drop_path, rematerialized
 from finetune.weights.names import Drop, Row
 
 
@@ -79,7 +80,7 @@ class InvertedResidual(nn.Module):
         self.project = conv(config.hidden_sizes[i])
         # The first block never has a shortcut, even where a small network's widths would allow one.
         self.has_shortcut = i > 0 and stride == 1 and config.hidden_sizes[i - 1] == config.hidden_sizes[i]
-        self.drop_path = drop_path(config.drop_path_rate * i / len(config.hidden_sizes))
+        self.drop_path = drop_path(config.drop_path_rate * i / len(config.hidden_sizes), 4)
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         branch = jax.nn.relu6(self.expand(x, train)) if self.expands else x
@@ -93,11 +94,13 @@ class MobileNetV2Module(nn.Module):
 
     config: MobileNetV2Config
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         config = self.config
+        block = rematerialized(InvertedResidual, self.remat, static=(2,))
         self.stem = config.conv_norm(config.stem_size, kernel=3, stride=2, dtype=self.dtype)
-        self.blocks = [InvertedResidual(config, i, dtype=self.dtype) for i in range(len(config.hidden_sizes))]
+        self.blocks = [block(config, i, dtype=self.dtype) for i in range(len(config.hidden_sizes))]
         self.top = config.conv_norm(config.num_features, dtype=self.dtype)
 
     def __call__(self, pixel_values: jax.Array, train: bool = False) -> BackboneOutput:
@@ -244,6 +247,7 @@ FAMILY = Family(
     title="MobileNetV2",
     module=MobileNetV2Module,
     config=MobileNetV2Config,
+    depth=DepthOrder(stem=r"stem/.*", blocks=r"blocks_(\d+)/.*", top=r"top/.*"),
     readers=(
         Reader(
             "transformers",

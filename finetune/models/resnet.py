@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from finetune.errors import ModelError
-from finetune.models.convolution import ConvNorm, conv_norm_names, drop_path, require
+from finetune.models.convolution import ConvNorm, conv_norm_names, require
+from finetune.models.depth import DepthOrder
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
-from finetune.models.layers import BackboneOutput, activation
+from finetune.models.layers import BackboneOutput, activation, drop_path, rematerialized
 from finetune.weights.names import Drop, Row
 
 
@@ -90,7 +91,7 @@ class ResNetBlock(nn.Module):
         if self.projects:
             self.shortcut = conv(width, stride=1 if config.average_shortcut else self.stride)
         before = sum(config.depths[:stage]) + self.index
-        self.drop_path = drop_path(config.drop_path_rate * before / max(sum(config.depths) - 1, 1))
+        self.drop_path = drop_path(config.drop_path_rate * before / max(sum(config.depths) - 1, 1), 4)
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         branch = x
@@ -110,10 +111,12 @@ class ResNetStage(nn.Module):
     config: ResNetConfig
     stage: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         depth = self.config.depths[self.stage]
-        self.blocks = [ResNetBlock(self.config, self.stage, i, dtype=self.dtype) for i in range(depth)]
+        block = rematerialized(ResNetBlock, self.remat, static=(2,))
+        self.blocks = [block(self.config, self.stage, i, dtype=self.dtype) for i in range(depth)]
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         for block in self.blocks:
@@ -126,6 +129,7 @@ class ResNetModule(nn.Module):
 
     config: ResNetConfig
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         config = self.config
@@ -133,7 +137,7 @@ class ResNetModule(nn.Module):
         self.stem = [
             ConvNorm(size, kernel, stride=1 if i else 2, dtype=self.dtype) for i, size in enumerate(config.stem_sizes)
         ]
-        self.stages = [ResNetStage(config, i, dtype=self.dtype) for i in range(len(config.depths))]
+        self.stages = [ResNetStage(config, i, dtype=self.dtype, remat=self.remat) for i in range(len(config.depths))]
 
     def __call__(self, pixel_values: jax.Array, train: bool = False) -> BackboneOutput:
         x = pixel_values
@@ -269,6 +273,7 @@ FAMILY = Family(
     title="ResNet",
     module=ResNetModule,
     config=ResNetConfig,
+    depth=DepthOrder(stem=r"stem_\d+/.*", blocks=r"stages_(\d+)/blocks_(\d+)/.*"),
     readers=(
         Reader("transformers", "resnet", _read_transformers, "ConvNext", verified=("features", "a training step")),
         Reader(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from finetune.models.clip import CLIPOutput, compare
+from finetune.models.depth import TRANSFORMER
 from finetune.models.family import Family, Reader, Reading, parse_transformers
 from finetune.models.layers import BackboneOutput
 from finetune.models.transformer import Encoder, TextConfig, TextEmbeddings, VisionTransformer, ViTConfig
@@ -144,6 +145,7 @@ FAMILY = Family(
     title="SigLIP, SigLIP 2",
     module=VisionTransformer,
     config=ViTConfig,
+    depth=TRANSFORMER,
     readers=(
         Reader(
             "transformers",

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from finetune.errors import ModelError
-from finetune.models.layers import BackboneOutput, activation, attention
+from finetune.models.layers import BackboneOutput, activation, attention, drop_path, rematerialized
 
 # How the tokens become one vector: the class token; the mean of class and distillation token; the mean of the patches;
 # a dense layer with tanh on the class token (as BERT does); attention with a learned query (as SigLIP does).
@@ -32,6 +32,7 @@ class TransformerConfig:
         gated_mlp: SwiGLU (Shazeer 2020, arXiv:2002.05202) in place of the plain MLP.
         layer_scale: each branch is multiplied by a learned vector (Touvron et al. 2021, arXiv:2103.17239).
         dropout, attention_dropout: rates, in training.
+        drop_path_rate: stochastic depth of the last block, in training; it grows from 0 block by block.
         initializer_factor: scales fresh weights.
     """
 
@@ -46,6 +47,7 @@ class TransformerConfig:
     layer_scale: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    drop_path_rate: float = 0.0
     initializer_factor: float = 1.0
 
     def __post_init__(self) -> None:
@@ -174,6 +176,7 @@ class EncoderLayer(nn.Module):
     """A pre-norm transformer block. With ``queries`` set it returns that many leading tokens only."""
 
     config: TransformerConfig
+    drop_path_rate: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
@@ -183,6 +186,7 @@ class EncoderLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=self.dtype)
         self.mlp = MLP(config, dtype=self.dtype)
         self.dropout = nn.Dropout(config.dropout)
+        self.drop_path = drop_path(self.drop_path_rate, 3)
         if config.layer_scale:
             init = nn.initializers.constant(1e-5)
             self.layer_scale1 = self.param("layer_scale1", init, (config.hidden_size,))
@@ -196,18 +200,22 @@ class EncoderLayer(nn.Module):
 
     def _scaled(self, branch: jax.Array, number: int, train: bool) -> jax.Array:
         branch = self.dropout(branch, deterministic=not train)
-        if not self.config.layer_scale:
-            return branch
-        return branch * (self.layer_scale1 if number == 1 else self.layer_scale2).astype(branch.dtype)
+        if self.config.layer_scale:
+            branch = branch * (self.layer_scale1 if number == 1 else self.layer_scale2).astype(branch.dtype)
+        return self.drop_path(branch, deterministic=not train)
 
 
 class LayerCollection(nn.Module):
     config: TransformerConfig
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
+        config, count = self.config, self.config.num_hidden_layers
+        block = rematerialized(EncoderLayer, self.remat, static=(3, 4))
         self.layers = [
-            EncoderLayer(self.config, dtype=self.dtype, name=str(i)) for i in range(self.config.num_hidden_layers)
+            block(config, config.drop_path_rate * i / max(count - 1, 1), dtype=self.dtype, name=str(i))
+            for i in range(count)
         ]
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None, queries: int | None, train: bool) -> jax.Array:
@@ -221,9 +229,10 @@ class Encoder(nn.Module):
 
     config: TransformerConfig
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
-        self.layers = LayerCollection(self.config, dtype=self.dtype)
+        self.layers = LayerCollection(self.config, dtype=self.dtype, remat=self.remat)
 
     def __call__(
         self, hidden: jax.Array, mask: jax.Array | None = None, queries: int | None = None, train: bool = False
@@ -327,6 +336,7 @@ class VisionTransformer(nn.Module):
 
     config: ViTConfig
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         config = self.config
@@ -334,7 +344,7 @@ class VisionTransformer(nn.Module):
         if config.pre_norm:
             self.pre_layrnorm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=self.dtype)
         self.dropout = nn.Dropout(config.dropout)
-        self.encoder = Encoder(config, dtype=self.dtype)
+        self.encoder = Encoder(config, dtype=self.dtype, remat=self.remat)
         self.post_layernorm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=self.dtype)
         if config.pooling == "tanh":
             self.pooler: nn.Module = nn.Dense(config.hidden_size, dtype=self.dtype)

@@ -5,74 +5,83 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import optax
 
-from finetune.optim.partitions import as_partitions, check_rules_match, label_params, partition_names
-from finetune.recipe import Partition, Schedule
+from finetune.optim.optimizers import build_core
+from finetune.optim.partitions import as_partitions, check_rules_match, decide, kernel_of, map_paths, paths_of
+from finetune.optim.schedules import Clock, build_schedule
+from finetune.optim.selectors import depths, is_embedding
+from finetune.recipe import Partition
 
 
 def build_optimizer(
-    partitions: Sequence[Partition] | Sequence[Mapping[str, Any]], params: Any, *, total_steps: int
+    partitions: Sequence[Partition] | Sequence[Mapping[str, Any]],
+    params: Any,
+    *,
+    total_steps: int,
+    steps_per_epoch: int | None = None,
+    batch_size: int | None = None,
 ) -> optax.GradientTransformation:
     """``optax.multi_transform`` over the partitions; frozen ones are ``set_to_zero`` and hold no state.
 
-    Labels follow paths, so the transformation fits both the whole parameter tree and its trainable part alone; a
-    train step that passes only the latter computes no gradient for anything frozen.
+    Labels follow paths, so the transformation fits the whole parameter tree, its trainable part alone, and that part
+    with adapters under ``lora``. A train step that passes only what learns computes no gradient for anything frozen.
 
     Args:
         partitions: rules in order, as in a recipe; dicts are checked like one.
         params: the parameter tree that the rules have to cover.
         total_steps: length of the stage, which the schedules span.
+        steps_per_epoch, batch_size: for durations in epochs and in examples.
 
     Raises:
-        PartitionError: parameters without a rule, or a rule without parameters.
+        PartitionError: parameters without a rule, a rule without parameters, or a schedule that does not fit.
     """
     rules = as_partitions(partitions)
-    label_params(params, rules)
     check_rules_match(params, rules)
+    clock = Clock(total_steps, steps_per_epoch, batch_size)
+    labels = {path: rules[number].label for path, number in decide(paths_of(params), rules).items()}
     transforms = {
-        name: optax.set_to_zero() if rule.frozen else _optimizer(rule, total_steps)
-        for name, rule in zip(partition_names(rules), rules, strict=True)
+        rule.label: optax.set_to_zero() if rule.frozen else _learn(rule, rate_factors(rule, labels), clock)
+        for rule in rules
     }
-    return optax.multi_transform(transforms, lambda tree: label_params(tree, rules))
+    return optax.multi_transform(transforms, lambda tree: map_paths(lambda path, _: labels[kernel_of(path)], tree))
 
 
-def build_schedule(schedule: Schedule, peak: float, total_steps: int) -> optax.Schedule:
-    """step -> learning rate. The warm-up rises from peak / warm-up steps, so that no step is lost at rate zero."""
-    warmup = round(schedule.warmup * total_steps)
-    rest = max(1, total_steps - warmup)
-    curve = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=schedule.end),
-        "linear": lambda: optax.linear_schedule(peak, peak * schedule.end, rest),
-    }[schedule.name]()
-    if warmup == 0:
-        return curve
-    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1)), curve], [warmup])
-
-
-def learning_rates(partitions: Sequence[Partition], total_steps: int) -> dict[str, optax.Schedule]:
-    """The schedule of each partition that learns, by its name."""
+def learning_rates(partitions: Sequence[Partition], clock: Clock) -> dict[str, optax.Schedule]:
+    """The schedule of each partition that learns, by its name; with layer decay, of its topmost leaves."""
     return {
-        name: build_schedule(rule.schedule, rule.learning_rate, total_steps)
-        for name, rule in zip(partition_names(partitions), partitions, strict=True)
+        rule.label: build_schedule(rule.schedule, rule.learning_rate, clock)
+        for rule in partitions
         if rule.learning_rate is not None and not rule.frozen
     }
 
 
-def _optimizer(rule: Partition, total_steps: int) -> optax.GradientTransformation:
+def rate_factors(rule: Partition, labels: Mapping[str, str]) -> dict[str, float]:
+    """By which each leaf's rate is multiplied: 1, or the partition's layer decay to the power of blocks above."""
+    if rule.layer_decay is None:
+        return {}
+    depth = depths(labels)
+    top = max(depth.values())
+    return {path: rule.layer_decay ** (top - depth[path]) for path, label in labels.items() if label == rule.label}
+
+
+def decays(path: str, leaf: Any, rule: Partition) -> bool:
+    """Whether weight decay acts on a leaf: on kernels, not on norms, biases, learned tokens and positions."""
+    return rule.weight_decay > 0 and (rule.weight_decay_on == "all" or (leaf.ndim > 1 and not is_embedding(path)))
+
+
+def _learn(rule: Partition, factors: Mapping[str, float], clock: Clock) -> optax.GradientTransformation:
+    """[core, factors by leaf, learning rate]; only the core's state means anything in another stage."""
     assert rule.learning_rate is not None  # the recipe part checks it
-    rate = build_schedule(rule.schedule, rule.learning_rate, total_steps)
-    gradient = {
-        "sgd": lambda: optax.trace(rule.momentum) if rule.momentum else optax.identity(),
-        "adam": optax.scale_by_adam,
-        "adamw": optax.scale_by_adam,
-    }[rule.optimizer]()
-    decay = optax.add_decayed_weights(rule.weight_decay, mask=_decays) if rule.weight_decay else optax.identity()
-    return optax.chain(gradient, decay, optax.scale_by_learning_rate(rate))
 
+    def mask(tree: Any) -> Any:
+        return map_paths(lambda path, leaf: decays(path, leaf, rule), tree)
 
-def _decays(params: Any) -> Any:
-    """Kernels shrink; norms' scales and biases do not."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    def scale(updates: Any, params: Any) -> Any:
+        return map_paths(lambda path, update: update * factors[kernel_of(path)], updates)
+
+    return optax.chain(
+        build_core(rule.optimizer, rule.weight_decay, mask),
+        optax.stateless(scale) if factors else optax.identity(),
+        optax.scale_by_learning_rate(build_schedule(rule.schedule, rule.learning_rate, clock)),
+    )

@@ -1,17 +1,19 @@
-"""Rules over parameter paths: who learns and who is frozen. The first rule that matches a path decides."""
+"""Rules over parameters: who learns and who is frozen. The first rule that matches a path decides."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from pydantic import ValidationError
 
 from finetune.errors import PartitionError, nearest
-from finetune.recipe import Partition
+from finetune.optim.selectors import SELECTORS, select
+from finetune.recipe import FROZEN, Partition
 
+LORA = "lora"  # where adapters stand in the tree of what learns, beside backbone and head
 Params = Mapping[str, Any]
 Rules = Sequence[Partition] | Sequence[Mapping[str, Any]] | Sequence[tuple[str, str]]
 
@@ -25,40 +27,42 @@ def as_partitions(rules: Sequence[Partition] | Sequence[Mapping[str, Any]]) -> l
         raise PartitionError(f"partitions: not a valid rule: {found}") from None
 
 
-def partition_names(partitions: Sequence[Partition]) -> list[str]:
-    """A name for each partition: ``frozen``, or its pattern."""
-    return ["frozen" if partition.frozen else partition.match for partition in partitions]
-
-
 def label_params(params: Params, rules: Rules) -> dict[str, Any]:
     """The tree of partition names, one for each leaf of ``params``.
 
     Args:
-        params: nested dicts; a leaf's path is its keys joined by ``/``.
-        rules: partitions (their names are ``frozen`` or their patterns), or (pattern, name) pairs. Patterns are
-            regular expressions for the whole path.
+        params: nested dicts, such as a classifier's; a leaf's path is its keys joined by ``/``.
+        rules: partitions, or (match, name) pairs; ``match`` is a regular expression for the whole path or a selector
+            (see :class:`Partition`). The first that matches decides.
 
     Raises:
-        PartitionError: leaves that no rule covers, by name, or a pattern that is not a regular expression.
+        PartitionError: leaves that no rule covers, by name, with the nearest rule.
     """
-    compiled = [(_compile(pattern), name) for pattern, name in _pairs(rules)]
-    labels: dict[tuple[str, ...], str] = {}
-    uncovered = []
-    for key in flatten_dict(params):
-        path = "/".join(key)
-        name = next((name for pattern, name in compiled if pattern.fullmatch(path)), None)
-        if name is None:
-            uncovered.append(path)
-        else:
-            labels[key] = name
+    taken = decide(paths_of(params), rules)
+    labels = [name for _, name in _pairs(rules)]
+    return unflatten_dict({tuple(path.split("/")): labels[number] for path, number in taken.items()})
+
+
+def decide(paths: Collection[str], rules: Rules) -> dict[str, int]:
+    """path -> number of the rule that decides about it.
+
+    Raises:
+        PartitionError: paths that no rule covers.
+    """
+    pairs = _pairs(rules)
+    taken: dict[str, int] = {}
+    for number, (match, _) in enumerate(pairs):
+        for path in select(match, paths):
+            taken.setdefault(path, number)
+    uncovered = [path for path in paths if path not in taken]
     if uncovered:
-        patterns = [pattern.pattern for pattern, _ in compiled]
+        matches = [match for match, _ in pairs]
         raise PartitionError(
             f"partitions: {len(uncovered)} parameters match no rule, such as {', '.join(uncovered[:3])}"
-            f"{nearest(uncovered[0], patterns)}; rules: {', '.join(patterns)}; "
+            f"{nearest(uncovered[0], matches)}; rules: {', '.join(matches)}; "
             'add one last rule such as {match: ".*", frozen: true}'
         )
-    return unflatten_dict(labels)
+    return {path: taken[path] for path in paths}
 
 
 def check_rules_match(params: Params, rules: Rules) -> None:
@@ -67,25 +71,22 @@ def check_rules_match(params: Params, rules: Rules) -> None:
     Raises:
         PartitionError: a rule that decides about no parameter.
     """
-    keys = ["/".join(key) for key in flatten_dict(params)]
-    left = set(keys)
-    for pattern, _ in _pairs(rules):
-        taken = {path for path in left if re.fullmatch(pattern, path)}
-        if not taken:
-            taken_before = any(re.fullmatch(pattern, path) for path in keys)
-            why = (
-                "earlier rules take all that it matches" if taken_before else f"no parameter path matches{_hint(keys)}"
-            )
-            raise PartitionError(f"partitions: the rule {pattern!r} decides about nothing: {why}")
-        left -= taken
+    paths = paths_of(params)
+    left = set(paths)
+    for match, _ in _pairs(rules):
+        found = select(match, paths)
+        if not found & left:
+            why = "earlier rules take all that it matches" if found else f"no parameter matches{_hint(match, paths)}"
+            raise PartitionError(f"partitions: the rule {match!r} decides about nothing: {why}")
+        left -= found
 
 
 def split_frozen(params: Params, rules: Rules) -> tuple[dict[str, Any], dict[str, Any]]:
     """(trainable, frozen): two trees with disjoint leaves that :func:`merge` puts together again."""
     labels = flatten_dict(label_params(params, rules))
     flat = flatten_dict(params)
-    trainable = {key: leaf for key, leaf in flat.items() if labels[key] != "frozen"}
-    frozen = {key: leaf for key, leaf in flat.items() if labels[key] == "frozen"}
+    trainable = {key: leaf for key, leaf in flat.items() if labels[key] != FROZEN}
+    frozen = {key: leaf for key, leaf in flat.items() if labels[key] == FROZEN}
     return unflatten_dict(trainable), unflatten_dict(frozen)
 
 
@@ -97,19 +98,33 @@ def merge(*trees: Params) -> dict[str, Any]:
     return unflatten_dict(flat)
 
 
+def pick(params: Params, paths: Collection[str]) -> dict[str, Any]:
+    """The part of a tree that has these paths."""
+    return unflatten_dict({key: leaf for key, leaf in flatten_dict(params).items() if "/".join(key) in paths})
+
+
+def paths_of(params: Params) -> list[str]:
+    return ["/".join(key) for key in flatten_dict(params)]
+
+
+def kernel_of(path: str) -> str:
+    """The parameter whose partition a leaf belongs to: itself, or the kernel that an adapter is for."""
+    if not path.startswith(f"{LORA}/"):
+        return path
+    return f"{path.removeprefix(f'{LORA}/').rsplit('/', 1)[0]}/kernel"
+
+
+def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """``function(path, leaf)`` of every leaf of nested dicts; what optax masks out stays masked."""
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: function("/".join(key.key for key in keys), leaf), tree)
+
+
 def _pairs(rules: Rules) -> list[tuple[str, str]]:
     if rules and isinstance(rules[0], tuple):
         return list(rules)  # type: ignore[arg-type]
-    partitions = as_partitions(rules)  # type: ignore[arg-type]
-    return list(zip([p.match for p in partitions], partition_names(partitions), strict=True))
+    return [(p.match, p.label) for p in as_partitions(rules)]  # type: ignore[arg-type]
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise PartitionError(f"partitions: {pattern!r} is not a regular expression: {error}") from None
-
-
-def _hint(keys: list[str]) -> str:
-    return f"; paths look like {', '.join(keys[:: max(1, len(keys) // 3)][:3])}"
+def _hint(match: str, paths: list[str]) -> str:
+    examples = ", ".join(paths[:: max(1, len(paths) // 3)][:3])
+    return f"{nearest(match, SELECTORS)}; paths look like {examples}; selectors are {', '.join(SELECTORS)}"

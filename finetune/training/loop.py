@@ -15,11 +15,13 @@ from finetune.training.step import TrainStep
 
 @dataclass(frozen=True)
 class Log:
-    """Means over the steps since the last log: loss in nats, accuracy in [0, 1], and the rate."""
+    """Means over the steps since the last log: loss in nats, accuracy in [0, 1], gradient norms by partition (before
+    clipping), and the rate."""
 
     step: int
     loss: float
     accuracy: float
+    gradient_norm: dict[str, float]
     images_per_second: float
 
 
@@ -41,7 +43,7 @@ def fit(
     The host reads the device at logs and pauses alone; in between, steps queue up behind each other.
 
     Args:
-        frozen: parameters that do not learn.
+        frozen: variables that do not change.
         batches: endless iterator with ``get_state``.
         on_log: called every ``log_every`` steps and at the end.
         on_pause: called with the state and the loader's position every ``pause_every`` steps, at the end, and when
@@ -54,7 +56,7 @@ def fit(
     while step < total_steps:
         state, metrics = train_step(state, frozen, batch)
         step += 1
-        sums = metrics if sums is None else jax.tree.map(lambda a, b: a + b, sums, metrics)
+        sums = metrics if sums is None else _add(sums, metrics)
         stop = stopping()
         end = step == total_steps or stop
         pause = step % pause_every == 0 or end
@@ -62,9 +64,10 @@ def fit(
         if not end:
             batch = jax.device_put(next(batches))  # while the device computes
         if step % log_every == 0 or end:
-            totals = {name: float(value) for name, value in sums.items()}
+            totals = jax.tree.map(float, jax.device_get(sums))
             count, now = totals["count"], time.perf_counter()
-            on_log(Log(step, totals["loss"] / count, totals["correct"] / count, count / (now - since)))
+            norms = {name: norm / totals["steps"] for name, norm in totals["gradient_norm"].items()}
+            on_log(Log(step, totals["loss"] / count, totals["correct"] / count, norms, count / (now - since)))
             sums, since = None, now
         if position is not None:
             before = time.perf_counter()
@@ -73,3 +76,9 @@ def fit(
         if stop:
             break
     return state
+
+
+@jax.jit
+def _add(sums: Any, metrics: Any) -> Any:
+    """One dispatch for all of them."""
+    return jax.tree.map(lambda a, b: a + b, sums, metrics)

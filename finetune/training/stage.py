@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-import jax
 
 from finetune.data.image_spec import ImageSpec
 from finetune.data.loader import steps_per_epoch, training_batches
 from finetune.data.splits import Split
 from finetune.errors import Interrupted
 from finetune.models.classifier import Classifier
-from finetune.optim.optimizer import build_optimizer, learning_rates
-from finetune.optim.partitions import merge, split_frozen
-from finetune.recipe import TrainStage
+from finetune.optim.carry_over import carry_over
+from finetune.optim.schedules import Clock
+from finetune.recipe import Partition, TrainStage
 from finetune.training.loop import Log, fit
+from finetune.training.losses import class_weights
+from finetune.training.preparation import Training
 from finetune.training.signals import StopSignal
 from finetune.training.state import TrainState
-from finetune.training.step import make_train_step
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A moment within a stage: step, the classifier's variables, and all that going on from there needs.
+    """A moment within a stage: step, the classifier's variables as measured, and what else going on from there needs.
 
     ``accuracy`` is that of validation at this step, ``best`` the highest so far with its step; None without validation.
     """
 
     step: int
     variables: Any
-    state: TrainState
+    state: dict[str, Any]
     loader: dict[str, Any]
     accuracy: float | None
     best: tuple[float, int] | None
@@ -57,23 +56,61 @@ class StageHooks:
 
 @dataclass(frozen=True)
 class Position:
-    """Where to go on: ``fill`` puts what was saved into a fresh TrainState; the rest is as in :class:`Saved`."""
+    """Where to go on: ``fill`` gives what was saved as ``state``, in the structure of a tree; the rest is as in
+    :class:`Saved`."""
 
     step: int
-    fill: Callable[[TrainState], TrainState]
+    fill: Callable[[dict[str, Any]], dict[str, Any]]
     loader: dict[str, Any]
     best: tuple[float, int] | None
 
 
-def total_steps(stage: TrainStage, train: Split) -> int:
+@dataclass(frozen=True)
+class Trained:
+    """A finished stage: the variables it chose and the step they are from; the optimizer's last state."""
+
+    variables: Any
+    step: int
+    opt_state: Any
+
+
+def stage_clock(stage: TrainStage, train: Split) -> Clock:
+    """How long a stage is. Steps are optimizer steps; an epoch is as many whole batches as there are."""
     per_epoch = steps_per_epoch(train, stage.batch_size)
-    return stage.steps if stage.steps is not None else (stage.epochs or 0) * per_epoch
+    if stage.steps is not None:
+        total = stage.steps
+    elif stage.epochs is not None:
+        total = stage.epochs * per_epoch
+    else:
+        total = -(-(stage.examples or 0) // stage.batch_size)
+    return Clock(total, per_epoch, stage.batch_size)
 
 
-def train_stage(
+def prepare_stage(
     stage: TrainStage,
     classifier: Classifier,
     variables: Any,
+    train: Split,
+    spec: ImageSpec,
+    *,
+    seed: int,
+    pretrained: Any,
+) -> Training:
+    """The stage's step and state for these training images."""
+    return Training(
+        stage,
+        classifier,
+        variables,
+        spec,
+        stage_clock(stage, train),
+        seed=seed,
+        class_weights=class_weights(stage.loss, train.labels, classifier.num_classes),
+        pretrained=pretrained,
+    )
+
+
+def train_stage(
+    training: Training,
     train: Split,
     spec: ImageSpec,
     *,
@@ -82,65 +119,59 @@ def train_stage(
     hooks: StageHooks,
     signal: StopSignal,
     position: Position | None = None,
-) -> tuple[Any, int]:
+    earlier: tuple[Any, list[Partition]] | None = None,
+) -> Trained:
     """Trains, and gives the variables of the best validation accuracy (of the last step where nothing validates).
 
     Args:
-        variables: the classifier's, before the stage (or as saved at ``position``).
+        training: from :func:`prepare_stage`, with the variables before the stage (or as saved at ``position``).
         train: training images; ``spec`` says how they are prepared.
-        seed: of data order and dropout.
+        seed: of data order.
         signal: where it is received, the stage stops after the step under way.
-
-    Returns:
-        (variables, the step they are from).
+        earlier: optimizer state and partitions of the stage before, to carry over.
 
     Raises:
         Interrupted: a signal came; the state is saved.
     """
-    total = total_steps(stage, train)
-    epoch = steps_per_epoch(train, stage.batch_size)
-    params, frozen = split_frozen(variables["params"], stage.partitions)
-    collections = {name: tree for name, tree in variables.items() if name != "params"}
-    optimizer = build_optimizer(stage.partitions, variables["params"], total_steps=total)
-    state = TrainState.create(params, collections, optimizer, jax.random.key(seed))
+    stage, clock = training.stage, stage_clock(training.stage, train)
+    total, epoch = clock.total_steps, steps_per_epoch(train, stage.batch_size)
+    state = training.start()
     batches = training_batches(train, spec, stage.batch_size, seed=seed, workers=workers)
     best: tuple[float, int] | None = None
     if position is not None:
-        state, best = position.fill(state), position.best
+        state = training.resume(state, position.fill(training.resumable(state)))
+        best = position.best
         batches.set_state(position.loader)
-    rates = learning_rates(stage.partitions, total)
+    elif earlier is not None and stage.optimizer_state == "keep":
+        opt_state, carried = carry_over(earlier[0], state.opt_state, earlier[1], stage.partitions)
+        state = replace(state, opt_state=opt_state)
+        hooks.log({"stage": stage.name, "step": 0, "optimizer_state_kept": carried})
 
     def on_log(log: Log) -> None:
-        now = {name: float(rate(log.step - 1)) for name, rate in rates.items()}
+        now = {name: float(rate(log.step - 1)) for name, rate in training.rates.items()}
         record = {"stage": stage.name, "step": log.step, "epoch": round(log.step / epoch, 4), "split": "train"}
-        hooks.log(
-            {
-                **record,
-                "loss": log.loss,
-                "accuracy": log.accuracy,
-                "learning_rate": now,
-                "images_per_second": round(log.images_per_second, 2),
-            }
-        )
+        measured = {"loss": log.loss, "accuracy": log.accuracy, "learning_rate": now}
+        speed = {"gradient_norm": log.gradient_norm, "images_per_second": round(log.images_per_second, 2)}
+        hooks.log({**record, **measured, **speed})
         hooks.progress(log, max(now.values()))
 
     def on_pause(state: TrainState, loader: dict[str, Any]) -> None:
         nonlocal best
         step = int(state.step)
-        whole = {**state.collections, "params": merge(frozen, state.params)}
+        variables = training.variables(state)
         at_epoch = step % epoch == 0 or step == total
-        accuracy = hooks.validate(whole) if at_epoch else None
+        accuracy = hooks.validate(variables) if at_epoch else None
         if accuracy is not None:
             hooks.log({"stage": stage.name, "step": step, "split": "validation", "accuracy": accuracy})
             if best is None or accuracy >= best[0]:  # of equals the later, which is also the one that Orbax keeps
                 best = (accuracy, step)
         if step < total:  # the end is saved by the run, with what it measured of the stage
-            hooks.save(Saved(step, whole, state, loader, accuracy, best))
+            hooks.save(Saved(step, variables, training.resumable(state), loader, accuracy, best))
 
     state = fit(
-        make_train_step(classifier, optimizer, spec),
+        training.step,
         state,
-        frozen,
+        training.frozen,
         batches,
         total_steps=total,
         log_every=max(1, min(50, epoch)),
@@ -154,5 +185,5 @@ def train_stage(
         assert signal.received is not None
         raise Interrupted(f"{signal.received.name} at step {step} of {total}", signal.received)
     if best is not None and best[1] != total:
-        return hooks.load(best[1]), best[1]
-    return {**state.collections, "params": merge(frozen, state.params)}, total
+        return Trained(hooks.load(best[1]), best[1], state.opt_state)
+    return Trained(training.variables(state), total, state.opt_state)

@@ -16,10 +16,12 @@ class TrainState:
 
     Attributes:
         step: int32 scalar, steps taken.
-        params: the parameters that learn; frozen ones are passed beside the state and never copied.
-        collections: all other collections, such as ``batch_stats``.
+        params: the parameters that learn, adapters under ``lora``; frozen ones are passed beside the state and never
+            copied.
+        collections: the other collections that change, such as the ``batch_stats`` that are not held.
         opt_state: of the optimizer over ``params``.
         rng: key data uint32 [...]; each step folds its number in.
+        average: exponential moving average of ``params``; None where none is kept.
     """
 
     step: jax.Array
@@ -27,17 +29,25 @@ class TrainState:
     collections: dict[str, Any]
     opt_state: Any
     rng: jax.Array
+    average: Any = None
 
     @classmethod
     def create(
-        cls, params: Any, collections: dict[str, Any], optimizer: optax.GradientTransformation, rng: jax.Array
+        cls,
+        params: Any,
+        collections: dict[str, Any],
+        optimizer: optax.GradientTransformation,
+        rng: jax.Array,
+        *,
+        averaged: bool = False,
     ) -> TrainState:
         """A state at step 0. It owns its arrays: train steps may donate them, the caller's stay valid."""
-        params, collections = jax.tree.map(jnp.copy, (params, collections))
+        params, collections = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (params, collections))
         return cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
             collections=collections,
             opt_state=optimizer.init(params),
             rng=jax.random.key_data(rng),
+            average=jax.tree.map(jnp.copy, params) if averaged else None,
         )

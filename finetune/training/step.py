@@ -1,87 +1,198 @@
-"""The jitted steps: train, evaluate, extract features."""
+"""The jitted train step: gradients of what learns and of nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 
 from finetune.data.image_spec import ImageSpec
 from finetune.models.classifier import Classifier
-from finetune.optim.partitions import merge
+from finetune.models.held_statistics import hold_statistics
+from finetune.models.lora import adapted
+from finetune.optim.partitions import LORA, kernel_of, map_paths, merge, pick
+from finetune.recipe import Loss
+from finetune.recipe.learning import CrossEntropy
+from finetune.training.losses import per_example_loss
+from finetune.training.mixing import mix
 from finetune.training.state import TrainState
 
-Metrics = dict[str, jax.Array]  # sums over examples: loss, correct, count
+Metrics = dict[str, Any]  # sums over examples: loss, correct, count; over steps: steps, gradient_norm by partition
 TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
-EvalStep = Callable[[Any, Any], tuple[Metrics, jax.Array]]
 
 
-def make_train_step(classifier: Classifier, optimizer: optax.GradientTransformation, spec: ImageSpec) -> TrainStep:
+@dataclass(frozen=True)
+class StepOptions:
+    """What a train step does besides forward, backward and update.
+
+    Attributes:
+        loss: and ``class_weights``, float32 [num_classes], by which images count.
+        accumulate: parts that the batch is computed in, one after the other.
+        clip_norm: greatest global norm of all gradients.
+        average: decay of the moving average of what learns.
+        mixup, cutmix: alphas, 0 for none.
+        labels: path -> partition, for the gradient norms.
+        pull: path -> strength of the pull to ``frozen["anchor"]``, or to zero where it has no such leaf.
+        held: modules, by path, whose running statistics are used and do not change.
+        scales: path of a dense module -> factor of its adapter.
+    """
+
+    loss: Loss = CrossEntropy()
+    class_weights: np.ndarray | None = None
+    accumulate: int = 1
+    clip_norm: float | None = None
+    average: float | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    pull: Mapping[str, float] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+
+def make_train_step(
+    classifier: Classifier,
+    optimizer: optax.GradientTransformation,
+    spec: ImageSpec,
+    options: StepOptions | None = None,
+) -> TrainStep:
     """``train_step(state, frozen, batch) -> (state, metrics)``, jitted; the state is donated.
 
-    Gradients are taken of ``state.params`` alone. Where no parameter of the backbone learns, the backbone computes
-    as in evaluation: no dropout, running statistics used and held. The loss is the mean softmax cross-entropy.
+    Gradients are taken of ``state.params`` alone; clipping, accumulation and norms see nothing else either. Where
+    nothing in the backbone learns, it computes as in evaluation: no dropout, running statistics used and held.
 
     Args of the step:
-        frozen: the parameters that do not learn; only read.
-        batch: ``image`` uint8 [N, H, W, 3] and ``label`` int [N].
+        frozen: ``{"params": ..., "batch_stats": ...}``, all that does not change; only read.
+        batch: ``image`` uint8 [N, H, W, 3]; ``label`` int [N], or float32 [N, num_classes]: a distribution over the
+            classes, or for the sigmoid loss the set of them.
     """
+    options = options or StepOptions()
+    part = _make_part(classifier, spec, options)
 
     def train_step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            logits, updated = classifier.apply(
-                {"params": merge(frozen, params), **state.collections},
-                spec.normalize(batch["image"]),
-                train=True,
-                backbone_train="backbone" in params,
-                rngs={"dropout": key},
-                mutable=list(state.collections),
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-            return losses.mean(), (logits, updated)
-
-        (loss, (logits, updated)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        if options.accumulate == 1:
+            gradients, collections, sums = part(state.params, state.collections, frozen, batch, key)
+        else:
+            gradients, collections, sums = _accumulate(part, options.accumulate, state, frozen, batch, key)
+        weight = jnp.maximum(sums.pop("weight"), jnp.finfo(jnp.float32).tiny)  # a batch may weigh nothing
+        gradients = jax.tree.map(lambda g: g / weight, gradients)
+        sums["loss"] = sums["loss"] / weight * sums["count"]
+        if options.pull:
+            gradients = _pull(gradients, state.params, frozen.get("anchor", {}), options.pull)
+        gradients, norms = _measure_and_clip(gradients, options)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        count = jnp.float32(len(batch["label"]))
-        correct = (logits.argmax(-1) == batch["label"]).sum().astype(jnp.float32)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            collections={**state.collections, **updated},
-            opt_state=opt_state,
-            rng=state.rng,
-        )
-        return new_state, {"loss": loss * count, "correct": correct, "count": count}
+        params = optax.apply_updates(state.params, updates)
+        new = TrainState(state.step + 1, params, collections, opt_state, state.rng, _average(state, params, options))
+        return new, {**sums, "steps": jnp.float32(1), "gradient_norm": norms}
 
     return jax.jit(train_step, donate_argnums=0)
 
 
-def make_eval_step(classifier: Classifier, spec: ImageSpec) -> EvalStep:
-    """``eval_step(variables, batch) -> (metrics, logits)``, jitted.
+def _make_part(classifier: Classifier, spec: ImageSpec, options: StepOptions) -> Callable[..., Any]:
+    """(params, collections, frozen, batch, key) -> gradients of the sum of losses, collections, sums."""
 
-    The batch's ``weight`` is 0 for filled-up rows, which count for nothing; logits are float32 [N, num_classes].
-    """
+    def summed_loss(params: Any, collections: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
+        images, labels = spec.normalize(batch["image"]), batch["label"]
+        targets = labels
+        if options.mixup or options.cutmix:
+            targets = jax.nn.one_hot(labels, classifier.num_classes) if labels.ndim == 1 else labels
+            images, targets = mix(images, targets, jax.random.fold_in(key, 0), options.mixup, options.cutmix)
+        logits, collections = _apply(classifier, options, params, collections, frozen, images, key)
+        losses, weights = per_example_loss(options.loss, logits, targets, options.class_weights)
+        hit = logits.argmax(-1) == (labels if labels.ndim == 1 else labels.argmax(-1))
+        sums = {"loss": losses.sum(), "weight": weights.sum(), "correct": hit.sum().astype(jnp.float32)}
+        return sums["loss"], (collections, {**sums, "count": jnp.float32(len(labels))})
 
-    def eval_step(variables: Any, batch: Any) -> tuple[Metrics, jax.Array]:
-        logits: Any = classifier.apply(variables, spec.normalize(batch["image"]))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        correct = logits.argmax(-1) == batch["label"]
-        weight = batch["weight"]
-        return {"loss": (losses * weight).sum(), "correct": (correct * weight).sum(), "count": weight.sum()}, logits
+    def part(params: Any, *rest: Any) -> tuple[Any, Any, dict[str, jax.Array]]:
+        gradients, (collections, sums) = jax.grad(summed_loss, has_aux=True)(params, *rest)
+        return gradients, collections, sums
 
-    return jax.jit(eval_step)
+    return part
 
 
-def make_feature_step(classifier: Classifier, spec: ImageSpec) -> Callable[[Any, Any], jax.Array]:
-    """``feature_step(variables, images)``: uint8 [N, H, W, 3] to the float32 features the head reads, jitted."""
+def _apply(
+    classifier: Classifier, options: StepOptions, params: Any, collections: Any, frozen: Any, images: Any, key: Any
+) -> tuple[jax.Array, Any]:
+    """Logits in training, and the collections after it."""
+    own = {name: tree for name, tree in params.items() if name != LORA}
+    names = (frozen.keys() | collections.keys()) - {"params", "anchor"}
+    variables = {name: merge(frozen.get(name, {}), collections.get(name, {})) for name in names}
+    with ExitStack() as inside:
+        if options.held:
+            inside.enter_context(hold_statistics(options.held))
+        if LORA in params:
+            inside.enter_context(adapted(params[LORA], options.scales))
+        logits, updated = classifier.apply(
+            {"params": merge(frozen["params"], own), **variables},
+            images,
+            train=True,
+            backbone_train=bool({"backbone", LORA} & params.keys()) or bool(collections),
+            rngs={"dropout": key},
+            mutable=list(collections),
+        )
+    kept = {
+        name: pick(updated[name], {"/".join(key) for key in flatten_dict(tree)}) for name, tree in collections.items()
+    }
+    return logits, kept
 
-    def feature_step(variables: Any, images: jax.Array) -> jax.Array:
-        features: Any = classifier.apply(variables, spec.normalize(images), method="features")
-        return features.astype(jnp.float32)
 
-    return jax.jit(feature_step)
+def _accumulate(
+    part: Callable[..., Any], count: int, state: TrainState, frozen: Any, batch: Any, key: jax.Array
+) -> tuple[Any, Any, Any]:
+    """Sums over the parts of a batch. The loop keeps one part's activations at a time."""
+    parts = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
+
+    def add(carry: Any, item: Any) -> Any:
+        gradients, collections, sums = carry
+        more, collections, found = part(state.params, collections, frozen, item[0], jax.random.fold_in(key, item[1]))
+        return (_add(gradients, more), collections, _add(sums, found)), None
+
+    small = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(part, state.params, state.collections, frozen, small, key)
+    gradients, _, sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    carry, _ = jax.lax.scan(add, (gradients, state.collections, sums), (parts, jnp.arange(count)))
+    return carry
+
+
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: x + y, a, b)
+
+
+def _pull(gradients: Any, params: Any, anchor: Any, strengths: Mapping[str, float]) -> Any:
+    """Gradients with those of strength / 2 * (distance to the anchor)^2 added."""
+    values, anchors = flatten_dict(params, sep="/"), flatten_dict(anchor, sep="/")
+
+    def pulled(path: str, gradient: jax.Array) -> jax.Array:
+        if path not in strengths:
+            return gradient
+        return gradient + strengths[path] * (values[path] - anchors.get(path, 0.0))
+
+    return map_paths(pulled, gradients)
+
+
+def _measure_and_clip(gradients: Any, options: StepOptions) -> tuple[Any, dict[str, jax.Array]]:
+    """Gradients whose global norm is at most ``clip_norm``, and the norm of each partition before that."""
+    squares: dict[str, jax.Array] = {}
+    for path, gradient in flatten_dict(gradients, sep="/").items():
+        label = options.labels.get(kernel_of(path), "all")
+        squares[label] = squares.get(label, jnp.float32(0)) + jnp.square(gradient.astype(jnp.float32)).sum()
+    if options.clip_norm is not None:
+        norm = jnp.sqrt(sum(squares.values(), jnp.float32(0)))
+        factor = jnp.minimum(1.0, options.clip_norm / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
+        gradients = jax.tree.map(lambda g: g * factor, gradients)
+    return gradients, {label: jnp.sqrt(square) for label, square in squares.items()}
+
+
+def _average(state: TrainState, params: Any, options: StepOptions) -> Any:
+    if options.average is None:
+        return None
+    decay = jnp.minimum(options.average, (1.0 + state.step) / (10.0 + state.step))
+    return jax.tree.map(lambda mean, value: decay * mean + (1 - decay) * value, state.average, params)

@@ -1,0 +1,42 @@
+"""The jitted steps that measure: logits with their sums, and features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from finetune.data.image_spec import ImageSpec
+from finetune.models.classifier import Classifier
+
+Metrics = dict[str, jax.Array]  # sums over examples: loss, correct, count
+EvalStep = Callable[[Any, Any], tuple[Metrics, jax.Array]]
+
+
+def make_eval_step(classifier: Classifier, spec: ImageSpec) -> EvalStep:
+    """``eval_step(variables, batch) -> (metrics, logits)``, jitted.
+
+    The batch's ``weight`` is 0 for filled-up rows, which count for nothing; logits are float32 [N, num_classes].
+    """
+
+    def eval_step(variables: Any, batch: Any) -> tuple[Metrics, jax.Array]:
+        logits: Any = classifier.apply(variables, spec.normalize(batch["image"]))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        correct = logits.argmax(-1) == batch["label"]
+        weight = batch["weight"]
+        return {"loss": (losses * weight).sum(), "correct": (correct * weight).sum(), "count": weight.sum()}, logits
+
+    return jax.jit(eval_step)
+
+
+def make_feature_step(classifier: Classifier, spec: ImageSpec) -> Callable[[Any, Any], jax.Array]:
+    """``feature_step(variables, images)``: uint8 [N, H, W, 3] to the float32 features the head reads, jitted."""
+
+    def feature_step(variables: Any, images: jax.Array) -> jax.Array:
+        features: Any = classifier.apply(variables, spec.normalize(images), method="features")
+        return features.astype(jnp.float32)
+
+    return jax.jit(feature_step)

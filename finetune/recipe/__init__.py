@@ -1,0 +1,22 @@
+"""Recipes: what to fine-tune, on what, and how."""
+
+from finetune.recipe.learning import Length, Loss, Optimizer, Schedule
+from finetune.recipe.recipe import DataConfig, Recipe, find_recipe, load_recipe
+from finetune.recipe.stages import FROZEN, Lora, Partition, ProbeStage, Stage, TrainStage
+
+__all__ = [
+    "FROZEN",
+    "DataConfig",
+    "Length",
+    "Lora",
+    "Loss",
+    "Optimizer",
+    "Partition",
+    "ProbeStage",
+    "Recipe",
+    "Schedule",
+    "Stage",
+    "TrainStage",
+    "find_recipe",
+    "load_recipe",
+]

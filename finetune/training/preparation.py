@@ -1,0 +1,209 @@
+"""From a stage's words to what its loop needs: who learns, the step, the state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from finetune.data.image_spec import ImageSpec
+from finetune.errors import ModelError
+from finetune.models.classifier import Classifier
+from finetune.models.lora import init_adapters, merge_adapters
+from finetune.optim.optimizer import build_optimizer, learning_rates
+from finetune.optim.partitions import LORA, check_rules_match, decide, merge, paths_of, pick
+from finetune.optim.schedules import Clock
+from finetune.recipe import FROZEN, Partition, TrainStage
+from finetune.training.state import TrainState
+from finetune.training.step import StepOptions, TrainStep, make_train_step
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which leaves of a classifier's variables do what in a stage; paths are joined by ``/``.
+
+    Attributes:
+        rules: path of a parameter -> the partition that decides about it.
+        held: modules whose running statistics are held.
+    """
+
+    rules: Mapping[str, Partition]
+    held: frozenset[str]
+
+    @classmethod
+    def of(cls, variables: Any, partitions: list[Partition]) -> Division:
+        """Raises PartitionError for leaves without a rule, and for rules without leaves."""
+        check_rules_match(variables["params"], partitions)
+        paths = paths_of(variables["params"])
+        statistics = {_module(path): path for path in paths_of(variables.get("batch_stats", {}))}
+        affine = {_module(path): path for path in sorted(paths, key=lambda path: path.endswith("/scale"))}
+        # a norm follows its scale and bias; one that has neither goes by its statistics' own path
+        alone = [path for module, path in statistics.items() if module not in affine]
+        numbers = decide([*paths, *alone], partitions)
+        rules = {path: partitions[number] for path, number in numbers.items()}
+        held = {m for m, path in statistics.items() if rules[affine.get(m, path)].holds_statistics}
+        return cls({path: rules[path] for path in paths}, frozenset(held))
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        return {path: rule.label for path, rule in self.rules.items()}
+
+    @cached_property
+    def learning(self) -> set[str]:
+        """Parameters that the stage changes, by themselves or through adapters."""
+        return {path for path, label in self.labels.items() if label != FROZEN}
+
+    @cached_property
+    def adapted(self) -> set[str]:
+        return {path for path, rule in self.rules.items() if rule.lora is not None}
+
+    def holds(self, path: str) -> bool:
+        """Whether a leaf outside of params, ``collection/path``, stays as it is."""
+        collection, _, inner = path.partition("/")
+        return collection == "batch_stats" and _module(inner) in self.held
+
+
+class Training:
+    """A stage ready to run: ``step(state, frozen, batch)``.
+
+    Attributes:
+        step: jitted, donates its state.
+        frozen: what the step only reads.
+        division: who learns.
+        rates: learning rate at each step, by partition.
+    """
+
+    def __init__(
+        self,
+        stage: TrainStage,
+        classifier: Classifier,
+        variables: Any,
+        spec: ImageSpec,
+        clock: Clock,
+        *,
+        seed: int = 0,
+        class_weights: np.ndarray | None = None,
+        pretrained: Any = None,
+    ) -> None:
+        """
+        Args:
+            variables: the classifier's, before the stage.
+            clock: lengths of the stage and of an epoch.
+            seed: of dropout, stochastic depth, mixing and adapters.
+            class_weights: float32 [num_classes], for the loss.
+            pretrained: the backbone's parameters, for the pull towards them; by default those in ``variables``.
+
+        Raises:
+            PartitionError: rules that do not fit the parameters; ModelError: a backbone that cannot compute as asked.
+        """
+        params = variables["params"]
+        self.stage, self.division = stage, Division.of(variables, stage.partitions)
+        self.rates = learning_rates(stage.partitions, clock)
+        self._seed = seed
+        self._scales = {_module(p): rule.lora.scale for p, rule in self.division.rules.items() if rule.lora}
+        self.optimizer = build_optimizer(
+            stage.partitions,
+            params,
+            total_steps=clock.total_steps,
+            steps_per_epoch=clock.steps_per_epoch,
+            batch_size=clock.batch_size,
+        )
+        still = self.division.rules.keys() - self.division.learning | self.division.adapted
+        self._still = pick(params, still)
+        self._own = pick(params, self.division.learning - self.division.adapted)
+        others = {name: tree for name, tree in variables.items() if name != "params"}
+        held = {path for path in paths_of(others) if self.division.holds(path)}
+        self._held, self._collections = pick(others, held), pick(others, set(paths_of(others)) - held)
+        pull = {path: rule.l2_sp for path, rule in self.division.rules.items() if rule.l2_sp}
+        anchor = pick({"backbone": pretrained if pretrained is not None else params["backbone"]}, pull)
+        self.frozen = {**self._held, "params": self._for_step(self._still), **({"anchor": anchor} if pull else {})}
+        options = StepOptions(
+            loss=stage.loss,
+            class_weights=class_weights,
+            accumulate=stage.accumulate,
+            clip_norm=stage.clip_norm,
+            average=stage.ema,
+            mixup=stage.mixup,
+            cutmix=stage.cutmix,
+            labels=self.division.labels,
+            pull=pull,
+            held=self.division.held,
+            scales=self._scales,
+        )
+        self.step: TrainStep = make_train_step(_computing(classifier, stage), self.optimizer, spec, options)
+
+    def start(self) -> TrainState:
+        """A fresh state."""
+        params, key = self._own, jax.random.key(self._seed)
+        if self._scales:
+            params = {**params, LORA: self._fresh_adapters(key)}
+        return TrainState.create(params, self._collections, self.optimizer, key, averaged=self.stage.ema is not None)
+
+    def variables(self, state: TrainState) -> dict[str, Any]:
+        """The classifier's variables at a state, as they are measured and kept: averaged, with adapters merged."""
+        learned = dict(state.params if state.average is None else state.average)
+        adapters = learned.pop(LORA, None)
+        params = merge(self._still, learned)
+        if adapters is not None:
+            params = merge_adapters(params, adapters, self._scales)
+        collections = {
+            name: merge(self._held.get(name, {}), state.collections.get(name, {}))
+            for name in self._held.keys() | state.collections.keys()
+        }
+        return {**collections, "params": params}
+
+    def resumable(self, state: TrainState) -> dict[str, Any]:
+        """What it takes, beside :meth:`variables`, to go on from a state."""
+        tree = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+        if state.average is not None or self._scales:  # otherwise the variables are the state's own
+            tree |= {"params": state.params, "kernels": pick(self._still, self.division.adapted)}
+        if state.average is not None:
+            tree["average"] = state.average
+        return tree
+
+    def resume(self, state: TrainState, tree: dict[str, Any]) -> TrainState:
+        """A fresh state brought to where :meth:`resumable` gave ``tree``."""
+        tree = dict(tree)
+        if kernels := tree.pop("kernels", None):
+            self._still = merge(self._still, kernels)
+            self.frozen = {**self.frozen, "params": self._for_step(self._still)}
+        return replace(state, **tree)
+
+    def _fresh_adapters(self, key: jax.Array) -> dict[str, Any]:
+        trees = []
+        for rule in self.stage.partitions:
+            if rule.lora is not None:
+                paths = {path for path in self.division.adapted if self.division.rules[path] is rule}
+                kernels = pick(self._still, paths)
+                trees.append(init_adapters(kernels, rank=rule.lora.rank, dora=rule.lora.dora, rng=key))
+        return merge(*trees)
+
+    def _for_step(self, params: Any) -> Any:
+        """Frozen parameters in the dtype that the stage holds them in; integers stay what they are."""
+        if self.stage.frozen_precision == "float32":
+            return params
+        narrow = jnp.dtype(self.stage.frozen_precision)
+        return jax.tree.map(lambda x: jnp.asarray(x, narrow) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+
+
+def _computing(classifier: Classifier, stage: TrainStage) -> Classifier:
+    """The classifier with the backbone's compute dtype and rematerialization as the stage asks for."""
+    changes: dict[str, Any] = {}
+    if stage.precision != "float32":
+        changes["dtype"] = jnp.dtype(stage.precision)
+    if stage.remat:
+        changes["remat"] = True
+    for name in changes:
+        if not hasattr(classifier.backbone, name):
+            asked = "precision" if name == "dtype" else name
+            raise ModelError(f"{asked}: {type(classifier.backbone).__name__} has no attribute {name!r} to set")
+    return classifier.clone(backbone=classifier.backbone.clone(**changes)) if changes else classifier
+
+
+def _module(path: str) -> str:
+    return path.rsplit("/", 1)[0]
