@@ -46,8 +46,16 @@ def test_a_recipe_is_read_with_its_defaults(load):
     ("old", "new", "message"),
     [
         ("seed: 3", "sed: 3", r":2: unknown key 'sed' \(did you mean 'seed'\?\); valid here: backbone, data,"),
-        ("epochs", "epoch", r":8: unknown key 'stages\.1\.epoch' \(did you mean 'epochs'\?\); valid here: batch_size"),
-        ("learning_rate", "lr", r":10: unknown key 'stages\.1\.partitions\.0\.lr'; valid here: frozen, learning_rate"),
+        (
+            "epochs",
+            "epoch",
+            r":8: unknown key 'stages\.1\.epoch' \(did you mean 'epochs'\?\); valid here: accumulate, batch_size",
+        ),
+        (
+            "learning_rate",
+            "lr",
+            r":10: unknown key 'stages\.1\.partitions\.0\.lr' \(did you mean 'learning_rate'\?\); valid here:",
+        ),
         ("solver: lbfgs", "solver: lbfgs, l2_: 1", r":6: unknown key 'stages\.0\.l2_'.*'l2'.*; valid here: l2, name"),
     ],
 )
@@ -78,11 +86,11 @@ def test_a_wrong_value_is_shown_with_its_line_and_what_is_valid(load, old, new, 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("epochs: 2", "epochs: 2\n    steps: 9", "a stage needs either epochs or steps"),
-        ("    epochs: 2\n", "", "a stage needs either epochs or steps"),
+        ("epochs: 2", "epochs: 2\n    steps: 9", "a stage needs either epochs, steps or examples"),
+        ("    epochs: 2\n", "", "a stage needs either epochs, steps or examples"),
         ("learning_rate: 1e-3", "frozen: true", "every partition is frozen: nothing would learn"),
         (", learning_rate: 1e-3", "", "a partition needs learning_rate, or frozen: true"),
-        ("frozen: true", "frozen: true, momentum: 0.5", "a frozen partition takes no momentum"),
+        ("frozen: true", "frozen: true, weight_decay: 0.5", "a frozen partition takes no weight_decay"),
         ("name: tune", "name: probe", "stages need different names; used twice: probe"),
         ("seed: 3", "head: {templates: [a photo]}", "each template needs {} once"),
         ("name: tune", "name: a/b", r"stages\.1\.name: .*pattern"),

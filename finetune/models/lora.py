@@ -37,7 +37,8 @@ def init_adapters(kernels: Any, *, rank: int, dora: bool, rng: jax.Array) -> dic
         name = "/".join(path)
         if path[-1] != "kernel" or kernel.ndim != 2:
             raise PartitionError(
-                f"lora: {name} {tuple(kernel.shape)} is not a dense kernel; match kernels alone, such as '.*_proj/kernel'"
+                f"lora: {name} {tuple(kernel.shape)} is not a dense kernel; match "
+                "kernels alone, such as '.*_proj/kernel'"
             )
         if rank > min(kernel.shape):
             raise PartitionError(f"lora: rank {rank} is more than {name} {tuple(kernel.shape)} can have")

@@ -15,6 +15,9 @@ from finetune.recipe.source import RecipeSource
 from finetune.recipe.stages import Stage, TrainStage
 
 
+_ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"}  # for the error that names the key
+
+
 class BackboneConfig(Part):
     """The pretrained model: a folder, a hub id (``owner/name[@revision]``), or ``builtin:tiny-clip``."""
 
@@ -131,7 +134,8 @@ def _explain(error: Any, source: RecipeSource) -> str:
     where = source.where(at)
     if error["type"] == "extra_forbidden":
         options = sorted(valid)
-        return f"{where}: unknown key {dotted!r}{nearest(str(at[-1]), options)}; valid here: {', '.join(options)}"
+        meant = _ABBREVIATIONS.get(str(at[-1]), str(at[-1]))
+        return f"{where}: unknown key {dotted!r}{nearest(meant, options)}; valid here: {', '.join(options)}"
     if error["type"] == "union_tag_invalid":
         tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"].replace("'", "").split(", ")
         return f"{where}: {dotted}: unknown name {tag!r}{nearest(tag, tags)}; choose {', '.join(tags)}"

@@ -94,7 +94,7 @@ def prepare_stage(
     spec: ImageSpec,
     *,
     seed: int,
-    pretrained: Any,
+    pretrained: Any = None,
 ) -> Training:
     """The stage's step and state for these training images."""
     return Training(

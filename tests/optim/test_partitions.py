@@ -4,7 +4,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from finetune.errors import PartitionError
-from finetune.optim.partitions import check_rules_match, label_params, merge, partition_names, split_frozen
+from finetune.optim.partitions import check_rules_match, kernel_of, label_params, merge, split_frozen
 from finetune.recipe import Partition
 
 PARAMS = {
@@ -35,7 +35,8 @@ def test_labels_have_the_shape_of_the_tree_and_the_names_of_the_partitions():
     assert jax.tree.structure(labels) == jax.tree.structure(PARAMS)
     assert labels["head"]["bias"] == "head/.*"
     assert labels["backbone"]["norm"] == "frozen"
-    assert partition_names([HEAD, FROZEN]) == ["head/.*", "frozen"]
+    named = Partition(match="head/.*", name="classifier", learning_rate=1e-3)
+    assert label_params(PARAMS, [named, FROZEN])["head"]["bias"] == "classifier"
 
 
 def test_a_rule_has_to_match_the_whole_path():
@@ -66,7 +67,7 @@ def test_a_rule_given_as_a_dict_is_checked_like_a_recipes():
     [
         (
             [("neck/.*", "a"), (".*", "b")],
-            r"'neck/\.\*' decides about nothing: no parameter path matches; paths look like",
+            r"'neck/\.\*' decides about nothing: no parameter matches; paths look like",
         ),
         ([(".*", "a"), ("head/.*", "b")], r"'head/\.\*' decides about nothing: earlier rules take all"),
     ],
@@ -91,3 +92,8 @@ def test_with_everything_frozen_nothing_is_trainable():
 
 def test_a_later_tree_replaces_the_leaves_of_an_earlier_one():
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}}) == {"a": {"b": 1, "c": 3}}
+
+
+def test_an_adapter_belongs_to_the_partition_of_its_kernel():
+    assert kernel_of("lora/backbone/fc/lora_a") == "backbone/fc/kernel"
+    assert kernel_of("backbone/fc/kernel") == "backbone/fc/kernel"

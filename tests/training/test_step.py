@@ -6,16 +6,16 @@ import optax
 import pytest
 
 from finetune.data.image_spec import ImageSpec
+from finetune.evaluation.steps import make_eval_step
 from finetune.models.classifier import build_classifier
-from finetune.optim.optimizer import build_optimizer
-from finetune.optim.partitions import merge, split_frozen
-from finetune.recipe import Partition
-from finetune.training.state import TrainState
-from finetune.training.step import make_eval_step, make_train_step
+from finetune.optim.schedules import Clock
+from finetune.recipe import TrainStage
+from finetune.training.preparation import Training
 
 SPEC = ImageSpec(8, 8, None, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-HEAD_ONLY = [Partition(match="head/.*", optimizer="adam", learning_rate=5e-3), Partition(match=".*", frozen=True)]
-ALL = [Partition(match=".*", optimizer="adam", learning_rate=5e-3)]
+ADAM = {"optimizer": "adam", "learning_rate": 5e-3}
+HEAD_ONLY = [{"match": "head", **ADAM}, {"match": ".*", "frozen": True}]
+ALL = [{"match": ".*", **ADAM}]
 
 
 class ConvNet(nn.Module):
@@ -39,17 +39,16 @@ def a_batch(size=6, seed=0):
     }
 
 
-def prepare(rules, dropout=0.0, backbone=None):
+def prepare(rules, dropout=0.0, backbone=None, **stage):
+    """(classifier, variables before, the stage's step, its state, what is frozen)."""
     module = backbone or ConvNet()
     variables = module.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
     classifier, variables = build_classifier(
         (module, variables), 3, head_init="lecun_normal", dropout=dropout, image_size=8
     )
-    optimizer = build_optimizer(rules, variables["params"], total_steps=10)
-    params, frozen = split_frozen(variables["params"], rules)
-    collections = {"batch_stats": variables["batch_stats"]}
-    state = TrainState.create(params, collections, optimizer, jax.random.key(7))
-    return classifier, variables, optimizer, state, frozen
+    stage = TrainStage.model_validate({"steps": 10, "partitions": rules, "batch_size": 6, **stage})
+    training = Training(stage, classifier, variables, SPEC, Clock(10), seed=7)
+    return classifier, variables, training
 
 
 def leaves_equal(a, b):
@@ -57,10 +56,10 @@ def leaves_equal(a, b):
 
 
 def test_three_steps_equal_the_guides_step_written_out():
-    classifier, variables, optimizer, state, frozen = prepare(ALL)
-    step, batch = make_train_step(classifier, optimizer, SPEC), a_batch()
+    classifier, variables, training = prepare(ALL)
+    state, batch = training.start(), a_batch()
     for _ in range(3):
-        state, _ = step(state, frozen, batch)
+        state, _ = training.step(state, training.frozen, batch)
 
     params, stats, tx = variables["params"], variables["batch_stats"], optax.adam(5e-3)
     opt_state = tx.init(params)
@@ -86,47 +85,55 @@ def test_three_steps_equal_the_guides_step_written_out():
         np.testing.assert_allclose(ours, guide, atol=1e-5)
 
 
+def run(training, steps=3):
+    state, found = training.start(), []
+    for seed in range(steps):
+        state, metrics = training.step(state, training.frozen, a_batch(seed=seed))
+        found.append(jax.device_get(metrics))
+    return state, found
+
+
 def test_a_frozen_backbone_keeps_parameters_and_running_statistics_bit_for_bit():
-    classifier, variables, optimizer, state, frozen = prepare(HEAD_ONLY)
-    step = make_train_step(classifier, optimizer, SPEC)
-    for seed in range(3):
-        state, _ = step(state, frozen, a_batch(seed=seed))
-    whole = merge(frozen, state.params)
-    assert leaves_equal(whole["backbone"], variables["params"]["backbone"])
-    assert leaves_equal(state.collections["batch_stats"], variables["batch_stats"])
-    assert not np.array_equal(whole["head"]["kernel"], variables["params"]["head"]["kernel"])
+    _, variables, training = prepare(HEAD_ONLY)
+    whole = training.variables(run(training)[0])
+    assert leaves_equal(whole["params"]["backbone"], variables["params"]["backbone"])
+    assert leaves_equal(whole["batch_stats"], variables["batch_stats"])
+    assert not np.array_equal(whole["params"]["head"]["kernel"], variables["params"]["head"]["kernel"])
 
 
 def test_running_statistics_move_when_the_backbone_learns():
-    classifier, variables, optimizer, state, frozen = prepare(ALL)
-    state, _ = make_train_step(classifier, optimizer, SPEC)(state, frozen, a_batch())
+    _, variables, training = prepare(ALL)
+    state, _ = run(training, 1)
     assert not leaves_equal(state.collections["batch_stats"], variables["batch_stats"])
 
 
 def test_neither_state_nor_optimizer_holds_an_array_for_a_frozen_leaf():
-    _, variables, _, state, frozen = prepare(HEAD_ONLY)
+    _, variables, training = prepare(HEAD_ONLY)
+    state = training.start()
     head = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["head"]))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == head
+    assert state.collections == {}
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert sum(leaf.size for leaf in moments) == 2 * head
-    assert len(jax.tree.leaves(frozen)) == len(jax.tree.leaves(variables["params"]["backbone"]))
+    assert len(jax.tree.leaves(training.frozen)) == len(jax.tree.leaves(variables)) - 2
 
 
 def test_a_step_donates_its_state_and_leaves_the_callers_variables_alone():
-    classifier, variables, optimizer, state, frozen = prepare(HEAD_ONLY)
+    _, variables, training = prepare(HEAD_ONLY)
+    state = training.start()
     before = jax.tree.leaves(state.params)
-    make_train_step(classifier, optimizer, SPEC)(state, frozen, a_batch())
+    training.step(state, training.frozen, a_batch())
     assert all(leaf.is_deleted() for leaf in before)
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((variables, frozen)))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((variables, training.frozen)))
 
 
 def test_dropout_differs_at_every_step_and_repeats_with_the_seed():
     def losses():
-        rules = [Partition(match=".*", optimizer="sgd", momentum=0.0, learning_rate=1e-30)]  # nothing moves
-        classifier, _, optimizer, state, frozen = prepare(rules, dropout=0.5)
-        step, found = make_train_step(classifier, optimizer, SPEC), []
+        rules = [{"match": ".*", "optimizer": {"name": "sgd", "momentum": 0.0}, "learning_rate": 1e-30}]
+        _, _, training = prepare(rules, dropout=0.5)  # nothing moves
+        state, found = training.start(), []
         for _ in range(4):
-            state, metrics = step(state, frozen, a_batch())
+            state, metrics = training.step(state, training.frozen, a_batch())
             found.append(float(metrics["loss"]))
         return found
 
@@ -135,8 +142,124 @@ def test_dropout_differs_at_every_step_and_repeats_with_the_seed():
     assert losses() == first
 
 
+SGD = {"optimizer": {"name": "sgd", "momentum": 0.0}, "learning_rate": 0.1}
+
+
+class Plain(nn.Module):
+    """A backbone without batch statistics and dropout."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(nn.Dense(5)(x.reshape(len(x), -1)))
+
+
+def gradients(training, before):
+    """Of the last step, as plain gradient descent shows them, and what the step measured."""
+    state, metrics = training.step(training.start(), training.frozen, a_batch())
+    return jax.tree.map(lambda a, b: (np.asarray(b) - np.asarray(a)) / 0.1, state.params, before), metrics
+
+
+@pytest.mark.parametrize("weights", [None, np.array([0.2, 1.0, 3.0], np.float32)])
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole_batch(weights):
+    whole = []
+    for parts in (1, 3):
+        _, variables, training = prepare([{"match": ".*", **SGD}], backbone=Plain(), accumulate=parts)
+        stage = training.stage
+        classifier, _ = build_classifier((Plain(), {"params": variables["params"]["backbone"]}), 3, image_size=8)
+        training = Training(stage, classifier, variables, SPEC, Clock(10), class_weights=weights)
+        whole.append(gradients(training, variables["params"]))
+    for a, b in zip(jax.tree.leaves(whole[0]), jax.tree.leaves(whole[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_parts_of_a_batch_update_running_statistics_one_after_the_other():
+    _, variables, training = prepare(ALL, accumulate=2)
+    batch = a_batch()
+    state, _ = training.step(training.start(), training.frozen, batch)
+    stats, pixels = variables["batch_stats"], SPEC.normalize(jnp.asarray(batch["image"]))
+    for half in (pixels[:3], pixels[3:]):
+        _, stats = ConvNet().apply(
+            {"params": variables["params"]["backbone"], "batch_stats": stats["backbone"]},
+            half,
+            train=True,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["batch_stats"],
+        )
+        stats = {"backbone": stats["batch_stats"]}
+    for a, b in zip(jax.tree.leaves(state.collections["batch_stats"]), jax.tree.leaves(stats), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_clipping_scales_the_gradients_of_all_that_learns_by_their_global_norm_alone():
+    rules = [{"match": "head", **SGD}, {"match": ".*", "frozen": True}]
+    _, variables, training = prepare(rules, backbone=Plain())
+    free, metrics = gradients(training, {"head": variables["params"]["head"]})
+    norm = float(optax.tree.norm(free))
+    np.testing.assert_allclose(metrics["gradient_norm"]["head"], norm, rtol=1e-4)
+    for limit in (norm / 4, norm * 4):
+        _, _, clipping = prepare(rules, backbone=Plain(), clip_norm=limit)
+        clipped, _ = gradients(clipping, {"head": variables["params"]["head"]})
+        np.testing.assert_allclose(optax.tree.norm(clipped), min(norm, limit), rtol=1e-4)
+
+
+def test_gradient_norms_are_told_by_partition():
+    rules = [{"match": "head/kernel", **SGD}, {"match": ".*", "name": "rest", **SGD}]
+    _, variables, training = prepare(rules, backbone=Plain())
+    found, metrics = gradients(training, variables["params"])
+    kernel = found["head"].pop("kernel")
+    assert set(metrics["gradient_norm"]) == {"head/kernel", "rest"}
+    np.testing.assert_allclose(metrics["gradient_norm"]["head/kernel"], np.linalg.norm(kernel), rtol=1e-3)
+    np.testing.assert_allclose(metrics["gradient_norm"]["rest"], optax.tree.norm(found), rtol=1e-3)
+
+
+def test_the_moving_average_is_its_closed_form_and_is_what_is_measured():
+    _, variables, training = prepare([{"match": ".*", **SGD}], backbone=Plain(), ema=0.3)
+    state, average = training.start(), variables["params"]
+    for number in range(4):
+        state, _ = training.step(state, training.frozen, a_batch(seed=number))
+        decay = min(0.3, (1 + number) / (10 + number))
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * np.asarray(p), average, state.params)
+    for ours, closed in zip(
+        jax.tree.leaves(training.variables(state)["params"]), jax.tree.leaves(average), strict=True
+    ):
+        np.testing.assert_allclose(ours, closed, atol=1e-6)
+
+
+def test_the_pull_to_the_pretrained_values_adds_its_gradient_and_the_head_is_pulled_to_zero():
+    free = prepare([{"match": ".*", **SGD}], backbone=Plain())[2]
+    _, variables, pulled = prepare([{"match": ".*", "l2_sp": 0.5, **SGD}], backbone=Plain())
+    start = jax.tree.map(lambda x: x + 0.25, variables["params"]["backbone"])
+    moved = {"params": {**variables["params"], "backbone": start}}
+    classifier, _ = build_classifier((Plain(), {"params": start}), 3, image_size=8)
+    made = [
+        Training(t.stage, classifier, moved, SPEC, Clock(10), pretrained=variables["params"]["backbone"])
+        for t in (free, pulled)
+    ]
+    (a, _), (b, _) = (gradients(training, moved["params"]) for training in made)
+    for x, y in zip(jax.tree.leaves(a["backbone"]), jax.tree.leaves(b["backbone"]), strict=True):
+        np.testing.assert_allclose(y - x, 0.5 * 0.25, atol=1e-4)
+    np.testing.assert_allclose(
+        b["head"]["kernel"] - a["head"]["kernel"], 0.5 * moved["params"]["head"]["kernel"], atol=1e-4
+    )
+
+
+def test_mixed_images_are_learned_from_and_soft_labels_are_taken_as_they_are():
+    _, _, training = prepare(ALL, mixup=0.4, cutmix=1.0)
+    _, found = run(training)
+    assert all(np.isfinite(metrics["loss"]) for metrics in found)
+    _, _, plain = prepare(ALL)
+    batch = a_batch()
+    soft = {**batch, "label": np.eye(3, dtype=np.float32)[batch["label"]]}
+    hard_state, hard = plain.step(plain.start(), plain.frozen, batch)
+    soft_state, same = plain.step(plain.start(), plain.frozen, soft)
+    np.testing.assert_allclose(hard["loss"], same["loss"], rtol=1e-6)
+    assert float(hard["correct"]) == float(same["correct"])
+    for a, b in zip(jax.tree.leaves(hard_state.params), jax.tree.leaves(soft_state.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 def test_evaluation_counts_every_image_once_whatever_the_padding():
-    classifier, variables, *_ = prepare(ALL)
+    classifier, variables, _ = prepare(ALL)
     step, batch = make_eval_step(classifier, SPEC), a_batch(5)
     padded = {name: np.concatenate([array, array[:3]]) for name, array in batch.items()}
     exact, logits = step(variables, {**batch, "weight": np.ones(5, np.float32)})
@@ -150,18 +273,14 @@ def flops(jitted, *arguments):
     return jitted.lower(*arguments).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("optimizer_name", ["sgd", "adamw"])
-def test_a_frozen_step_costs_the_flops_of_forward_alone(tiny_clip, optimizer_name):
+@pytest.mark.parametrize("extra", [{}, {"clip_norm": 1.0, "ema": 0.99, "loss": "focal"}])
+def test_a_frozen_step_costs_the_flops_of_forward_alone(tiny_clip, extra):
     classifier, variables = build_classifier(tiny_clip, 10)
-    rules = [
-        Partition(match="head/.*", optimizer=optimizer_name, learning_rate=1e-3),
-        Partition(match=".*", frozen=True),
-    ]
-    optimizer = build_optimizer(rules, variables["params"], total_steps=10)
-    params, frozen = split_frozen(variables["params"], rules)
-    state = TrainState.create(params, {}, optimizer, jax.random.key(0))
+    rules = [{"match": "head", "learning_rate": 1e-3}, {"match": ".*", "frozen": True}]
+    stage = TrainStage.model_validate({"steps": 10, "partitions": rules, **extra})
+    training = Training(stage, classifier, variables, tiny_clip.image_spec, Clock(10))
     batch = {"image": np.zeros((32, 32, 32, 3), np.uint8), "label": np.zeros(32, np.int32)}
-    step = flops(make_train_step(classifier, optimizer, tiny_clip.image_spec), state, frozen, batch)
+    step = flops(training.step, training.start(), training.frozen, batch)
     forward = flops(
         make_eval_step(classifier, tiny_clip.image_spec), variables, {**batch, "weight": np.ones(32, np.float32)}
     )
