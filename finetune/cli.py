@@ -107,11 +107,77 @@ def list_models() -> None:
 
 @app.command()
 def inspect(
-    source: Annotated[str, typer.Argument(help="A checkpoint's folder, a hub id (owner/name[@revision]), or builtin:")],
-    image_size: Annotated[int | None, typer.Option(help="Another image size, in pixels.")] = None,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|SOURCE",
+            help="A recipe; or a checkpoint's folder, a hub id (owner/name[@revision]), or builtin:NAME.",
+        ),
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of a recipe.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Of a checkpoint: another image size, in pixels.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a pretrained model: its tree, image preprocessing, and where each tensor of the checkpoint went."""
+    """Show what a recipe will train and what that costs, or what a pretrained model consists of."""
+    from finetune import bundled
+    from finetune.errors import RecipeError
+
+    is_recipe = what in bundled.recipes() or Path(what).suffix in (".yaml", ".yml")
+    if is_recipe and image_size is not None:
+        raise RecipeError(f"--image-size is for checkpoints; for {what} give backbone.image_size={image_size}")
+    if not is_recipe and overrides:
+        raise RecipeError(
+            f"{what} is not a recipe (a .yaml file, or a name of finetune ls): it takes no {overrides[0]}"
+        )
+    if is_recipe:
+        _inspect_recipe(what, overrides or [], as_json)
+    else:
+        _inspect_source(what, image_size, as_json)
+
+
+def _inspect_recipe(recipe: str, overrides: list[str], as_json: bool) -> None:
+    from finetune.inspection import inspect_recipe
+    from finetune.recipe import load_recipe
+
+    found = inspect_recipe(load_recipe(recipe, overrides))
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    columns = ["leaf", "shape", "partition", "optimizer", "peak rate", "decay", "batch norm"]
+    for stage in found["stages"]:
+        typer.echo(f"stage {stage['name']}")
+        _table(columns, [_leaf_row(leaf) for leaf in stage["leaves"]])
+        totals, step = stage["totals"], stage["step"]
+        held = step["bytes"]
+        typer.echo(f"values    {totals['learns']:,} learn, {totals['frozen']:,} are frozen")
+        typer.echo(f"step      {step['flops'] / 1e9:,.2f} GFLOP for a batch of {step['batch_size']}")
+        typer.echo(
+            f"memory    {held['peak'] / 1e6:,.1f} MB at the peak: {held['arguments'] / 1e6:,.1f} state, weights and "
+            f"images ({totals['optimizer_bytes'] / 1e6:,.1f} of it the optimizer's), {held['temporary'] / 1e6:,.1f} temporary"
+        )
+        device = found["device"]
+        typer.echo(
+            f"batch     at most about {stage['largest_batch'] or 0:,} for {device['kind']} "
+            f"with {device['memory_bytes'] / 1e9:,.1f} GB\n"
+        )
+    if not found["stages"]:
+        typer.echo("no stage trains by gradient descent")
+
+
+def _leaf_row(leaf: dict[str, Any]) -> list[str]:
+    optimizer = leaf["optimizer"] or ""
+    return [
+        leaf["path"],
+        "x".join(map(str, leaf["shape"])),
+        leaf["partition"],
+        f"{optimizer}, lora {leaf['lora']}" if leaf["lora"] else optimizer,
+        "" if leaf["learning_rate"] is None else f"{leaf['learning_rate']:.3g}",
+        f"{leaf['weight_decay']:g}" if leaf["weight_decay"] else "",
+        leaf["batch_stats"] or "",
+    ]
+
+
+def _inspect_source(source: str, image_size: int | None, as_json: bool) -> None:
     from finetune.models.backbone import load_backbone
     from finetune.models.summary import describe_images, describe_transfer, summarize
 

@@ -12,6 +12,7 @@ from finetune.data.images import EXTENSIONS, check_headers
 from finetune.errors import DataError, nearest
 from finetune.recipe import DataConfig
 
+_DIGITS = tuple("0123456789")
 _TRAIN, _VALIDATION, _TEST = ("train", "training"), ("validation", "val", "valid"), ("test",)
 
 
@@ -57,6 +58,11 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     return splits
 
 
+def class_names_of(config: DataConfig) -> tuple[str, ...]:
+    """The classes of a source, without reading an image; raises DataError as :func:`load_splits` does."""
+    return _DIGITS if config.source in NAMED_SOURCES else _class_folders(config)[2]
+
+
 def _few(splits: Splits, shots: int, seed: int) -> Split:
     rng = np.random.default_rng(seed)
     chosen = []
@@ -93,11 +99,23 @@ def _digits(config: DataConfig) -> Splits:
     data = load_digits()
     images = np.round(data.images * (255 / 16)).astype(np.uint8)
     train, test = _divide(Split(images, data.target.astype(np.int32)), config.test, 0, "test")
-    return Splits(train, None, test, tuple(str(name) for name in data.target_names))
+    return Splits(train, None, test, _DIGITS)
 
 
 def _folder(config: DataConfig) -> Splits:
     """A folder for each class, at the top or inside train/, validation/ and test/."""
+    home, named, class_names = _class_folders(config)
+    train = _labelled(home, class_names)
+    validation = _labelled(named["validation"], class_names) if named["train"] and named["validation"] else None
+    if named["train"] and named["test"]:
+        test = _labelled(named["test"], class_names)
+    else:
+        train, test = _divide(train, config.test, 0, "test")
+    return Splits(train, validation, test, class_names)
+
+
+def _class_folders(config: DataConfig) -> tuple[Path, dict[str, Path | None], tuple[str, ...]]:
+    """Where the training classes are, the folders of the splits, and the classes' names."""
     root = Path(config.source).expanduser()
     if not root.is_dir():
         known = ", ".join(NAMED_SOURCES)
@@ -110,13 +128,7 @@ def _folder(config: DataConfig) -> Splits:
     class_names = tuple(sorted(path.name for path in home.iterdir() if path.is_dir() and path.name[0] != "."))
     if len(class_names) < 2:
         raise DataError(f"data.source: {home}: needs a folder for each of at least two classes; has {len(class_names)}")
-    train = _labelled(home, class_names)
-    validation = _labelled(named["validation"], class_names) if named["train"] and named["validation"] else None
-    if named["train"] and named["test"]:
-        test = _labelled(named["test"], class_names)
-    else:
-        train, test = _divide(train, config.test, 0, "test")
-    return Splits(train, validation, test, class_names)
+    return home, named, class_names
 
 
 NAMED_SOURCES: dict[str, Callable[[DataConfig], Splits]] = {"digits": _digits}

@@ -14,7 +14,6 @@ from finetune.recipe.part import Fraction, Name, Part, locate
 from finetune.recipe.source import RecipeSource
 from finetune.recipe.stages import Stage, TrainStage
 
-
 _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"}  # for the error that names the key
 
 

@@ -1,0 +1,145 @@
+"""What a recipe will do, told before any image is read: who learns, how fast, and what a step costs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from finetune.data.splits import class_names_of
+from finetune.models.backbone import Backbone, load_backbone
+from finetune.models.classifier import Classifier, build_classifier
+from finetune.optim.optimizer import decays, rate_factors
+from finetune.optim.schedules import Clock
+from finetune.recipe import Recipe, TrainStage
+from finetune.training.preparation import Training
+
+_EPOCH = 1000  # steps; how long an epoch really is only the data tells, and nothing here depends on it
+_USABLE = 0.9  # of a device's memory; the rest is for fragments and for the images on their way
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of one compiled train step, by XLA's own analysis.
+
+    Attributes:
+        flops: of the whole batch. XLA counts the body of a loop once; with ``accumulate`` that is multiplied out.
+        bytes: ``arguments`` (state, frozen variables, images), ``temporary`` (activations, gradients), and ``peak``,
+            both with what the outputs need beyond the donated arguments.
+    """
+
+    flops: float
+    bytes: dict[str, int]
+
+
+def inspect_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Plain JSON values about every training stage.
+
+    Returns:
+        ``stages``: for each ``name``, ``leaves`` (path, shape, size, partition, optimizer, learning_rate at its peak,
+        weight_decay, batch_stats), ``totals`` (values that learn and that are frozen, bytes of the optimizer's state),
+        ``step`` (batch_size, flops, bytes) and ``largest_batch`` for the device's memory.
+
+    Raises:
+        FinetuneError: anything that would stop the run before its first step.
+    """
+    config = recipe.backbone
+    backbone = load_backbone(**config.model_dump())
+    count = recipe.head.num_classes or len(class_names_of(recipe.data))
+    classifier, variables = build_classifier(backbone, count, dropout=recipe.head.dropout)
+    stages = [stage for stage in recipe.stages if isinstance(stage, TrainStage)]
+    return {
+        "name": recipe.name,
+        "backbone": config.source,
+        "num_classes": count,
+        "device": _device(),
+        "stages": [_inspect_stage(stage, classifier, variables, backbone) for stage in stages],
+    }
+
+
+def _inspect_stage(stage: TrainStage, classifier: Classifier, variables: Any, backbone: Backbone) -> dict[str, Any]:
+    training = prepare(stage, classifier, variables, backbone)
+    cost, size = step_cost(training, classifier, backbone, stage.batch_size), stage.batch_size
+    state = jax.eval_shape(training.start)
+    learns = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    adapted = sum(flatten_dict(variables["params"], sep="/")[path].size for path in training.division.adapted)
+    own = sum(flatten_dict(variables["params"], sep="/")[path].size for path in training.division.learning) - adapted
+    return {
+        "name": stage.name,
+        "leaves": describe_leaves(training, variables),
+        "totals": {"learns": learns, "frozen": params - own, "optimizer_bytes": _bytes(state.opt_state)},
+        "step": {"batch_size": size, "flops": cost.flops, "bytes": cost.bytes},
+        "largest_batch": largest_batch(training, classifier, backbone, cost),
+    }
+
+
+def prepare(stage: TrainStage, classifier: Classifier, variables: Any, backbone: Backbone) -> Training:
+    """The stage as it will run, but for the length of an epoch."""
+    total = stage.steps or (stage.epochs or 0) * _EPOCH or -(-(stage.examples or 0) // stage.batch_size)
+    return Training(stage, classifier, variables, backbone.image_spec, Clock(total, _EPOCH, stage.batch_size))
+
+
+def describe_leaves(training: Training, variables: Any) -> list[dict[str, Any]]:
+    """One record for each parameter, in the tree's order; ``batch_stats`` is None where a module has none."""
+    division = training.division
+    factors = {rule.label: rate_factors(rule, division.labels) for rule in training.stage.partitions}
+    statistics = {path.rsplit("/", 1)[0] for path in flatten_dict(variables.get("batch_stats", {}), sep="/")}
+    records = []
+    for path, leaf in flatten_dict(variables["params"], sep="/").items():
+        rule, module = division.rules[path], path.rsplit("/", 1)[0]
+        rate = None if rule.learning_rate is None else rule.learning_rate * factors[rule.label].get(path, 1.0)
+        record = {"path": path, "shape": list(leaf.shape), "size": leaf.size, "partition": rule.label}
+        learning = {
+            "optimizer": None if rule.frozen else rule.optimizer.name,
+            "learning_rate": rate,
+            "weight_decay": rule.weight_decay if not rule.frozen and decays(path, leaf, rule) else 0.0,
+            "lora": None if rule.lora is None else rule.lora.rank,
+            "batch_stats": ("hold" if module in division.held else "update") if module in statistics else None,
+        }
+        records.append({**record, **learning})
+    return records
+
+
+def step_cost(training: Training, classifier: Classifier, backbone: Backbone, batch_size: int) -> StepCost:
+    """Compiles the stage's step for a batch size, and reads what XLA says of it."""
+    spec = backbone.image_spec
+    batch = {
+        "image": jax.ShapeDtypeStruct((batch_size, spec.height, spec.width, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+    }
+    compiled = training.step.lower(jax.eval_shape(training.start), training.frozen, batch).compile()  # type: ignore[attr-defined]
+    memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
+    arguments, temporary = int(memory.argument_size_in_bytes), int(memory.temp_size_in_bytes)
+    beyond = max(0, int(memory.output_size_in_bytes) - int(memory.alias_size_in_bytes))
+    peak = arguments + temporary + beyond
+    flops = float(analysis["flops"]) * training.stage.accumulate
+    return StepCost(flops, {"arguments": arguments, "temporary": temporary, "peak": peak})
+
+
+def largest_batch(training: Training, classifier: Classifier, backbone: Backbone, cost: StepCost) -> int | None:
+    """The largest batch that this device's memory should hold, from the peaks of two sizes; None if not even one."""
+    size, parts = training.stage.batch_size, training.stage.accumulate
+    other = max(parts, size // 2 // parts * parts) if size > parts else 2 * parts
+    peaks = {size: cost.bytes["peak"], other: step_cost(training, classifier, backbone, other).bytes["peak"]}
+    small, large = sorted(peaks)
+    slope = max(1.0, (peaks[large] - peaks[small]) / (large - small))
+    room = _USABLE * _device()["memory_bytes"] - (peaks[small] - slope * small)
+    found = int(room / slope) // parts * parts
+    return (found // 8 * 8 if found >= 8 and parts == 1 else found) or None
+
+
+def _device() -> dict[str, Any]:
+    """The default device, and the bytes of memory that it has: for a CPU, the machine's."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"kind": device.device_kind, "platform": device.platform, "memory_bytes": int(memory)}
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
