@@ -147,15 +147,14 @@ def _inspect_recipe(recipe: str, overrides: list[str], as_json: bool) -> None:
     for stage in found["stages"]:
         typer.echo(f"stage {stage['name']}")
         _table(columns, [_leaf_row(leaf) for leaf in stage["leaves"]])
-        totals, step = stage["totals"], stage["step"]
-        held = step["bytes"]
+        totals, step, device = stage["totals"], stage["step"], found["device"]
+        megabytes = {name: f"{size / 1e6:,.1f}" for name, size in step["bytes"].items()}
         typer.echo(f"values    {totals['learns']:,} learn, {totals['frozen']:,} are frozen")
         typer.echo(f"step      {step['flops'] / 1e9:,.2f} GFLOP for a batch of {step['batch_size']}")
         typer.echo(
-            f"memory    {held['peak'] / 1e6:,.1f} MB at the peak: {held['arguments'] / 1e6:,.1f} state, weights and "
-            f"images ({totals['optimizer_bytes'] / 1e6:,.1f} of it the optimizer's), {held['temporary'] / 1e6:,.1f} temporary"
+            f"memory    {megabytes['peak']} MB at the peak: {megabytes['arguments']} state, weights and images "
+            f"({totals['optimizer_bytes'] / 1e6:,.1f} the optimizer's), {megabytes['temporary']} temporary"
         )
-        device = found["device"]
         typer.echo(
             f"batch     at most about {stage['largest_batch'] or 0:,} for {device['kind']} "
             f"with {device['memory_bytes'] / 1e9:,.1f} GB\n"

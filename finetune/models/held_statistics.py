@@ -10,6 +10,8 @@ import flax.linen as nn
 
 from finetune.models.convolution import BatchNorm
 
+_SWITCHES = ("train", "use_running_average")
+
 
 @contextmanager
 def hold_statistics(paths: Collection[str]) -> Iterator[None]:
@@ -24,26 +26,28 @@ def hold_statistics(paths: Collection[str]) -> Iterator[None]:
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
-        if context.method_name != "__call__" or "/".join(module.path) not in paths:
+        held = isinstance(module, BatchNorm | nn.BatchNorm) and "/".join(module.path) in paths
+        if context.method_name != "__call__" or not held:
             return call(*args, **kwargs)
+        images, others = args[:1], {name: value for name, value in kwargs.items() if name not in _SWITCHES}
         if isinstance(module, BatchNorm):
-            return call(args[0])
-        if isinstance(module, nn.BatchNorm):
-            return _by_running_average(module, call, args, kwargs)
-        return call(*args, **kwargs)
+            return call(*images, **others, train=False)
+        if module.use_running_average is None:
+            return call(*images, **others, use_running_average=True)
+        # Flax takes the switch as an argument or as an attribute, and refuses both
+        with _attribute(module, "use_running_average", True):
+            return call(*images, **others)
 
     with nn.intercept_methods(intercept):
         yield
 
 
-def _by_running_average(module: nn.BatchNorm, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Flax takes the switch as an argument or as an attribute, and refuses both."""
-    kwargs = {name: value for name, value in kwargs.items() if name != "use_running_average"}
-    if module.use_running_average is None:
-        return call(args[0], use_running_average=True, **kwargs)
-    before = module.use_running_average
-    object.__setattr__(module, "use_running_average", True)  # modules are frozen; this one lives for one call
+@contextmanager
+def _attribute(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Within it, a frozen module's attribute has another value."""
+    before = getattr(module, name)
+    object.__setattr__(module, name, value)
     try:
-        return call(args[0], **kwargs)
+        yield
     finally:
-        object.__setattr__(module, "use_running_average", before)
+        object.__setattr__(module, name, before)

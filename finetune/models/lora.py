@@ -10,11 +10,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from finetune.errors import PartitionError
@@ -30,25 +32,33 @@ def init_adapters(kernels: Any, *, rank: int, dora: bool, rng: jax.Array) -> dic
         rng: each kernel's key is folded from its path, so that it does not depend on what else is adapted.
 
     Raises:
-        PartitionError: a leaf that is no dense kernel, or one too small for the rank.
+        PartitionError: a leaf that is no dense kernel, one too small for the rank, or for DoRA one with columns of
+            zeros, such as a head that begins at zero.
     """
     adapters: dict[tuple[str, ...], jax.Array] = {}
     for path, kernel in flatten_dict(kernels).items():
         name = "/".join(path)
         if path[-1] != "kernel" or kernel.ndim != 2:
             raise PartitionError(
-                f"lora: {name} {tuple(kernel.shape)} is not a dense kernel; match "
-                "kernels alone, such as '.*_proj/kernel'"
+                f"lora: {name} {tuple(kernel.shape)} is not a dense kernel [in, out]; "
+                "match such kernels alone, for example '.*_proj/kernel'"
             )
         if rank > min(kernel.shape):
-            raise PartitionError(f"lora: rank {rank} is more than {name} {tuple(kernel.shape)} can have")
+            most = min(kernel.shape)
+            raise PartitionError(f"lora: rank {rank} is more than {name} {tuple(kernel.shape)} can have, {most}")
         width, out = kernel.shape
         key = jax.random.fold_in(rng, zlib.crc32(name.encode()))
         bound = width**-0.5
         adapters[*path[:-1], "lora_a"] = jax.random.uniform(key, (width, rank), jnp.float32, -bound, bound)
         adapters[*path[:-1], "lora_b"] = jnp.zeros((rank, out), jnp.float32)
         if dora:
-            adapters[*path[:-1], "magnitude"] = _column_norms(jnp.asarray(kernel, jnp.float32))
+            norms = np.linalg.norm(np.asarray(kernel, np.float32), axis=0)  # on the host: a trace has no values
+            if not norms.all():
+                raise PartitionError(
+                    f"lora: {name} has columns of zeros, which have no direction; use lora without dora, "
+                    "or let this kernel learn itself"
+                )
+            adapters[*path[:-1], "magnitude"] = jnp.asarray(norms)
     return unflatten_dict(adapters)
 
 
@@ -75,18 +85,27 @@ def adapted(adapters: Any, scales: Mapping[str, float]) -> Iterator[None]:
     The adapter is a branch of its own, x @ lora_a @ lora_b: the gradient of the kernel is never formed. DoRA's column
     norms count as constants, as in its section 4.3.
 
+    Args:
+        adapters: their paths begin at the module that is applied; they may be what a surrounding ``jax.grad``,
+            ``jax.jit`` or ``nn.remat`` traces.
+        scales: path of a module, joined by ``/`` -> alpha / rank.
+
     Raises:
         PartitionError: adapters of modules that the model did not call as dense layers.
     """
     modules, used = _by_module(adapters), set()
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        module, path = context.module, "/".join(context.module.path)
-        plain = call(*args, **kwargs)
-        if context.method_name != "__call__" or path not in modules or not isinstance(module, nn.Dense):
+        module, plain = context.module, call(*args, **kwargs)
+        if context.method_name != "__call__" or not isinstance(module, nn.Dense):
+            return plain
+        path = "/".join(module.path)
+        # not a subclass's own method: it would come by here once more when it calls super().__call__
+        if path not in modules or type(module).__call__ is not nn.Dense.__call__:
             return plain
         used.add(path)
-        return _adapt(module, args[0], plain, modules[path], scales[path])
+        inputs = args[0] if args else kwargs["inputs"]
+        return _adapt(module, inputs, plain, modules[path], scales[path])
 
     with nn.intercept_methods(intercept):
         yield
@@ -95,16 +114,17 @@ def adapted(adapters: Any, scales: Mapping[str, float]) -> Iterator[None]:
 
 
 def _adapt(module: nn.Dense, x: jax.Array, plain: jax.Array, adapter: Adapter, scale: float) -> jax.Array:
-    dtype = plain.dtype
+    dtype, matmul = plain.dtype, partial(jnp.matmul, precision=module.precision)
     a, b = adapter["lora_a"].astype(dtype), adapter["lora_b"].astype(dtype)
-    branch = (x.astype(dtype) @ a @ b) * scale
+    branch = matmul(matmul(x.astype(dtype), a), b) * scale
     if "magnitude" not in adapter:
         return plain + branch
     params = module.variables["params"]
-    norms = _column_norms(_combined(params["kernel"].astype(jnp.float32), adapter, scale))
-    factor = (adapter["magnitude"] / jax.lax.stop_gradient(norms)).astype(dtype)
-    bias = params["bias"].astype(dtype) if module.use_bias else jnp.zeros((), dtype)
-    return (plain - bias + branch) * factor + bias
+    norms = _column_norms(_combined(params["kernel"].astype(jnp.float32), jax.lax.stop_gradient(adapter), scale))
+    factor = adapter["magnitude"] / jax.lax.stop_gradient(norms)
+    without_bias = plain - params["bias"].astype(dtype) if module.use_bias else plain
+    # the change alone is rounded to the compute dtype: bfloat16 has no numbers between 1 and 1.008
+    return plain + (factor - 1).astype(dtype) * without_bias + factor.astype(dtype) * branch
 
 
 def _combined(kernel: jax.Array, adapter: Adapter, scale: float) -> jax.Array:

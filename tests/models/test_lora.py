@@ -180,6 +180,17 @@ def test_a_network_in_bfloat16_stays_in_bfloat16_and_its_adapters_in_float32(par
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
 
 
+def test_bfloat16_does_not_round_away_what_doras_magnitudes_learn(x):
+    network = nn.Sequential([nn.Dense(64, use_bias=False, dtype=jnp.bfloat16)])
+    params = network.init(jax.random.key(0), x)["params"]
+    adapters = init_adapters(params, rank=1, dora=True, rng=jax.random.key(0))
+    adapters["layers_0"]["magnitude"] *= 1.003
+    with adapted(adapters, {"layers_0": 1.0}):
+        longer = np.float32(network.apply({"params": params}, x))
+    before = np.float32(network.apply({"params": params}, x))
+    np.testing.assert_allclose(((longer - before) * before).sum() / np.square(before).sum(), 0.003, rtol=0.3)
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_no_kernel_gradient_is_computed(dora):
     config = ViTConfig(
@@ -222,6 +233,19 @@ def test_a_layer_that_is_not_dense_is_an_error_that_names_it(x):
         nn.Sequential([norm]).init(jax.random.key(0), x)
 
 
+class Doubled(nn.Dense):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return 2 * super().__call__(x)
+
+
+def test_a_subclass_that_computes_otherwise_is_refused_rather_than_adapted_twice(x):
+    network = nn.Sequential([Doubled(7)])
+    params = network.init(jax.random.key(0), x)["params"]
+    adapters = init_adapters(kernels_of(params, "layers_0"), rank=1, dora=False, rng=jax.random.key(0))
+    with pytest.raises(PartitionError, match=r"layers_0: no dense layer"), adapted(adapters, {"layers_0": 1.0}):
+        network.apply({"params": params}, x)
+
+
 def test_the_models_own_error_is_not_hidden_by_layers_that_were_not_reached(params):
     with pytest.raises(ZeroDivisionError), adapted(fresh(params), SCALES):
         raise ZeroDivisionError
@@ -238,3 +262,9 @@ def test_only_dense_kernels_have_adapters(path, shape):
 def test_a_rank_above_that_of_the_kernel_is_an_error():
     with pytest.raises(PartitionError, match=r"rank 5 .*head/kernel \(64, 4\)"):
         init_adapters({"head": {"kernel": jnp.zeros((64, 4))}}, rank=5, dora=False, rng=jax.random.key(0))
+
+
+def test_dora_refuses_columns_without_a_direction():
+    head = {"head": {"kernel": jnp.zeros((8, 3))}}
+    with pytest.raises(PartitionError, match=r"head/kernel has columns of zeros"):
+        init_adapters(head, rank=1, dora=True, rng=jax.random.key(0))
