@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -201,6 +201,8 @@ class _Run:
             log=self.folder.log,
             progress=show,
         )
+        if stage.frozen_precision != "float32":
+            self._free_device()
         training = self._prepare(stage, index)
         try:
             trained = train_stage(
@@ -232,6 +234,12 @@ class _Run:
             seed=self.recipe.seed + index,
             pretrained=self.backbone.variables["params"],
         )
+
+    def _free_device(self) -> None:
+        """Keeps the weights in the host's memory, so that the device holds no more than the stage puts there."""
+        self.variables = jax.device_get(self.variables)
+        variables = jax.device_get(self.backbone.variables)
+        self.backbone = replace(self.backbone, variables=variables, text=None)  # no zero-shot head comes any more
 
     def _keeps(self, index: int) -> bool:
         """Whether stage ``index`` goes on with the optimizer state of the one before."""

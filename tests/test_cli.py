@@ -12,6 +12,8 @@ from PIL import Image
 
 FINETUNE = [sys.executable, "-m", "finetune.cli"]
 
+SMALL = Path(__file__).parent / "small.yaml"
+
 
 def finetune(*arguments, cwd=None, **kwargs):
     return subprocess.run([*FINETUNE, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, **kwargs)
@@ -134,6 +136,21 @@ def test_inspect_shows_tree_totals_images_and_transfer():
     assert data["resized"] == ["params/embeddings/position_embedding/embedding"]
     assert sum(leaf["size"] for leaf in data["leaves"]) == sum(data["totals"].values())
     assert data["image_spec"]["height"] == 84
+
+
+def test_inspect_tells_who_learns_how_fast_and_what_a_step_costs():
+    shown = finetune("inspect", SMALL, "stages.1.partitions.0.layer_decay=0.9").stdout
+    rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.strip().startswith("backbone/")}
+    assert rows["backbone/encoder/layers/0/mlp/fc1/kernel"] == ["192x768", "frozen"]
+    assert rows["backbone/encoder/layers/3/mlp/fc1/kernel"][2:] == ["sgd", "0.001"]
+    for line in ("446,794 learn, 1,375,680 are frozen", "GFLOP for a batch of 32", "MB at the peak", "at most about"):
+        assert line in shown
+
+
+def test_inspect_tells_recipes_and_checkpoints_apart(tmp_path):
+    clean_failure(finetune("inspect", "builtin:tiny-clip", "seed=1"), "is not a recipe", "it takes no seed=1")
+    clean_failure(finetune("inspect", "quickstart", "--image-size", "64"), "give backbone.image_size=64")
+    clean_failure(finetune("inspect", tmp_path / "mine.yaml"), "mine.yaml: no such file")
 
 
 def test_models_lists_every_family_and_layout():

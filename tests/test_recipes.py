@@ -31,6 +31,16 @@ def test_quickstart_reaches_its_figures_from_any_folder(tmp_path):
     assert all(f"{value:.4f}" in out for value in accuracy.values())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least"), [("gradual_unfreezing", 0.97), ("lora", 0.965)])
+def test_a_recipe_reaches_what_its_header_says(tmp_path, name, least):
+    summary = finetune.run(finetune.load_recipe(name), output=tmp_path / "run", quiet=True).summary
+    accuracies = [result["accuracy"] for result in summary["results"]]
+    assert accuracies[0] >= 0.94
+    assert accuracies[-1] >= least
+    assert summary["frozen_unchanged"]
+
+
 def raw_pixels():
     from sklearn.linear_model import LogisticRegression
 

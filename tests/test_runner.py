@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 import finetune
-from finetune.errors import CheckpointError, DataError, PartitionError
+from finetune.checkpoint import RunCheckpoints
+from finetune.errors import CheckpointError, DataError, Interrupted, PartitionError
 
 SMALL = Path(__file__).parent / "small.yaml"
 
@@ -39,7 +40,9 @@ def test_metrics_tell_loss_accuracy_rate_and_speed_of_every_epoch(small_run):
     train = [r for r in records if r["stage"] == "finetune" and r["split"] == "train"]
     assert [r["epoch"] for r in train][-1] == 3
     assert all(r["images_per_second"] > 0 and 0 <= r["accuracy"] <= 1 for r in train)
-    assert set(train[0]["learning_rate"]) == {"head/.*", "backbone/encoder/layers/3/.*"}
+    partitions = {"head/.*", "backbone/encoder/layers/3/.*"}
+    assert set(train[0]["learning_rate"]) == set(train[0]["gradient_norm"]) == partitions
+    assert all(norm > 0 for record in train for norm in record["gradient_norm"].values())
     assert len([r for r in records if r["split"] == "validation"]) == 3
 
 
@@ -50,6 +53,21 @@ def test_frozen_leaves_are_bit_identical_after_training_and_the_others_moved(sma
         same = np.array_equal(leaf, trained[path])
         # attention ignores a constant added to every key: that bias alone gets no gradient
         assert same != path.startswith("encoder/layers/3/") or path.endswith("k_proj/bias"), path
+
+
+def test_the_summary_proves_what_was_frozen_and_tells_how_far_the_rest_moved(small_run, tiny_clip):
+    summary = small_run.summary
+    source = flatten_dict(tiny_clip.variables["params"], sep="/")
+    still = [path for path in source if not path.startswith("encoder/layers/3/")]
+    assert summary["frozen"] == {"parameters": len(still), "statistics": 0, "changed": []}
+    moved = summary["moved"]["finetune"]
+    assert set(moved) == {"head/.*", "backbone/encoder/layers/3/.*", "frozen"}
+    assert moved["frozen"]["distance"] == 0.0
+    trained = flatten_dict(small_run.predictor().variables["params"]["backbone"], sep="/")
+    squares = [np.square(trained[path] - leaf).sum() for path, leaf in source.items() if path not in still]
+    block = moved["backbone/encoder/layers/3/.*"]
+    np.testing.assert_allclose(block["distance"], np.sqrt(sum(squares)), rtol=1e-4)
+    assert 0 < block["relative"] < 0.1
 
 
 def test_the_saved_recipe_runs_again_to_the_same_weights(small_run, tmp_path):
@@ -157,3 +175,60 @@ def test_a_folder_of_images_trains_and_its_model_knows_the_class_names(tmp_path)
     assert result.predictor().class_names == ("no", "yes")
     assert result.summary["results"][-1]["accuracy"] == 1.0
     assert result.predictor().predict([tmp_path / "data" / "yes" / "3.png"])[0].label == "yes"
+
+
+TWO_STAGES = """
+name: two
+backbone: {source: "builtin:tiny-clip"}
+data: {source: digits, shots_per_class: 5, validation: 0, test: 0.8}
+stages:
+  - name: first
+    epochs: 2
+    batch_size: 25
+    partitions:
+      - {match: head, learning_rate: 1.0e-3}
+      - {match: backbone, frozen: true}
+  - name: second
+    epochs: 4
+    batch_size: 25
+    optimizer_state: keep
+    ema: 0.8
+    partitions:
+      - {match: head, learning_rate: 1.0e-3, schedule: {name: cosine, warmup: {epochs: 1}}}
+      - {match: "backbone/encoder/.*/q_proj/kernel", name: adapters, learning_rate: 1.0e-2, lora: {rank: 2, dora: true}}
+      - {match: ".*", frozen: true}
+"""
+
+
+@pytest.mark.parametrize("step", [4, 8])  # between the stages, and within the second
+def test_adapters_averages_and_carried_moments_resume_bit_for_bit(tmp_path, monkeypatch, step):
+    (tmp_path / "two.yaml").write_text(TWO_STAGES)
+    recipe = finetune.load_recipe(tmp_path / "two.yaml")
+    whole = finetune.run(recipe, output=tmp_path / "whole", quiet=True)
+    records = [json.loads(line) for line in (whole.directory / "metrics.jsonl").read_text().splitlines()]
+    assert {"stage": "second", "step": 0, "optimizer_state_kept": ["head"]} in records
+
+    save = RunCheckpoints.save
+
+    def save_then_stop(self, number, *args, **kwargs):
+        save(self, number, *args, **kwargs)
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunCheckpoints, "save", save_then_stop)
+    with pytest.raises(Interrupted, match="continue with --resume"):
+        finetune.run(recipe, output=tmp_path / "cut", quiet=True)
+    monkeypatch.undo()
+    resumed = finetune.run(recipe, output=tmp_path / "cut", resume=True, quiet=True)
+    assert resumed.summary["weights_sha256"] == whole.summary["weights_sha256"]
+    assert resumed.summary["moved"] == whole.summary["moved"]
+    assert resumed.summary["frozen_unchanged"]
+
+
+def test_frozen_weights_held_in_bfloat16_are_saved_as_they_were(tmp_path, tiny_clip):
+    recipe = small("~stages.0", "stages.0.epochs=1", "stages.0.frozen_precision=bfloat16", "data.test=0.9")
+    result = finetune.run(recipe, output=tmp_path / "run", quiet=True)
+    assert result.summary["frozen_unchanged"]
+    trained = flatten_dict(result.predictor().variables["params"]["backbone"], sep="/")
+    for path, leaf in flatten_dict(tiny_clip.variables["params"], sep="/").items():
+        assert path.startswith("encoder/layers/3/") or np.array_equal(leaf, trained[path]), path

@@ -24,6 +24,7 @@ class Evaluation:
 
 def evaluate(eval_step: EvalStep, variables: Any, split: Split, spec: ImageSpec, batch_size: int) -> Evaluation:
     """Every image of the split counts once; the device is read once, at the end."""
+    variables = jax.device_put(variables)  # what is held on the host crosses once, not with every batch
     sums: Any = None
     for batch in evaluation_batches(split, spec, batch_size):
         metrics, _ = eval_step(variables, jax.device_put(batch))

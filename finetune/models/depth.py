@@ -47,15 +47,16 @@ def depths(paths: Collection[str], orders: Iterable[DepthOrder]) -> dict[str, in
     Raises:
         ModelError: none does.
     """
-    unknown = ""
+    strange = list(paths)
     for order in orders:
         keys = {path: order.key(path) for path in paths}
-        unknown = next((path for path, key in keys.items() if key is None), "")
+        unknown = [path for path, key in keys.items() if key is None]
         if not unknown:
             blocks = sorted({key for key in keys.values() if key and key[0] == 1})
             place = {(0,): 0, (2,): len(blocks) + 1} | {block: i for i, block in enumerate(blocks, start=1)}
             return {path: place[key] for path, key in keys.items() if key}
+        strange = min(strange, unknown, key=len)  # to the order that knows the most
     raise ModelError(
-        f"the order of this backbone's blocks is not known (it has {unknown}, for example): "
+        f"the order of this backbone's blocks is not known (it has {strange[0]}, for example): "
         "match its parts by regular expressions, without blocks[...] and layer_decay"
     )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from finetune.errors import ModelError
-from finetune.models.convolution import BatchNorm, ConvNorm, conv_norm_names, drop_path, require
+from finetune.models.convolution import BatchNorm, ConvNorm, conv_norm_names, require
 from finetune.models.surgery import extract_submodule
 from finetune.weights.names import apply_table
 
@@ -137,15 +137,6 @@ def test_the_names_of_a_pytorch_convolution_and_norm_fill_a_conv_norm():
     assert {(k[0], *k[2:]): leaf.shape for k, leaf in named.leaves.items()} == wanted
     assert {k[1] for k in named.leaves} == {"blocks_3"}
     assert named.unknown == ()
-
-
-def test_drop_path_drops_whole_images_and_scales_the_others():
-    x = jnp.ones((400, 2, 2, 3))
-    y = drop_path(0.25).apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
-    images = np.asarray(y).reshape(400, -1)
-    assert (images == images[:, :1]).all()
-    np.testing.assert_allclose(np.unique(images), [0, 1 / 0.75], rtol=1e-6)
-    assert 60 < (images[:, 0] == 0).sum() < 140
 
 
 def test_an_option_with_another_value_is_refused_by_name():

@@ -1,11 +1,12 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from finetune.errors import ModelError
-from finetune.models.layers import activation, attention
+from finetune.models.layers import activation, attention, drop_path
 
 X = np.linspace(-4, 4, 41)
 GELU = X * np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in X])
@@ -40,3 +41,12 @@ def test_attention_is_the_softmax_average_of_the_values_that_the_mask_shows():
         scores = np.where(mask[0, 0, i], np.exp(k[n, :, h] @ q[n, i, h] / 2), 0)  # 2 = sqrt(4)
         expected[n, i, h] = scores / scores.sum() @ v[n, :, h]
     np.testing.assert_allclose(attention(*map(jnp.asarray, (q, k, v, mask))), expected, atol=1e-5)
+
+
+def test_drop_path_drops_whole_images_and_scales_the_others():
+    x = jnp.ones((400, 2, 2, 3))
+    y = drop_path(0.25, 4).apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    images = np.asarray(y).reshape(400, -1)
+    assert (images == images[:, :1]).all()
+    np.testing.assert_allclose(np.unique(images), [0, 1 / 0.75], rtol=1e-6)
+    assert 60 < (images[:, 0] == 0).sum() < 140
