@@ -63,7 +63,7 @@ def inspect_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def _inspect_stage(stage: TrainStage, classifier: Classifier, variables: Any, backbone: Backbone) -> dict[str, Any]:
     training = prepare(stage, classifier, variables, backbone)
-    cost, size = step_cost(training, classifier, backbone, stage.batch_size), stage.batch_size
+    cost, size = step_cost(training, backbone, stage.batch_size), stage.batch_size
     state = jax.eval_shape(training.start)
     learns = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
@@ -74,7 +74,7 @@ def _inspect_stage(stage: TrainStage, classifier: Classifier, variables: Any, ba
         "leaves": describe_leaves(training, variables),
         "totals": {"learns": learns, "frozen": params - own, "optimizer_bytes": _bytes(state.opt_state)},
         "step": {"batch_size": size, "flops": cost.flops, "bytes": cost.bytes},
-        "largest_batch": largest_batch(training, classifier, backbone, cost),
+        "largest_batch": largest_batch(training, backbone, cost),
     }
 
 
@@ -105,7 +105,7 @@ def describe_leaves(training: Training, variables: Any) -> list[dict[str, Any]]:
     return records
 
 
-def step_cost(training: Training, classifier: Classifier, backbone: Backbone, batch_size: int) -> StepCost:
+def step_cost(training: Training, backbone: Backbone, batch_size: int) -> StepCost:
     """Compiles the stage's step for a batch size, and reads what XLA says of it."""
     spec = backbone.image_spec
     batch = {
@@ -121,16 +121,27 @@ def step_cost(training: Training, classifier: Classifier, backbone: Backbone, ba
     return StepCost(flops, {"arguments": arguments, "temporary": temporary, "peak": peak})
 
 
-def largest_batch(training: Training, classifier: Classifier, backbone: Backbone, cost: StepCost) -> int | None:
-    """The largest batch that this device's memory should hold, from the peaks of two sizes; None if not even one."""
+def largest_batch(training: Training, backbone: Backbone, cost: StepCost) -> int | None:
+    """The largest batch whose step this device's memory should hold, found by compiling; None if none does.
+
+    Memory grows with the batch, but not quite in proportion: each guess goes through the two peaks known last, and the
+    answer is one that was compiled.
+    """
     size, parts = training.stage.batch_size, training.stage.accumulate
-    other = max(parts, size // 2 // parts * parts) if size > parts else 2 * parts
-    peaks = {size: cost.bytes["peak"], other: step_cost(training, classifier, backbone, other).bytes["peak"]}
-    small, large = sorted(peaks)
-    slope = max(1.0, (peaks[large] - peaks[small]) / (large - small))
-    room = _USABLE * _device()["memory_bytes"] - (peaks[small] - slope * small)
-    found = int(room / slope) // parts * parts
-    return (found // 8 * 8 if found >= 8 and parts == 1 else found) or None
+    room = _USABLE * _device()["memory_bytes"]
+    peaks = {0: cost.bytes["arguments"], size: cost.bytes["peak"]}
+    last, newest = 0, size
+    for _ in range(4):
+        slope = max(1.0, (peaks[newest] - peaks[last]) / (newest - last))
+        guess = newest + int((room - peaks[newest]) / slope)
+        guess = guess // (8 * parts) * 8 * parts or guess // parts * parts
+        if guess in peaks or guess < 1:
+            break
+        peaks[guess] = step_cost(training, backbone, guess).bytes["peak"]
+        last, newest = newest, guess
+        if 0.95 * room <= peaks[guess] <= room:
+            break
+    return max(size for size, peak in peaks.items() if peak <= room or size == 0) or None
 
 
 def _device() -> dict[str, Any]:

@@ -235,3 +235,26 @@ def test_a_submodule_is_named_from_the_whole_module_and_has_to_take_images(tiny_
     assert type(named.module) is type(tiny_clip.module)
     with pytest.raises(ModelError, match=r"'text_model' is a CLIPTextTransformer, which takes no images"):
         load_backbone("builtin:tiny-clip", submodule="text_model")
+
+
+@pytest.mark.parametrize("name", ["clip-vision-interpolated", "siglip", "vit", "dinov2-swiglu"])
+def test_dropout_and_stochastic_depth_replace_those_of_the_checkpoint(name):
+    plain = load_backbone(OWN / name)
+    changed = load_backbone(OWN / name, dropout=0.1, drop_path=0.2, dtype=jnp.bfloat16)
+    assert changed.config == replace(plain.config, dropout=0.1, drop_path_rate=0.2)
+    assert changed.module == plain.module.clone(config=changed.config, dtype=jnp.bfloat16)
+    assert build_module(**json.loads(json.dumps(describe(changed)))) == changed.module.clone(dtype=jnp.float32)
+
+
+@pytest.mark.parametrize("name", ["timm-resnet50d", "timm-convnext", "mobilenet-v2"])
+def test_convolutional_backbones_have_stochastic_depth_and_no_dropout_inside(name):
+    assert load_backbone(OWN / name, drop_path=0.2).module.config.drop_path_rate == 0.2
+    with pytest.raises(ModelError, match=r"dropout: \w+ has none inside; the head's own dropout is another setting"):
+        load_backbone(OWN / name, dropout=0.1)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("option", ["dropout", "drop_path"])
+def test_a_rate_that_is_no_probability_below_one_is_refused_by_the_options_name(option, rate):
+    with pytest.raises(ModelError, match=rf"^{option}: a rate from 0 to below 1 is needed; received {rate}"):
+        load_backbone(OWN / "vit", **{option: rate})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -147,7 +148,26 @@ def test_bfloat16_compute_stays_close_to_float32(member):
     pixels = backbone.image_spec.normalize(images)
     ours, exact = outputs(half, pixels).pooler_output, outputs(backbone, pixels).pooler_output
     assert ours.dtype == jnp.bfloat16
+    assert half.module == backbone.module.clone(dtype=jnp.bfloat16)
     assert np.linalg.norm(ours.astype(jnp.float32) - exact) < 0.1 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_in_bfloat16_every_module_inside_gives_bfloat16(member, train):
+    _, backbone, images = member
+    apply = partial(
+        backbone.module.clone(dtype=jnp.bfloat16).apply,
+        train=train,
+        capture_intermediates=True,
+        mutable=["intermediates", *backbone.variables],
+    )
+    pixels = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+    _, collections = jax.eval_shape(apply, backbone.variables, pixels, rngs={"dropout": jax.random.key(0)})
+    given = flatten_dict(collections.pop("intermediates"), sep="/")
+    assert len(given) > 10
+    wide = {name for name, value in given.items() for leaf in jax.tree.leaves(value) if leaf.dtype != jnp.bfloat16}
+    assert not wide
+    assert {leaf.dtype for leaf in jax.tree.leaves(collections)} == {jnp.dtype("float32")}
 
 
 def test_another_image_size_gives_features_of_the_same_width(member):
