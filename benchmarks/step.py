@@ -1,10 +1,12 @@
-"""Speed of a ViT-B/32 training step against Flax's transfer-learning guide with transformers' FlaxCLIPModel.
+"""Speed of a ViT-B/32 training step beside what others do with the same work.
 
-    python -m benchmarks.step            # table, and benchmarks/results/step.json
+    python -m benchmarks.step            # against Flax's guide, and the trainer's loop against the bare step
+    python -m benchmarks.step --peers    # and against timm on PyTorch
 
-Random weights, float32, batch 32 of 224x224. The guide's side runs in an environment of its own with transformers
-4.57, which this command makes once. Both sides are live processes that take turns, a few steps at a time, so that
-both see the machine in the same moods; a ratio is the median over the turns.
+Prints a table and writes benchmarks/results/step.json. The guide is Flax's transfer-learning guide with transformers'
+FlaxCLIPModel. Random weights, float32, batch 32 of 224x224. Each peer runs in an environment of its own, which this
+command makes once. All sides are live processes that take turns, a few steps at a time, so that they see the machine
+in the same moods; a ratio is the median over the turns.
 """
 
 from __future__ import annotations
@@ -20,52 +22,74 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PEER_REQUIREMENTS = ["transformers==4.57.6", "safetensors", "pillow"]
-WHAT = {"forward": "forward", "frozen": "step, backbone frozen", "full": "step, everything learns"}
+SAME = ("jax", "jaxlib", "flax", "optax")  # the guide runs on the versions that this environment has
+GUIDE = ["transformers==4.57.6", "safetensors", "pillow"]
+TIMM = ["timm==1.0.31", "torch", "numpy"]
+# (row, what each side is asked for, steps a turn)
+FORWARD = ("forward", {"finetune": "forward", "guide": "forward"}, 3)
+FROZEN = ("step, backbone frozen", {"finetune": "frozen", "guide": "frozen"}, 3)
+FULL = ("step, everything learns", {"finetune": "full", "guide": "full"}, 2)
+FULL_TIMM = ("step, everything learns", {"finetune": "full", "timm": "full"}, 2)
+TRAINER = ("the bare step over the trainer's loop", {"finetune": "trainer", "bare": "full"}, 4)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--peers", action="store_true", help="time timm on PyTorch too")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--environment", type=Path, default=ROOT / "build" / "peer-environment")
+    parser.add_argument("--environments", type=Path, default=ROOT / "build", help="where the peers' are made")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "step.json")
     args = parser.parse_args()
 
-    sides = {
-        "finetune": Side([sys.executable, "-m", "benchmarks.step_sides", "finetune", str(args.batch_size)]),
-        "guide": Side(
-            [str(peer_python(args.environment)), "-m", "benchmarks.step_sides", "guide", str(args.batch_size)]
-        ),
+    size = str(args.batch_size)
+    ours = Side([sys.executable, "-m", "benchmarks.step_sides", "finetune", size])
+    guide = peer_python(args.environments / "peer-environment", GUIDE, SAME)
+    sides = {"finetune": ours, "bare": ours, "guide": Side([guide, "-m", "benchmarks.step_sides", "guide", size])}
+    comparisons = [FORWARD, FROZEN, FULL, TRAINER]
+    if args.peers:
+        sides["timm"] = Side(
+            [peer_python(args.environments / "timm-environment", TIMM), "-m", "benchmarks.timm_side", size]
+        )
+        comparisons.insert(3, FULL_TIMM)
+    rows = [compare(sides, *comparison, args) for comparison in comparisons]
+    flops = {name: sides[name].ask("flops", 0) for name in ("finetune", "guide")}
+    results = {
+        "batch_size": args.batch_size,
+        "rounds": args.rounds,
+        "rows": rows,
+        "flops": flops,
+        "frozen_step_over_forward_flops": flops["finetune"]["frozen"] / flops["finetune"]["forward"],
+        "versions": {name: side.ask("versions", 0) for name, side in sides.items() if name != "bare"},
     }
-    steps = {"forward": 3, "frozen": 3, "full": 2}
-    results: dict[str, Any] = {"batch_size": args.batch_size, "rounds": args.rounds, "rows": []}
-    for what, count in steps.items():
-        for side in sides.values():
-            side.ask(what, 1)  # compiles
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for turn in range(args.rounds):
-            for name in sorted(sides, reverse=turn % 2 == 1):
-                times[name].append(sides[name].ask(what, count)["seconds"] / count)
-        ratios = [guide / ours for ours, guide in zip(times["finetune"], times["guide"], strict=True)]
-        row = {
-            "what": WHAT[what],
-            "finetune_images_per_second": args.batch_size / statistics.median(times["finetune"]),
-            "guide_images_per_second": args.batch_size / statistics.median(times["guide"]),
-            "ratio": statistics.median(ratios),
-            "ratio_min": min(ratios),
-            "ratio_max": max(ratios),
-        }
-        results["rows"].append(row)
-    flops = {name: side.ask("flops", 0) for name, side in sides.items()}
-    results["flops"] = flops
-    results["frozen_step_over_forward_flops"] = flops["finetune"]["frozen"] / flops["finetune"]["forward"]
-    results["versions"] = {name: side.ask("versions", 0) for name, side in sides.items()}
-    for side in sides.values():
+    for side in set(sides.values()):
         side.close()
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     show(results)
+
+
+def compare(
+    sides: dict[str, Side], name: str, asked: dict[str, str], count: int, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Turn by turn; the ratio is the other side's time over ours."""
+    for side, what in asked.items():
+        sides[side].ask(what, 1)  # compiles
+    times: dict[str, list[float]] = {side: [] for side in asked}
+    for turn in range(args.rounds):
+        for side in sorted(asked, reverse=turn % 2 == 1):
+            times[side].append(sides[side].ask(asked[side], count)["seconds"] / count)
+    (other,) = asked.keys() - {"finetune"}
+    ratios = [theirs / ours for ours, theirs in zip(times["finetune"], times[other], strict=True)]
+    return {
+        "what": name,
+        "against": other,
+        "finetune_images_per_second": args.batch_size / statistics.median(times["finetune"]),
+        "other_images_per_second": args.batch_size / statistics.median(times[other]),
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+    }
 
 
 class Side:
@@ -93,29 +117,34 @@ class Side:
         self._process.wait()
 
 
-def peer_python(environment: Path) -> Path:
-    """The interpreter of the guide's environment, with the same jax, flax and optax as this one."""
+def peer_python(environment: Path, requirements: list[str], same: tuple[str, ...] = ()) -> str:
+    """The interpreter of a peer's environment, made where it is not there yet.
+
+    Args:
+        same: packages that have to be of the same versions as here.
+    """
     from importlib.metadata import version
 
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
-    same = [f"{name}=={version(name)}" for name in ("jax", "jaxlib", "flax", "optax")]
+    wanted = requirements + [f"{name}=={version(name)}" for name in same]
     done = environment / "requirements.txt"
-    wanted = "\n".join(PEER_REQUIREMENTS + same)
-    if not done.is_file() or done.read_text() != wanted:
+    if not done.is_file() or done.read_text() != "\n".join(wanted):
         print(f"making {environment} ...", file=sys.stderr)
         venv.create(environment, with_pip=True, clear=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *PEER_REQUIREMENTS, *same], check=True)
-        done.write_text(wanted)
-    return python
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *wanted], check=True)
+        done.write_text("\n".join(wanted))
+    return str(python)
 
 
 def show(results: dict[str, Any]) -> None:
-    print(f"| ViT-B/32, batch {results['batch_size']}, float32 | finetune img/s | guide img/s | ratio (min - max) |")
-    print("| --- | --- | --- | --- |")
+    print(
+        f"| ViT-B/32, batch {results['batch_size']}, float32 | against | finetune img/s | other img/s | ratio (min - max) |"
+    )
+    print("| --- | --- | --- | --- | --- |")
     for row in results["rows"]:
-        ours, guide = row["finetune_images_per_second"], row["guide_images_per_second"]
+        ours, other = row["finetune_images_per_second"], row["other_images_per_second"]
         spread = f"{row['ratio']:.3f} ({row['ratio_min']:.3f} - {row['ratio_max']:.3f})"
-        print(f"| {row['what']} | {ours:.1f} | {guide:.1f} | {spread} |")
+        print(f"| {row['what']} | {row['against']} | {ours:.1f} | {other:.1f} | {spread} |")
     print(f"\nfrozen step / forward, compiled FLOPs: {results['frozen_step_over_forward_flops']:.4f}")
 
 

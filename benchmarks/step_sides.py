@@ -49,7 +49,8 @@ class Ours:
         variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
         self.spec = ImageSpec(224, 224, 224, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.classifier, self.variables = build_classifier((module, variables), NUM_CLASSES, image_size=224)
-        self.batch = jax.device_put(batch(size))
+        self.host_batch = batch(size)
+        self.batch = jax.device_put(self.host_batch)
         self.padded = {**self.batch, "weight": jnp.ones(size)}
         self.eval_step = make_eval_step(self.classifier, self.spec)
         self.steps: dict[str, Any] = {}
@@ -67,11 +68,41 @@ class Ours:
         training = Training(stage, self.classifier, self.variables, self.spec, Clock(stage.steps or 0))
         return training.step, training.start(), training.frozen
 
+    def train(self, count: int) -> None:
+        """The full step in the trainer's own loop: batches from the host, metrics, logs and the progress bar."""
+        from finetune.progress import Progress
+        from finetune.training.loop import Log, fit
+
+        step, state, frozen = self.steps.get("full") or self._step("full")
+        total = int(state.step) + count
+
+        def show(log: Log) -> None:
+            progress.advance(log.step, log.loss, log.accuracy, LEARNING_RATE, log.images_per_second)
+
+        with Progress(quiet=False) as progress:
+            progress.stage("trainer", total, int(state.step))
+            state = fit(
+                step,
+                state,
+                frozen,
+                Batches(self.host_batch),
+                total_steps=total,
+                log_every=max(1, count // 2),
+                pause_every=total,
+                on_log=show,
+                on_pause=lambda *_: None,
+                stopping=lambda: False,
+            )
+        jax.block_until_ready(state)
+        self.steps = {"full": (step, state, frozen)}
+
     def run(self, what: str, count: int) -> None:
+        if what == "trainer":
+            return self.train(count)
         if what == "forward":
             outputs = [self.eval_step(self.variables, self.padded) for _ in range(count)]
             jax.block_until_ready(outputs)
-            return
+            return None
         if what not in self.steps:
             self.steps = {what: self._step(what)}
         step, state, frozen = self.steps[what]
@@ -79,6 +110,7 @@ class Ours:
             state, _ = step(state, frozen, self.batch)
         jax.block_until_ready(state)
         self.steps[what] = step, state, frozen
+        return None
 
     def flops(self) -> dict[str, float]:
         step, state, frozen = self._step("frozen")
@@ -86,6 +118,19 @@ class Ours:
             "forward": _flops(self.eval_step, self.variables, self.padded),
             "frozen": _flops(step, state, frozen, self.batch),
         }
+
+
+class Batches:
+    """The same batch again and again, as a loader gives it."""
+
+    def __init__(self, batch: dict[str, np.ndarray]) -> None:
+        self._batch = batch
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return self._batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {}
 
 
 class Guide:

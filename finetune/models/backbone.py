@@ -171,7 +171,7 @@ def load_backbone(
         if not isinstance(module, family.module):
             raise ModelError(f"submodule: {submodule!r} is a {type(module).__name__}, which takes no images")
     if dropout is not None or drop_path is not None:
-        config = _with_rates(config, family, {"dropout": dropout, "drop_path_rate": drop_path})
+        config = _with_rates(config, family, dropout=dropout, drop_path=drop_path)
         module = module.clone(config=config)
     return Backbone(
         module=module,
@@ -220,15 +220,16 @@ def describe(backbone: Backbone) -> dict[str, Any]:
     return {"family": backbone.family, "config": asdict(backbone.config)}
 
 
-def _with_rates(config: Any, family: Family, rates: dict[str, float | None]) -> Any:
-    for name, rate in rates.items():
+def _with_rates(config: Any, family: Family, **rates: float | None) -> Any:
+    for option, rate in rates.items():
         if rate is None:
             continue
         if not 0 <= rate < 1:
-            raise ModelError(f"{name}: a rate from 0 to below 1 is needed; received {rate}")
-        if not hasattr(config, name):
-            raise ModelError(f"{name}: {family.title} has none inside; the head's own dropout is another setting")
-        config = replace(config, **{name: rate})
+            raise ModelError(f"{option}: a rate from 0 to below 1 is needed; received {rate}")
+        field = "drop_path_rate" if option == "drop_path" else option
+        if not hasattr(config, field):
+            raise ModelError(f"{option}: {family.title} has none inside; the head's own dropout is another setting")
+        config = replace(config, **{field: rate})
     return config
 
 

@@ -66,9 +66,11 @@ def _muon(given: Any, decay: optax.GradientTransformation) -> optax.GradientTran
         """Root mean square 0.2, about that of Adam's updates, so that one learning rate suits both."""
         return jax.tree.map(lambda update: 0.2 * max(update.shape) ** 0.5 * update, updates)
 
-    orthogonalized = optax.chain(
-        contrib.scale_by_muon(beta=given.momentum, nesterov=given.nesterov), optax.stateless(as_large_as_adams)
-    )
+    def shapes(tree: Any) -> Any:
+        return jax.tree.map(lambda _: contrib.MuonDimensionNumbers(), tree)
+
+    momentum = contrib.scale_by_muon(beta=given.momentum, nesterov=given.nesterov, weight_dimension_numbers=shapes)
+    orthogonalized = optax.chain(momentum, optax.stateless(as_large_as_adams))
     transforms = {"orthogonalized": orthogonalized, "adam": optax.scale_by_adam(given.b1, given.b2)}
     return optax.chain(optax.multi_transform(transforms, lambda tree: map_paths(label, tree)), decay)
 

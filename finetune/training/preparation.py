@@ -134,6 +134,7 @@ class Training:
             pull=pull,
             held=self.division.held,
             scales=self._scales,
+            remat=stage.remat,
         )
         self.step: TrainStep = make_train_step(_computing(classifier, stage), self.optimizer, spec, options)
 

@@ -42,6 +42,7 @@ class StepOptions:
         pull: path -> strength of the pull to ``frozen["anchor"]``, or to zero where it has no such leaf.
         held: modules, by path, whose running statistics are used and do not change.
         scales: path of a dense module -> factor of its adapter.
+        remat: the backbone computes its blocks again; the compiler is told to put memory first.
     """
 
     loss: Loss = CrossEntropy()
@@ -55,6 +56,7 @@ class StepOptions:
     pull: Mapping[str, float] = field(default_factory=dict)
     held: frozenset[str] = frozenset()
     scales: Mapping[str, float] = field(default_factory=dict)
+    remat: bool = False
 
 
 def make_train_step(
@@ -93,7 +95,14 @@ def make_train_step(
         new = TrainState(state.step + 1, params, collections, opt_state, state.rng, _average(state, params, options))
         return new, {**sums, "steps": jnp.float32(1), "gradient_norm": norms}
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=_compiler_options(options))
+
+
+def _compiler_options(options: StepOptions) -> dict[str, Any] | None:
+    """A CPU's usual order of operations is made for speed: it would compute blocks again early, and keep them."""
+    if options.remat and jax.default_backend() == "cpu":
+        return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    return None
 
 
 def _make_part(classifier: Classifier, spec: ImageSpec, options: StepOptions) -> Callable[..., Any]:

@@ -31,6 +31,7 @@ from open_clip.model import resize_pos_embed, set_model_preprocess_cfg
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.transform import PreprocessCfg
 from safetensors.torch import save_file
+from timm.loss import BinaryCrossEntropy
 from timm.models import save_for_hf
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
@@ -320,6 +321,68 @@ def positions(folder: Path, rng: Generator) -> Arrays:
     return arrays
 
 
+def optimizers(folder: Path, rng: Generator) -> Arrays:
+    """A small network's parameters after each of 20 steps of PyTorch's optimizers, and the rates of its schedules."""
+    steps, batch, sizes = 20, 16, (5, 8, 3)
+    images = rng.standard_normal((steps, batch, sizes[0])).astype(np.float32)
+    labels = rng.integers(0, sizes[2], (steps, batch))
+    start = [rng.standard_normal(shape).astype(np.float32) * 0.5 for shape in ((8, 5), (8,), (3, 8), (3,))]
+    kinds: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+        "adam": lambda params: torch.optim.Adam(params, lr=0.02, weight_decay=0.05),
+        "adamw": lambda params: torch.optim.AdamW(params, lr=0.02, weight_decay=0.05),
+        "sgd": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=0.05),
+        "nesterov": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.05),
+    }
+    found: Arrays = {"images": images, "labels": labels} | {f"start_{i}": leaf for i, leaf in enumerate(start)}
+    for name, make_optimizer in kinds.items():
+        for schedule in ("constant", "cosine"):
+            leaves = [torch.tensor(leaf, requires_grad=True) for leaf in start]
+            optimizer = make_optimizer(leaves)
+            rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps) if schedule == "cosine" else None
+            after: list[list[np.ndarray]] = []
+            for x, y in zip(torch.tensor(images), torch.tensor(labels), strict=True):
+                with torch.enable_grad():
+                    hidden = torch.tanh(functional.linear(x, leaves[0], leaves[1]))
+                    loss = functional.cross_entropy(functional.linear(hidden, leaves[2], leaves[3]), y)
+                    optimizer.zero_grad()
+                    loss.backward()
+                optimizer.step()
+                if rates:
+                    rates.step()
+                after.append([leaf.detach().numpy().copy() for leaf in leaves])
+            found |= {f"{name}_{schedule}_{i}": np.stack([leaves[i] for leaves in after]) for i in range(len(start))}
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
+    found["one_cycle"] = np.array(
+        [(cycle.get_last_lr()[0], optimizer.step(), cycle.step())[0] for _ in range(steps - 1)]
+    )
+    return found
+
+
+def losses(folder: Path, rng: Generator) -> Arrays:
+    """PyTorch's losses, reduced as it does by default."""
+    logits = torch.tensor(rng.standard_normal((6, 4)).astype(np.float32) * 3)
+    labels, weights = torch.tensor([0, 3, 1, 1, 2, 0]), torch.tensor([0.5, 2.0, 1.0, 0.1])
+    soft = torch.softmax(torch.tensor(rng.standard_normal((6, 4)).astype(np.float32)), -1)
+    several = torch.tensor(rng.integers(0, 2, (6, 4)).astype(np.float32))
+    cross_entropy = functional.cross_entropy
+    return {
+        "logits": logits,
+        "labels": labels,
+        "weights": weights,
+        "soft": soft,
+        "several": several,
+        "plain": cross_entropy(logits, labels),
+        "smooth": cross_entropy(logits, labels, label_smoothing=0.1),
+        "weighted": cross_entropy(logits, labels, weight=weights),
+        "smooth_weighted": cross_entropy(logits, labels, weight=weights, label_smoothing=0.1),
+        "of_soft": cross_entropy(logits, soft),
+        "of_soft_smooth_weighted": cross_entropy(logits, soft, weight=weights, label_smoothing=0.1),
+        "sigmoid": functional.binary_cross_entropy_with_logits(logits, several),
+        "sigmoid_smooth": BinaryCrossEntropy(smoothing=0.1)(logits, labels),
+    }
+
+
 GOLDENS: dict[str, Callable[[Path, Generator], Arrays]] = {
     "siglip": siglip,
     "dinov2-swiglu": dinov2_swiglu,
@@ -340,6 +403,8 @@ GOLDENS: dict[str, Callable[[Path, Generator], Arrays]] = {
     "timm-convnextv2": timm_convnextv2,
     "open-clip": open_clip_gelu,
     "positions": positions,
+    "optimizers": optimizers,
+    "losses": losses,
 }
 
 

@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -176,7 +177,7 @@ def test_a_network_in_bfloat16_stays_in_bfloat16_and_its_adapters_in_float32(par
     exact = forward(params, adapters, x)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(half), exact, atol=0.02 * np.abs(exact).max())
-    gradients = jax.grad(loss)(adapters, params, x, dtype=jnp.bfloat16)
+    gradients = jax.eval_shape(partial(jax.grad(loss), dtype=jnp.bfloat16), adapters, params, x)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
 
 
@@ -191,32 +192,43 @@ def test_bfloat16_does_not_round_away_what_doras_magnitudes_learn(x):
     np.testing.assert_allclose(((longer - before) * before).sum() / np.square(before).sum(), 0.003, rtol=0.3)
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_no_kernel_gradient_is_computed(dora):
+@pytest.fixture(scope="module")
+def transformer():
+    """(loss of parameters, its parameters, its dense kernels, floating point operations of their gradient)."""
     config = ViTConfig(
         hidden_size=64, intermediate_size=256, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=4
     )
     model, images = VisionTransformer(config), jnp.ones((8, 32, 32, 3))
-    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
-    layers = flatten_dict(params["encoder"], sep="/")
-    dense = [f"encoder/{path.removesuffix('/kernel')}" for path in layers if path.endswith("/kernel")]
-    kernels = kernels_of(params, *dense)
-    adapters = init_adapters(kernels, rank=2, dora=dora, rng=jax.random.key(0))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    kernels = {
+        path: leaf for path, leaf in flatten_dict(params).items() if path[0] == "encoder" and path[-1] == "kernel"
+    }
+
+    def loss_fn(params):
+        return model.apply({"params": params}, images).pooler_output.sum()
+
+    work = flops(lambda kernels: loss_fn(unflatten_dict(flatten_dict(params) | kernels)), kernels)
+    return loss_fn, params, kernels, work
+
+
+def flops(function, argument):
+    lowered = jax.jit(jax.grad(function)).lower(argument)
+    return lowered.compile(compiler_options={"xla_backend_optimization_level": 0}).cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_no_kernel_gradient_is_computed(transformer, dora):
+    loss_fn, params, kernels, work = transformer
+    adapters = init_adapters(unflatten_dict(kernels), rank=2, dora=dora, rng=jax.random.key(0))
+    scales = {"/".join(path[:-1]): 1.0 for path in kernels}
 
     def of_adapters(adapters):
-        with adapted(adapters, dict.fromkeys(dense, 1.0)):
-            return model.apply({"params": params}, images).pooler_output.sum()
+        with adapted(adapters, scales):
+            return loss_fn(params)
 
-    def of_kernels(kernels):
-        flat = flatten_dict(params) | flatten_dict(kernels)
-        return model.apply({"params": unflatten_dict(flat)}, images).pooler_output.sum()
-
-    def flops(function, argument):
-        return jax.jit(jax.grad(function)).lower(argument).compile().cost_analysis()["flops"]
-
-    products = sum(2 * kernel.size for kernel in jax.tree.leaves(kernels)) * 8 * 65  # one for each token
-    saved = flops(of_kernels, kernels) - flops(of_adapters, adapters)
-    assert saved > 0.6 * products  # what the adapters' own products leave of it
+    products = sum(2 * kernel.size for kernel in kernels.values()) * 8 * 65  # one for each token
+    assert work - flops(of_adapters, adapters) > 0.6 * products  # what the adapters' own products leave of it
 
 
 def test_a_layer_that_is_never_called_is_an_error_that_names_it(params, x):
@@ -244,6 +256,87 @@ def test_a_subclass_that_computes_otherwise_is_refused_rather_than_adapted_twice
     adapters = init_adapters(kernels_of(params, "layers_0"), rank=1, dora=False, rng=jax.random.key(0))
     with pytest.raises(PartitionError, match=r"layers_0: no dense layer"), adapted(adapters, {"layers_0": 1.0}):
         network.apply({"params": params}, x)
+
+
+class Projection(nn.Dense):
+    """A dense layer with a second method."""
+
+    def back(self, y: jax.Array) -> jax.Array:
+        return y @ self.variables["params"]["kernel"].T
+
+
+class Tied(nn.Module):
+    """Its layer ``wrapped`` has the path of ``inner``, whose scope it shares."""
+
+    def setup(self) -> None:
+        self.inner = Wrapper()
+        self.projection = Projection(7)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.inner(x)
+
+    def back_and_forth(self, x: jax.Array) -> jax.Array:
+        return self.projection.back(self.projection(x))
+
+
+class Wrapper(nn.Module):
+    def setup(self) -> None:
+        self.wrapped = nn.Dense(7)
+        nn.share_scope(self, self.wrapped)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.wrapped(x) + 1
+
+
+def one_adapter(module, x, **options):
+    """Parameters, adapters other than fresh ones, and the merged parameters."""
+    model = Tied()
+    params = noise(model.init(jax.random.key(0), x, **options)["params"], seed=1)
+    adapters = init_adapters(kernels_of(params, module), rank=2, dora=False, rng=jax.random.key(1))
+    adapters = noise(adapters, seed=2)
+    return model, params, adapters, merge_adapters(params, adapters, {module: 0.5})
+
+
+def test_a_layer_that_shares_its_parents_scope_is_adapted_once(x):
+    model, params, adapters, merged = one_adapter("inner", x)
+    with adapted(adapters, {"inner": 0.5}):
+        y = model.apply({"params": params}, x)
+    np.testing.assert_allclose(y, model.apply({"params": merged}, x), rtol=1e-5, atol=1e-5)
+
+
+def test_other_methods_than_call_compute_with_the_plain_kernel(x):
+    model, params, adapters, merged = one_adapter("projection", x, method="back_and_forth")
+    with adapted(adapters, {"projection": 0.5}):
+        y = model.apply({"params": params}, x, method="back_and_forth")
+    forth = x @ merged["projection"]["kernel"] + merged["projection"]["bias"]
+    np.testing.assert_allclose(y, forth @ params["projection"]["kernel"].T, rtol=1e-5, atol=1e-4)
+
+
+def test_interceptors_around_it_see_each_call_once_with_the_adapted_values(params, x):
+    adapters, seen = noise(fresh(params), seed=2), {}
+
+    def record(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if context.method_name == "__call__":
+            seen.setdefault("/".join(context.module.path), []).append(result)
+        return result
+
+    merged = merge_adapters(params, adapters, SCALES)
+    _, expected = Network().apply({"params": merged}, x, capture_intermediates=True, mutable=["intermediates"])
+    with nn.intercept_methods(record), adapted(adapters, SCALES):
+        Network().apply({"params": params}, x)
+    assert {path: len(results) for path, results in seen.items()} == dict.fromkeys(["", "block", *SCALES, "head"], 1)
+    for path, results in seen.items():
+        value = flatten_dict(expected["intermediates"], sep="/")[f"{path}/__call__".lstrip("/")]
+        np.testing.assert_allclose(results[0], value[0], rtol=1e-5, atol=1e-5)
+
+
+def test_adapters_of_one_model_may_be_given_by_two_nested_contexts(params, x):
+    adapters = noise(fresh(params), seed=2)
+    up, down = ({"block": {name: adapters["block"][name]}} for name in ("up", "down"))
+    with adapted(up, SCALES), adapted(down, SCALES):
+        y = Network().apply({"params": params}, x)
+    np.testing.assert_array_equal(y, forward(params, adapters, x))
 
 
 def test_the_models_own_error_is_not_hidden_by_layers_that_were_not_reached(params):

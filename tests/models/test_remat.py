@@ -149,7 +149,7 @@ def test_the_compiled_gradient_of_eight_blocks_needs_half_the_memory(eight_block
     loss_fn, inputs = eight_blocks
     # XLA's CPU compiler drops the barriers between forward and backward pass. Its default scheduler then recomputes
     # early, for concurrency, and nothing is saved; its other one recomputes late.
-    options = {"xla_cpu_enable_concurrency_optimized_scheduler": False, "xla_backend_optimization_level": 0}
+    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED", "xla_backend_optimization_level": 0}
 
     def temporary(remat):
         compiled = jax.jit(jax.grad(loss_fn(remat))).lower(*inputs).compile(compiler_options=options)

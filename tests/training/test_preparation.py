@@ -181,17 +181,26 @@ def test_frozen_leaves_may_be_held_in_bfloat16_and_come_back_as_they_were(clip):
     assert changed(variables["params"], made.variables(state)["params"]) == {"head/kernel", "head/bias"}
 
 
-def test_rematerialization_computes_the_blocks_again_and_changes_no_value(clip):
+def test_rematerialization_computes_the_blocks_again_to_need_less_memory_and_changes_no_value(clip):
     rules = [HEAD, {"match": "backbone", "optimizer": "sgd", "learning_rate": 1e-2}]
     plain, again = training(clip, rules), training(clip, rules, remat=True)
     (a, _), (b, _) = run(plain, 1), run(again, 1)
     for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
     assert 1.2 < flops(again) / flops(plain) < 1.4  # forward, backward and forward again
+    assert temporary(again) < 0.85 * temporary(plain)
 
 
 def flops(made):
-    return made.step.lower(made.start(), made.frozen, a_batch(32)).compile().cost_analysis()["flops"]
+    return compiled(made).cost_analysis()["flops"]
+
+
+def temporary(made):
+    return compiled(made, 256).memory_analysis().temp_size_in_bytes
+
+
+def compiled(made, size=32):
+    return made.step.lower(made.start(), made.frozen, a_batch(size)).compile()
 
 
 def test_a_backbone_that_cannot_change_its_precision_says_so():
