@@ -138,7 +138,8 @@ def peer_python(environment: Path, requirements: list[str], same: tuple[str, ...
 
 def show(results: dict[str, Any]) -> None:
     print(
-        f"| ViT-B/32, batch {results['batch_size']}, float32 | against | finetune img/s | other img/s | ratio (min - max) |"
+        f"| ViT-B/32, batch {results['batch_size']}, float32 | against | finetune img/s | other img/s "
+        "| ratio (min - max) |"
     )
     print("| --- | --- | --- | --- | --- |")
     for row in results["rows"]:

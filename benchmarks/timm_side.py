@@ -1,4 +1,4 @@
-"""timm on PyTorch as ``benchmarks.step`` times it: the full step of ViT-B/32, by lines on standard input as the others."""
+"""timm on PyTorch as ``benchmarks.step`` times it: the full step of ViT-B/32, asked for by lines like the others."""
 
 from __future__ import annotations
 
