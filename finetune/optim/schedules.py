@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from finetune.errors import PartitionError
@@ -84,27 +87,32 @@ def _exponential(schedule: Any, peak: float, clock: Clock, warmup: int) -> optax
 
 
 def _one_cycle(schedule: Any, peak: float, clock: Clock, warmup: int) -> optax.Schedule:
-    """From the first step to the last one, both included, as in PyTorch."""
-    last = max(1, clock.total_steps - 1)
-    rise = max(0, warmup - 1) if warmup else 0
+    """From the first step to the last one, both included; as in PyTorch, a share of the stage rises up to a moment
+    that may lie between two steps."""
+    share = schedule.warmup.percent
+    rise = (warmup if share is None else share / 100 * clock.total_steps) - 1
     low, end = peak * schedule.start, peak * schedule.end
-    # a fall run backwards: cosine from low to the peak
-    up = optax.cosine_decay_schedule(low - peak, max(1, rise))
-    down = optax.cosine_decay_schedule(peak - end, max(1, last - rise))
-    return optax.join_schedules([lambda step: peak + up(step), lambda step: end + down(step)], [rise])
+    up = optax.cosine_decay_schedule(low - peak, max(1, rise))  # a fall run backwards: from low to the peak
+    down = optax.cosine_decay_schedule(peak - end, clock.total_steps - 1 - rise)
+    return lambda step: jnp.where(step < rise, peak + up(step), end + down(step - rise))
 
 
 def _reheat(schedule: Any, peak: float, clock: Clock, warmup: int) -> optax.Schedule:
-    every, done = _every(schedule, clock), 0
-    curves: list[optax.Schedule] = []
-    starts: list[int] = []
-    while done < clock.total_steps - warmup:
-        number = len(curves)
-        length = max(1, round(every * schedule.growth**number))
-        curves.append(optax.cosine_decay_schedule(peak * schedule.factor**number, length, alpha=schedule.end))
-        starts.append(done)
-        done += length
-    return optax.join_schedules(curves, starts[1:])
+    every, rest = _every(schedule, clock), clock.total_steps - warmup
+    starts, lengths = [0], [every]
+    while starts[-1] + lengths[-1] < rest:
+        starts.append(starts[-1] + lengths[-1])
+        lengths.append(max(1, round(every * schedule.growth ** len(lengths))))
+    peaks = peak * schedule.factor ** np.arange(len(starts))
+    first, length, top = (jnp.asarray(values, jnp.float32) for values in (starts, lengths, peaks))
+
+    def curve(step: Any) -> jax.Array:
+        step = jnp.clip(step, 0, rest)  # a cycle that the stage cuts short does not go on
+        cycle = jnp.searchsorted(first, step, side="right") - 1
+        cosine = (1 + jnp.cos(jnp.pi * (step - first[cycle]) / length[cycle])) / 2
+        return top[cycle] * (schedule.end + (1 - schedule.end) * cosine)
+
+    return curve
 
 
 def _every(schedule: Any, clock: Clock) -> int:
