@@ -200,11 +200,18 @@ stages:
 """
 
 
-@pytest.mark.parametrize("step", [4, 8])  # between the stages, and within the second
-def test_adapters_averages_and_carried_moments_resume_bit_for_bit(tmp_path, monkeypatch, step):
-    (tmp_path / "two.yaml").write_text(TWO_STAGES)
-    recipe = finetune.load_recipe(tmp_path / "two.yaml")
-    whole = finetune.run(recipe, output=tmp_path / "whole", quiet=True)
+@pytest.fixture(scope="module")
+def two_stages(tmp_path_factory):
+    """(recipe, its run)."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "two.yaml").write_text(TWO_STAGES)
+    recipe = finetune.load_recipe(folder / "two.yaml")
+    return recipe, finetune.run(recipe, output=folder / "run", quiet=True)
+
+
+@pytest.mark.parametrize("step", [4, pytest.param(8, marks=pytest.mark.slow)])  # between the stages; within the second
+def test_adapters_averages_and_carried_moments_resume_bit_for_bit(two_stages, tmp_path, monkeypatch, step):
+    recipe, whole = two_stages
     records = [json.loads(line) for line in (whole.directory / "metrics.jsonl").read_text().splitlines()]
     assert {"stage": "second", "step": 0, "optimizer_state_kept": ["head"]} in records
 
