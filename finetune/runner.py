@@ -120,6 +120,9 @@ class _Run:
             )
             self.source_sha256 = hash_variables(self.backbone.variables)
             self.frozen_sha256 = hash_leaves(self._still(self.variables))
+            for index, stage in enumerate(recipe.stages):
+                if isinstance(stage, TrainStage):  # what cannot work in the last stage is told before the first
+                    jax.eval_shape(self._prepare(stage, index).start)
             self.eval_step = make_eval_step(self.classifier, self.spec)
             self.lengths = [
                 stage_clock(s, self.splits.train).total_steps if isinstance(s, TrainStage) else 1 for s in recipe.stages
@@ -218,7 +221,8 @@ class _Run:
             )
         except Interrupted as stop:
             self._stop(f"{stop} of stage {stage.name!r}", stop.signal)
-        self.variables, self.earlier = trained.variables, (trained.opt_state, stage.partitions)
+        self.variables = trained.variables
+        self.earlier = (trained.opt_state, stage.partitions) if self._keeps(index + 1) else None
         if trained.step != self.lengths[index]:
             self.progress.say(f"{stage.name}: kept step {trained.step}, the best on validation")
         pretrained = self.backbone.variables["params"]

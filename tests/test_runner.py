@@ -14,7 +14,7 @@ from PIL import Image
 
 import finetune
 from finetune.checkpoint import RunCheckpoints
-from finetune.errors import CheckpointError, DataError, Interrupted, PartitionError
+from finetune.errors import CheckpointError, DataError, FinetuneError, Interrupted, PartitionError
 
 SMALL = Path(__file__).parent / "small.yaml"
 
@@ -159,6 +159,21 @@ def test_a_class_count_that_contradicts_the_data_stops_the_run_before_anything_i
 def test_a_rule_that_leaves_parameters_uncovered_stops_the_run_early(tmp_path):
     with pytest.raises(PartitionError, match="parameters match no rule, such as backbone/"):
         finetune.run(small("~stages.1.partitions.2"), output=tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.1.partitions.0.schedule={name: cosine, warmup: {steps: 500}}", "a warm-up of 500 steps in a stage of"),
+        ("stages.1.loss={name: focal, class_weights: [1.0, 2.0]}", "2 weights for 10 classes"),
+        ("stages.1.partitions.1.lora={rank: 4}", "is not a dense kernel"),
+        ("stages.1.partitions.0.match=blocks[7]", "the backbone has 4 blocks"),
+    ],
+)
+def test_what_cannot_work_in_a_later_stage_is_told_before_anything_is_written(tmp_path, override, message):
+    with pytest.raises(FinetuneError, match=message):
+        finetune.run(small(override), output=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_images_trains_and_its_model_knows_the_class_names(tmp_path):
