@@ -16,9 +16,9 @@ from finetune.inference.bundle import load_bundle, save_bundle
 from finetune.models.backbone import FAMILIES, load_backbone
 from finetune.models.classifier import build_classifier
 from finetune.models.surgery import extract_submodule
-from finetune.optim.optimizer import build_optimizer
-from finetune.training.state import TrainState
-from finetune.training.step import make_train_step
+from finetune.optim.schedules import Clock
+from finetune.recipe import TrainStage
+from finetune.training.preparation import Training
 
 OWN = Path(__file__).parent.parent / "goldens"
 TOLERANCE = 2e-5  # of the output's largest magnitude
@@ -191,13 +191,11 @@ def test_a_submodule_can_be_taken_out(member):
 def test_one_training_step_moves_every_leaf_and_every_running_statistic(member):
     _, backbone, images = member
     classifier, variables = build_classifier(backbone, 3, head_init="lecun_normal")
-    rules = [{"match": ".*", "optimizer": "sgd", "learning_rate": 1.0}]
-    optimizer = build_optimizer(rules, variables["params"], total_steps=10)
+    stage = TrainStage(steps=10, partitions=[{"match": ".*", "optimizer": "sgd", "learning_rate": 1.0}])
+    training = Training(stage, classifier, variables, backbone.image_spec, Clock(10))
     before = jax.tree.map(np.array, variables)
-    collections = {name: tree for name, tree in variables.items() if name != "params"}
-    state = TrainState.create(variables["params"], collections, optimizer, jax.random.key(0))
     batch = {"image": images, "label": np.array([0, 1, 2, 0])}
-    state, metrics = make_train_step(classifier, optimizer, backbone.image_spec)(state, {}, batch)
+    state, metrics = training.step(training.start(), training.frozen, batch)
     assert np.isfinite(metrics["loss"])
     after = flatten_dict({"params": state.params, **state.collections})
     for path, old in flatten_dict(before).items():

@@ -1,6 +1,5 @@
 """Modules and variables from transformers 4.57, the last with Flax classes; skipped where transformers is newer."""
 
-import jax
 import numpy as np
 import pytest
 import transformers
@@ -8,11 +7,9 @@ import transformers
 from finetune import build_classifier, extract_submodule
 from finetune.data.image_spec import ImageSpec
 from finetune.models.clip import CLIPModule, from_transformers
-from finetune.optim.optimizer import build_optimizer
-from finetune.optim.partitions import split_frozen
-from finetune.recipe import Partition
-from finetune.training.state import TrainState
-from finetune.training.step import make_train_step
+from finetune.optim.schedules import Clock
+from finetune.recipe import Partition, TrainStage
+from finetune.training.preparation import Training
 
 pytestmark = pytest.mark.skipif(
     not transformers.__version__.startswith("4.5"), reason="needs transformers 4.57, which still has Flax classes"
@@ -53,15 +50,14 @@ def test_its_vision_module_is_extracted_and_becomes_a_classifier_that_trains(fla
         module.apply({"params": variables["params"]["backbone"]}, images()).pooler_output,
         atol=1e-6,
     )
-    rules = [Partition(match="head/.*", learning_rate=0.1), Partition(match="backbone/.*", frozen=True)]
-    optimizer = build_optimizer(rules, variables["params"], total_steps=60)
-    params, frozen = split_frozen(variables["params"], rules)
-    state = TrainState.create(params, {}, optimizer, jax.random.key(0))
-    step = make_train_step(classifier, optimizer, ImageSpec(16, 16, None, "bicubic", (0.5,) * 3, (0.5,) * 3))
+    rules = [Partition(match="head", learning_rate=0.1), Partition(match="backbone", frozen=True)]
+    spec = ImageSpec(16, 16, None, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    training = Training(TrainStage(steps=60, partitions=rules), classifier, variables, spec, Clock(60))
+    state = training.start()
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8), "label": np.array([0, 1, 2, 0])}
     losses = []
     for _ in range(40):
-        state, metrics = step(state, frozen, batch)
+        state, metrics = training.step(state, training.frozen, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.96 * losses[0]  # as far as the bias alone can learn the labels of noise
