@@ -79,7 +79,7 @@ def saved(kind, **settings):
     return json.loads(json.dumps(processor(kind, **settings).to_dict()))
 
 
-@pytest.mark.parametrize(("kind", "settings"), SETTINGS, ids=str)
+@pytest.mark.parametrize(("kind", "settings"), SETTINGS, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_images_are_those_of_transformers_bit_for_bit(kind, settings):
     spec = from_processor(saved(kind, **settings), "here")
     for image in PHOTOS:
@@ -90,7 +90,9 @@ def test_images_are_those_of_transformers_bit_for_bit(kind, settings):
         np.testing.assert_array_equal(ours, expected)
 
 
-@pytest.mark.parametrize(("kind", "settings"), SETTINGS[len(FOLDERS) :], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "settings"), SETTINGS[len(FOLDERS) :], ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_normalized_images_are_those_of_transformers(kind, settings):
     spec = from_processor(saved(kind, **settings), "here")
     ours = jax.jit(spec.normalize)(jnp.asarray(spec.to_uint8(PHOTOS[0]))[None])[0]
@@ -188,7 +190,7 @@ def test_without_normalization_pixels_are_only_scaled_to_one():
             "size needs shortest_edge; received {'height': 3",
         ),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_processor_that_cannot_be_followed_is_one_clear_error(changes, message):
     with pytest.raises(ModelError, match=f"^here.json: {message}"):
@@ -332,7 +334,7 @@ def test_open_clips_defaults_are_openais(tmp_path):
         (open_clip, {"interpolation": "random"}, "preprocess_cfg: interpolation 'random' is not supported"),
         (open_clip, {"mean": ["a", "b", "c"]}, "its image preprocessing cannot be read: .*'a'"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_cannot_be_followed_in_timms_and_open_clips_settings_is_named(tmp_path, read, config, message):
     with pytest.raises(ModelError, match=message):
