@@ -22,6 +22,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
 import finetune
+from finetune.data.augment import make_training_transform
+from finetune.data.loader import training_batches
 from finetune.data.splits import Splits, load_splits
 from finetune.evaluation.metrics import evaluate
 from finetune.evaluation.steps import make_eval_step
@@ -95,7 +97,9 @@ def from_scratch(recipe: Recipe, splits: Splits) -> float:
         progress=lambda *_: None,
     )
     training = prepare_stage(SCRATCH, classifier, variables, splits.train, spec, seed=recipe.seed)
-    trained = train_stage(training, splits.train, spec, seed=recipe.seed, workers=0, hooks=hooks, signal=StopSignal())
+    transform = make_training_transform(SCRATCH.augment, spec)
+    batches = training_batches(splits.train, transform, SCRATCH.batch_size, seed=recipe.seed)
+    trained = train_stage(training, batches, hooks=hooks, signal=StopSignal())
     return evaluate(make_eval_step(classifier, spec), trained.variables, splits.test, spec, 256).accuracy
 
 

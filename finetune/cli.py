@@ -56,7 +56,7 @@ def predict(
     predictions = restore(directory).predict(images)
     if as_json:
         records = [
-            {"image": str(i), "label": p.label, "index": p.index, "probabilities": p.probabilities}
+            {"image": str(i), "label": p.label, "labels": p.labels, "index": p.index, "probabilities": p.probabilities}
             for i, p in zip(images, predictions, strict=True)
         ]
         typer.echo(json.dumps(records, indent=1))

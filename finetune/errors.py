@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -54,6 +54,11 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """``a, b, c``, cut off after ``most``."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def require_space(directory: Path, needed: int) -> None:
     """Before ``needed`` bytes are written below ``directory``, which need not exist yet.
 
@@ -69,6 +74,6 @@ def require_space(directory: Path, needed: int) -> None:
         )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of a foreign error's message, or its kind where it has none."""
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

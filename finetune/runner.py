@@ -14,9 +14,12 @@ import jax
 import numpy as np
 
 from finetune.checkpoint import RunCheckpoints
-from finetune.data.loader import evaluation_batches
-from finetune.data.splits import NAMED_SOURCES, Split, Splits, load_splits
-from finetune.errors import CheckpointError, DataError, Interrupted
+from finetune.data.augment import make_training_transform
+from finetune.data.loader import evaluation_batches, training_batches
+from finetune.data.sources import is_path
+from finetune.data.split import Split
+from finetune.data.splits import Splits, load_splits
+from finetune.errors import CheckpointError, DataError, Interrupted, RecipeError
 from finetune.evaluation.metrics import evaluate
 from finetune.evaluation.steps import make_eval_step, make_feature_step
 from finetune.inference.bundle import hash_variables, save_bundle
@@ -57,6 +60,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
+    data: Any = None,
 ) -> RunResult:
     """Runs a recipe from pretrained weights to a measured, saved classifier.
 
@@ -66,6 +70,7 @@ def run(
         resume: go on from the newest saved state in the folder, or begin if there is none.
         overwrite: remove an earlier run in the folder first.
         quiet: print nothing.
+        data: a ``datasets.Dataset``, or a mapping of split names to some, for a recipe with ``data.source: memory``.
 
     Raises:
         FinetuneError: anything wrong with recipe, data, weights or folder; it says what.
@@ -75,7 +80,7 @@ def run(
     if overwrite and resume:
         raise CheckpointError("--overwrite starts anew and --resume goes on: give one of them")
     with Progress(quiet) as progress, StopSignal() as signal:
-        work = _Run(recipe, folder, progress, signal)
+        work = _Run(recipe, folder, progress, signal, data)
         goes_on = resume and folder.holds_run()
         if goes_on:
             folder.check_same(recipe, work.source_sha256)
@@ -101,18 +106,35 @@ def check_class_count(recipe: Recipe, splits: Splits) -> None:
         )
 
 
+def check_label_kind(recipe: Recipe, splits: Splits) -> None:
+    """Raises RecipeError for what images with several labels each cannot be used for."""
+    if not splits.multi_label:
+        return
+    hint = "images here have several labels each"
+    if recipe.head.init == "zero_shot":
+        raise RecipeError(f"head.init: {hint}: a zero-shot head chooses one; use zeros")
+    for i, stage in enumerate(recipe.stages):
+        if isinstance(stage, ProbeStage):
+            raise RecipeError(f"stages.{i}: {hint}: the probe chooses one; use a training stage with loss: sigmoid")
+        if stage.loss.name != "sigmoid":
+            raise RecipeError(f"stages.{i}.loss: {hint}: {stage.loss.name} chooses one; use loss: sigmoid")
+
+
 class _Run:
     """A run under way. What it has reached is in ``variables`` and ``results``."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, progress: Progress, signal: StopSignal) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, progress: Progress, signal: StopSignal, data: Any = None
+    ) -> None:
         self.recipe, self.folder, self.progress, self.signal = recipe, folder, progress, signal
         self.seconds: dict[str, float] = {}
         self.results: list[dict[str, Any]] = []
         self.moved: dict[str, Any] = {}  # by stage, by partition
         self.earlier: tuple[Any, list[Partition]] | None = None  # optimizer state of the stage before
         with self._timed("load"):
-            self.splits = load_splits(recipe.data, recipe.seed)
+            self.splits = load_splits(recipe.data, recipe.seed, data)
             check_class_count(recipe, self.splits)
+            check_label_kind(recipe, self.splits)
             self.backbone = load_backbone(**recipe.backbone.model_dump())
             self.spec = self.backbone.image_spec
             self.classifier, self.variables = build_classifier(
@@ -210,10 +232,7 @@ class _Run:
         try:
             trained = train_stage(
                 training,
-                self.splits.train,
-                self.spec,
-                seed=self.recipe.seed + index,
-                workers=self.recipe.data.workers,
+                self._batches(stage, index),
                 hooks=hooks,
                 signal=self.signal,
                 position=position,
@@ -237,6 +256,17 @@ class _Run:
             self.spec,
             seed=self.recipe.seed + index,
             pretrained=self.backbone.variables["params"],
+        )
+
+    def _batches(self, stage: TrainStage, index: int) -> Any:
+        return training_batches(
+            self.splits.train,
+            make_training_transform(stage.augment, self.spec),
+            stage.batch_size,
+            seed=self.recipe.seed + index,
+            workers=self.recipe.data.workers,
+            balanced=self.recipe.data.sampling == "balanced",
+            shard=(jax.process_index(), jax.process_count()),
         )
 
     def _free_device(self) -> None:
@@ -267,17 +297,17 @@ class _Run:
         self.checkpoints.wait()
         raise Interrupted(f"{self.folder.directory}: {when}; saved: continue with --resume", signal) from None
 
-    def _validate(self, variables: Any) -> float | None:
-        if self.splits.validation is None:
+    def _validate(self, variables: Any) -> tuple[float, dict[str, Any]] | None:
+        split = self.splits.validation
+        if split is None:
             return None
-        return evaluate(
-            self.eval_step, variables, self.splits.validation, self.spec, self.recipe.evaluate.batch_size
-        ).accuracy
+        found = evaluate(self.eval_step, variables, split, self.spec, self.recipe.evaluate.batch_size)
+        return found.score, found.to_json()
 
     def _measure(self, name: str) -> None:
         """Appends the test result of the present variables."""
         found = evaluate(self.eval_step, self.variables, self.splits.test, self.spec, self.recipe.evaluate.batch_size)
-        result = {"name": name, "split": "test", "n": found.n, "accuracy": found.accuracy, "loss": found.loss}
+        result = {"name": name, "split": "test", **found.to_json()}
         self.results.append(result)
         self.folder.log({"stage": name, **result})
         self.progress.say(f"{name}: test accuracy {found.accuracy:.4f} on {found.n} images")
@@ -313,7 +343,7 @@ class _Run:
         state = within.state if within else None
         if within is None and self._keeps(index + 1) and self.earlier:
             state = {"opt_state": self.earlier[0]}
-        merit = None if within is None or within.accuracy is None else 2 * index + within.accuracy
+        merit = None if within is None or within.score is None else 2 * index + within.score
         self.checkpoints.save(step, pick(variables, self._changing), state, progress, merit)
 
     def _restore(self) -> tuple[int, Position | None]:
@@ -358,6 +388,7 @@ class _Run:
             self.variables,
             backbone=self.backbone,
             class_names=self.splits.class_names,
+            multi_label=self.splits.multi_label,
         )
 
     @contextmanager
@@ -371,10 +402,7 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
     """So that the saved recipe means the same from any folder."""
 
     def absolute(source: str) -> str:
-        path = Path(source).expanduser()
-        if source in NAMED_SOURCES:
-            return source
-        return str(path.absolute()) if path.is_dir() else source
+        return str(Path(source).expanduser().absolute()) if is_path(source) else source
 
     parts = {
         name: getattr(recipe, name).model_copy(update={"source": absolute(getattr(recipe, name).source)})

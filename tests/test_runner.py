@@ -109,7 +109,7 @@ def test_overwrite_removes_the_earlier_run_and_nothing_else(tmp_path):
 
 
 def test_overwrite_keeps_the_earlier_run_where_the_new_one_cannot_start(small_run):
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="no such file or folder"):
         finetune.run(small("data.source=nope"), output=small_run.directory, overwrite=True, quiet=True)
     assert (small_run.directory / "model" / "model.json").is_file()
 

@@ -39,11 +39,15 @@ class ImageSpec:
     def to_uint8(self, image: Image.Image) -> np.ndarray:
         """The RGB image as uint8 [height, width, 3]; equal to transformers' PIL pipeline."""
         if self.resize is not None:
-            image = image.resize(self._resized(*image.size), _RESAMPLING[self.interpolation])
+            image = image.resize(self._resized(*image.size), self.resampling)
         left, top = self._corner(image.width - self.width), self._corner(image.height - self.height)
         if (left, top) != (0, 0) or image.size != (self.width, self.height):
             image = image.crop((left, top, left + self.width, top + self.height))  # beyond the edge: black
         return np.asarray(image)
+
+    @property
+    def resampling(self) -> Image.Resampling:
+        return _RESAMPLING[self.interpolation]
 
     def _corner(self, margin: int) -> int:
         return margin // 2 if self.rounding == "floor" else round(margin / 2)  # Python rounds halves to even
@@ -62,6 +66,13 @@ class ImageSpec:
 
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return images.astype(jnp.float32) * (1.0 / (255.0 * std)) - mean / std
+
+    def denormalize(self, images: jax.Array) -> jax.Array:
+        """The inverse of :meth:`normalize`, to uint8; what is out of range is cut off."""
+        import jax.numpy as jnp
+
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return jnp.clip(jnp.round((images * std + mean) * 255.0), 0, 255).astype(jnp.uint8)
 
     def at(self, size: int) -> ImageSpec:
         """The same for square images of another edge in pixels; what is resized to scales along."""

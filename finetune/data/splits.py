@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from finetune.data.images import EXTENSIONS, check_headers
-from finetune.errors import DataError, nearest
+from finetune.data.sources import Labelled, read_source
+from finetune.data.split import Split
+from finetune.errors import DataError, listed
 from finetune.recipe import DataConfig
-
-_DIGITS = tuple("0123456789")
-_TRAIN, _VALIDATION, _TEST = ("train", "training"), ("validation", "val", "valid"), ("test",)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images with labels: paths or uint8 arrays [H, W] or [H, W, 3], and int32 indices into the class names."""
-
-    images: Sequence[Path] | np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: np.ndarray) -> Split:
-        images = self.images[indices] if isinstance(self.images, np.ndarray) else [self.images[i] for i in indices]
-        return Split(images, self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -38,32 +21,95 @@ class Splits:
     test: Split
     class_names: tuple[str, ...]
 
+    @property
+    def multi_label(self) -> bool:
+        return self.train.multi_label
 
-def load_splits(config: DataConfig, seed: int) -> Splits:
+    def named(self) -> dict[str, Split]:
+        """Those that there are, by name."""
+        found = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in found.items() if split is not None}
+
+
+def load_splits(config: DataConfig, seed: int, memory: Any = None) -> Splits:
     """Reads the source and makes the splits that it lacks, stratified by class.
 
     The test split does not depend on ``seed``, so that runs with different seeds are measured on the same images;
     validation images and shots do.
 
+    Args:
+        memory: the datasets themselves, for ``source: memory``.
+
     Raises:
-        DataError: a source that is missing or empty, images that are not, classes that do not agree, or too few
-            images for the splits asked for.
+        DataError: a source that is missing or empty, classes that do not agree, or too few images for the splits.
     """
-    splits = NAMED_SOURCES.get(config.source, _folder)(config)
-    if config.shots_per_class is not None:
-        splits = replace(splits, train=_few(splits, config.shots_per_class, seed))
-    elif splits.validation is None and config.validation > 0:
-        train, validation = _divide(splits.train, config.validation, seed, "validation")
-        splits = replace(splits, train=train, validation=validation)
-    return splits
+    return divide(config, *unify(read_source(config, memory)), seed)
 
 
 def class_names_of(config: DataConfig) -> tuple[str, ...]:
-    """The classes of a source, without reading an image; raises DataError as :func:`load_splits` does."""
-    return _DIGITS if config.source in NAMED_SOURCES else _class_folders(config)[2]
+    """The classes of a source, without decoding an image; raises DataError as :func:`load_splits` does."""
+    return unify(read_source(config))[1]
+
+
+def unify(found: Mapping[str, Labelled]) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """The splits under training's classes, matched by name.
+
+    Raises:
+        DataError: naming classes that training does not have, and classes without images.
+    """
+    names = found["train"].names
+    if len(names) < 2:
+        raise DataError(f"{found['train'].where}: needs at least two classes; has {', '.join(names) or 'none'}")
+    splits = {}
+    for split, labelled in found.items():
+        present = _present(labelled)
+        if unknown := [name for name in present if name not in names]:
+            raise DataError(
+                f"{labelled.where}: classes that training does not have: {listed(unknown)}; it has: {listed(names)}"
+            )
+        rare = labelled.labels.ndim == 2 and split != "train"  # with many labels, a small split may well lack one
+        if not rare and (missing := [name for name in names if name not in present]):
+            raise DataError(f"{labelled.where}: no images of {listed(missing)}; each class needs some in every split")
+        splits[split] = Split(labelled.images, _relabel(labelled, names))
+    return splits, names
+
+
+def _present(labelled: Labelled) -> list[str]:
+    seen = np.flatnonzero(labelled.labels.any(axis=0)) if labelled.labels.ndim == 2 else np.unique(labelled.labels)
+    return [labelled.names[int(i)] for i in seen]
+
+
+def _relabel(labelled: Labelled, names: tuple[str, ...]) -> np.ndarray:
+    """Labels in terms of ``names``; classes that no image has may be unknown there."""
+    index = {name: i for i, name in enumerate(names)}
+    if labelled.labels.ndim == 1:
+        to_table = np.array([index.get(name, -1) for name in labelled.names], np.int32)
+        return to_table[labelled.labels]
+    known = [i for i, name in enumerate(labelled.names) if name in index]
+    labels = np.zeros((len(labelled.labels), len(names)), np.float32)
+    labels[:, [index[labelled.names[i]] for i in known]] = labelled.labels[:, known]
+    return labels
+
+
+def divide(config: DataConfig, splits: dict[str, Split], class_names: tuple[str, ...], seed: int) -> Splits:
+    """The splits of a run, made from those of the source."""
+    train, test = splits["train"], splits.get("test")
+    if test is None:
+        train, test = _divide(train, config.test, 0, "test")
+    whole = Splits(train, splits.get("validation"), test, class_names)
+    if config.fraction < 1:
+        whole = replace(whole, train=_divide(train, config.fraction, seed, "fraction")[1])
+    if config.shots_per_class is not None:
+        return replace(whole, train=_few(whole, config.shots_per_class, seed))
+    if whole.validation is None and config.validation > 0:
+        train, validation = _divide(whole.train, config.validation, seed, "validation")
+        whole = replace(whole, train=train, validation=validation)
+    return whole
 
 
 def _few(splits: Splits, shots: int, seed: int) -> Split:
+    if splits.multi_label:
+        raise DataError("data.shots_per_class: images here have many labels each; use data.fraction instead")
     rng = np.random.default_rng(seed)
     chosen = []
     for label, name in enumerate(splits.class_names):
@@ -80,6 +126,8 @@ def _divide(split: Split, fraction: float, seed: int, name: str) -> tuple[Split,
     """(rest, part): ``fraction`` of the images of each class go to the part."""
     from sklearn.model_selection import train_test_split
 
+    if split.multi_label:
+        return _divide_sets(split, fraction, seed)
     try:
         rest, part = train_test_split(
             np.arange(len(split)), test_size=fraction, random_state=seed, stratify=split.labels
@@ -92,62 +140,22 @@ def _divide(split: Split, fraction: float, seed: int, name: str) -> tuple[Split,
     return split.take(np.sort(rest)), split.take(np.sort(part))
 
 
-def _digits(config: DataConfig) -> Splits:
-    """scikit-learn's 1,797 handwritten digits (UCI optdigits), 8x8 pixels in 17 shades."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = np.round(data.images * (255 / 16)).astype(np.uint8)
-    train, test = _divide(Split(images, data.target.astype(np.int32)), config.test, 0, "test")
-    return Splits(train, None, test, _DIGITS)
-
-
-def _folder(config: DataConfig) -> Splits:
-    """A folder for each class, at the top or inside train/, validation/ and test/."""
-    home, named, class_names = _class_folders(config)
-    train = _labelled(home, class_names)
-    validation = _labelled(named["validation"], class_names) if named["train"] and named["validation"] else None
-    if named["train"] and named["test"]:
-        test = _labelled(named["test"], class_names)
-    else:
-        train, test = _divide(train, config.test, 0, "test")
-    return Splits(train, validation, test, class_names)
-
-
-def _class_folders(config: DataConfig) -> tuple[Path, dict[str, Path | None], tuple[str, ...]]:
-    """Where the training classes are, the folders of the splits, and the classes' names."""
-    root = Path(config.source).expanduser()
-    if not root.is_dir():
-        known = ", ".join(NAMED_SOURCES)
-        raise DataError(
-            f"data.source: {config.source}: no such folder{nearest(config.source, NAMED_SOURCES)}; also: {known}"
-        )
-    inside = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
-    named = {split: next((inside[n] for n in names if n in inside), None) for split, names in _SPLIT_NAMES.items()}
-    home = named["train"] or root
-    class_names = tuple(sorted(path.name for path in home.iterdir() if path.is_dir() and path.name[0] != "."))
-    if len(class_names) < 2:
-        raise DataError(f"data.source: {home}: needs a folder for each of at least two classes; has {len(class_names)}")
-    return home, named, class_names
-
-
-NAMED_SOURCES: dict[str, Callable[[DataConfig], Splits]] = {"digits": _digits}
-_SPLIT_NAMES = {"train": _TRAIN, "validation": _VALIDATION, "test": _TEST}
-
-
-def _labelled(folder: Path, class_names: tuple[str, ...]) -> Split:
-    """All images below a folder of class folders, in path order; labels by name, never by position."""
-    unknown = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "." and p.name not in class_names)
-    if unknown:
-        raise DataError(
-            f"{folder}: classes that training does not have: {', '.join(unknown)}; it has: {', '.join(class_names)}"
-        )
-    paths, labels = [], []
-    for label, name in enumerate(class_names):
-        found = sorted(p for p in (folder / name).rglob("*") if p.is_file() and p.suffix.lower() in EXTENSIONS)
-        if not found:
-            raise DataError(f"{folder / name}: no images ({', '.join(sorted(EXTENSIONS))}); each class needs some")
-        paths += found
-        labels += [label] * len(found)
-    check_headers(paths)
-    return Split(paths, np.array(labels, np.int32))
+def _divide_sets(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Iterative stratification (Sechidis et al. 2011): the rarest class first, each image where that lacks most."""
+    labels = split.labels.astype(bool)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    shares = np.array([1 - fraction, fraction])
+    wanted = shares[:, None] * labels.sum(0)  # of each class
+    room = shares * len(labels)  # of images
+    side = np.full(len(labels), -1)
+    while (open_ := order[side[order] < 0]).size:
+        counts = labels[open_].sum(0)
+        rare = int(np.where(counts > 0, counts, np.iinfo(int).max).argmin())
+        group = open_[labels[open_, rare]] if counts[rare] else open_
+        for i in group:
+            lacking = wanted[:, rare] if counts[rare] else room
+            best = int(np.lexsort((room, lacking))[-1])
+            side[i] = best
+            wanted[best] -= labels[i]
+            room[best] -= 1
+    return split.take(np.flatnonzero(side == 0)), split.take(np.flatnonzero(side == 1))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune.data.splits import Split, load_splits
+from finetune.data.split import Split
+from finetune.data.splits import load_splits
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluation.metrics import evaluate
 from finetune.evaluation.steps import make_eval_step
@@ -41,7 +42,20 @@ def evaluate_run(directory: str | Path, source: str | None = None) -> dict[str, 
             f"it knows: {', '.join(predictor.class_names)}"
         )
     to_model = np.array([predictor.class_names.index(name) for name in splits.class_names], np.int32)
-    test: Split = replace(splits.test, labels=to_model[splits.test.labels])
+    if splits.multi_label != predictor.multi_label:
+        kinds = {False: "one class for each image", True: "several classes for an image"}
+        raise DataError(
+            f"{data.source}: has {kinds[splits.multi_label]}; the model was trained for {kinds[predictor.multi_label]}"
+        )
+    test = replace(splits.test, labels=_in_terms_of_the_model(splits.test, to_model, len(predictor.class_names)))
     step = make_eval_step(predictor.model, predictor.image_spec)
     found = evaluate(step, predictor.variables, test, predictor.image_spec, recipe.evaluate.batch_size)
-    return {"data": data.source, "split": "test", **asdict(found)}
+    return {"data": data.source, "split": "test", **found.to_json()}
+
+
+def _in_terms_of_the_model(split: Split, to_model: np.ndarray, num_classes: int) -> np.ndarray:
+    if not split.multi_label:
+        return to_model[split.labels]
+    labels = np.zeros((len(split), num_classes), np.float32)
+    labels[:, to_model] = split.labels
+    return labels

@@ -11,6 +11,7 @@ import optax
 
 from finetune.data.image_spec import ImageSpec
 from finetune.models.classifier import Classifier
+from finetune.training.losses import hits
 
 Metrics = dict[str, jax.Array]  # sums over examples: loss, correct, count
 EvalStep = Callable[[Any, Any], tuple[Metrics, jax.Array]]
@@ -19,14 +20,18 @@ EvalStep = Callable[[Any, Any], tuple[Metrics, jax.Array]]
 def make_eval_step(classifier: Classifier, spec: ImageSpec) -> EvalStep:
     """``eval_step(variables, batch) -> (metrics, logits)``, jitted.
 
-    The batch's ``weight`` is 0 for filled-up rows, which count for nothing; logits are float32 [N, num_classes].
+    The batch's ``weight`` is 0 for filled-up rows, which count for nothing; logits are float32 [N, num_classes]. The
+    loss is cross-entropy, or with labels [N, num_classes] of 0 and 1 its binary form, the mean over the classes.
     """
 
     def eval_step(variables: Any, batch: Any) -> tuple[Metrics, jax.Array]:
         logits: Any = classifier.apply(variables, spec.normalize(batch["image"]))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        correct = logits.argmax(-1) == batch["label"]
-        weight = batch["weight"]
+        labels, weight = batch["label"], batch["weight"]
+        if labels.ndim == 1:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        else:
+            losses = optax.sigmoid_binary_cross_entropy(logits, labels).mean(-1)
+        correct = hits(logits, labels, sets=True)
         return {"loss": (losses * weight).sum(), "correct": (correct * weight).sum(), "count": weight.sum()}, logits
 
     return jax.jit(eval_step)

@@ -30,12 +30,14 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Bundle:
-    """A classifier ready to serve: module, variables, names of its outputs, and how its images are prepared."""
+    """A classifier ready to serve: module, variables, names of its outputs, how its images are prepared, and whether an
+    image may be of several classes."""
 
     classifier: Classifier
     variables: dict[str, Any]
     class_names: tuple[str, ...]
     image_spec: ImageSpec
+    multi_label: bool = False
 
 
 def hash_variables(variables: Any) -> str:
@@ -55,6 +57,7 @@ def save_bundle(
     *,
     backbone: Backbone,
     class_names: tuple[str, ...],
+    multi_label: bool = False,
 ) -> str:
     """Writes the bundle, replacing an earlier one only once the new one is whole.
 
@@ -70,6 +73,7 @@ def save_bundle(
         "backbone": describe(backbone),
         "head": {"num_classes": classifier.num_classes, "pool": classifier.pool, "dropout": classifier.dropout},
         "class_names": list(class_names),
+        "multi_label": multi_label,
         "image_spec": backbone.image_spec.to_json(),
         "weights_sha256": weights,
     }
@@ -106,6 +110,7 @@ def load_bundle(directory: Path) -> Bundle:
         module = build_module(model["backbone"]["family"], model["backbone"]["config"])
         classifier = Classifier(module, **model["head"])
         class_names = tuple(model["class_names"])
+        multi_label = bool(model.get("multi_label", False))
         expected = model["weights_sha256"]
     except FileNotFoundError:
         raise CheckpointError(f"{directory}: not a model bundle: it has no model.json") from None
@@ -114,7 +119,7 @@ def load_bundle(directory: Path) -> Bundle:
     variables = _load_weights(directory / "weights", classifier, spec)
     if hash_variables(variables) != expected:
         raise CheckpointError(f"{directory / 'weights'}: the weights are not those that model.json was written with")
-    return Bundle(classifier, variables, class_names, spec)
+    return Bundle(classifier, variables, class_names, spec, multi_label)
 
 
 def _load_weights(folder: Path, classifier: Classifier, spec: ImageSpec) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +26,18 @@ _LARGEST_BATCH = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable class of one image: its name, its index, and the probability of every class by name."""
+    """What one image shows.
+
+    Attributes:
+        label, index: of the most probable class.
+        probabilities: of every class, by name; they sum to one unless an image may be of several classes.
+        labels: the most probable class; where an image may be of several, all those above one half.
+    """
 
     label: str
     index: int
     probabilities: dict[str, float]
+    labels: tuple[str, ...]
 
 
 class Predictor:
@@ -41,6 +48,7 @@ class Predictor:
         variables: its parameters and statistics.
         class_names: in the order of the outputs.
         image_spec: how images are prepared, the same as in training.
+        multi_label: an image may be of several classes.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -48,17 +56,17 @@ class Predictor:
         self.variables: dict[str, Any] = bundle.variables
         self.class_names: tuple[str, ...] = bundle.class_names
         self.image_spec: ImageSpec = bundle.image_spec
+        self.multi_label: bool = bundle.multi_label
 
     def predict(self, images: Sequence[ImageLike]) -> list[Prediction]:
         """One prediction an image; arguments and errors as in :meth:`predict_proba`."""
-        return [
-            Prediction(
-                label=self.class_names[int(row.argmax())],
-                index=int(row.argmax()),
-                probabilities=dict(zip(self.class_names, row.tolist(), strict=True)),
-            )
-            for row in self.predict_proba(images)
-        ]
+        return [self._prediction(row) for row in self.predict_proba(images)]
+
+    def _prediction(self, row: np.ndarray) -> Prediction:
+        index = int(row.argmax())
+        found = np.flatnonzero(row > 0.5) if self.multi_label else [index]
+        probabilities = dict(zip(self.class_names, row.tolist(), strict=True))
+        return Prediction(self.class_names[index], index, probabilities, tuple(self.class_names[int(i)] for i in found))
 
     def predict_proba(self, images: Sequence[ImageLike]) -> np.ndarray:
         """Class probabilities, float32 [N, num_classes], rows in the order given.
@@ -87,8 +95,8 @@ class Predictor:
     @cached_property
     def _probabilities(self) -> Any:
         def probabilities(variables: Any, images: jax.Array) -> jax.Array:
-            logits = self.model.apply(variables, self.image_spec.normalize(images))
-            return jax.nn.softmax(jnp.asarray(logits), axis=-1)
+            logits = jnp.asarray(self.model.apply(variables, self.image_spec.normalize(images)))
+            return jax.nn.sigmoid(logits) if self.multi_label else jax.nn.softmax(logits, axis=-1)
 
         return jax.jit(probabilities)
 
@@ -126,4 +134,4 @@ def restore(directory: str | Path, *, step: int | Literal["best", "last"] = "bes
             )
         changed = checkpoints.variables(steps[-1] if step == "last" else int(step))
     variables = merge(bundle.variables, changed)
-    return Predictor(Bundle(bundle.classifier, variables, bundle.class_names, bundle.image_spec))
+    return Predictor(replace(bundle, variables=variables))

@@ -1,11 +1,13 @@
 """Recipes: what to fine-tune, on what, and how."""
 
+from finetune.recipe.data import Columns, DataConfig
 from finetune.recipe.learning import Length, Loss, Optimizer, Schedule
-from finetune.recipe.recipe import DataConfig, Recipe, find_recipe, load_recipe
+from finetune.recipe.recipe import Recipe, find_recipe, load_recipe
 from finetune.recipe.stages import FROZEN, Lora, Partition, ProbeStage, Stage, TrainStage
 
 __all__ = [
     "FROZEN",
+    "Columns",
     "DataConfig",
     "Length",
     "Lora",

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from finetune import bundled
 from finetune.errors import RecipeError, nearest
+from finetune.recipe.data import DataConfig
 from finetune.recipe.part import Fraction, Name, Part, locate
 from finetune.recipe.source import RecipeSource
 from finetune.recipe.stages import Stage, TrainStage
@@ -41,22 +42,6 @@ class HeadConfig(Part):
         if not templates or any(t.count("{}") != 1 for t in templates):
             raise ValueError("each template needs {} once, where the class name goes")
         return templates
-
-
-class DataConfig(Part):
-    """The labelled images: ``digits`` (scikit-learn's handwritten digits) or a folder with a folder for each class."""
-
-    source: str
-    shots_per_class: int | None = Field(None, ge=1)  # training images kept of each class; None keeps all
-    validation: float = Field(0.1, ge=0, lt=1)  # taken from training where the source has no such split
-    test: float = Field(0.2, gt=0, lt=1)  # likewise
-    workers: int = Field(0, ge=0)  # processes that decode; 0 uses threads
-
-    @model_validator(mode="after")
-    def _shots_are_all_there_is(self) -> DataConfig:
-        if self.shots_per_class is not None and "validation" in self.model_fields_set and self.validation > 0:
-            raise ValueError("with shots_per_class no validation images are held out: leave validation out, or say 0")
-        return self
 
 
 class EvaluateConfig(Part):

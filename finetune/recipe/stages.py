@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from finetune.recipe.augment import Augment
 from finetune.recipe.learning import AdamW, Constant, CrossEntropy, Loss, Optimizer, Schedule
 from finetune.recipe.part import Fraction, Name, Part
 
@@ -106,6 +107,7 @@ class TrainStage(Part):
         clip_norm: greatest global norm of the gradients of all that learns.
         ema: decay of an exponential moving average of all that learns, which is then what is measured and kept; it
             rises to this value as min(ema, (1 + step) / (10 + step)).
+        augment: what is done at random to each training image; nothing by default.
         mixup, cutmix: alpha of the Beta distribution that pairs of images are mixed by (Zhang et al. 2018,
             arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899); where both are given each batch takes one of them.
         precision: dtype of the computation; what learns is float32 in either case.
@@ -125,6 +127,7 @@ class TrainStage(Part):
     clip_norm: float | None = Field(None, gt=0)
     ema: Fraction | None = None
     loss: Loss = CrossEntropy()
+    augment: Augment = Augment()
     mixup: float = Field(0.0, ge=0)
     cutmix: float = Field(0.0, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -1,8 +1,9 @@
-"""The training loop: dispatch a step, fetch the next batch meanwhile, look at the device now and then."""
+"""The training loop: dispatch a step, fetch the next batches meanwhile, look at the device now and then."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ import jax
 
 from finetune.training.state import TrainState
 from finetune.training.step import TrainStep
+
+AHEAD = 2  # batches on the device besides the one in use
 
 
 @dataclass(frozen=True)
@@ -51,31 +54,49 @@ def fit(
             donates.
     """
     step = int(state.step)
-    batch = jax.device_put(next(batches)) if step < total_steps else None
+    ahead = _Ahead(batches, total_steps - step)
     sums, since = None, time.perf_counter()
     while step < total_steps:
+        batch, position = ahead.take()
         state, metrics = train_step(state, frozen, batch)
         step += 1
         sums = metrics if sums is None else _add(sums, metrics)
         stop = stopping()
         end = step == total_steps or stop
-        pause = step % pause_every == 0 or end
-        position = batches.get_state() if pause else None
         if not end:
-            batch = jax.device_put(next(batches))  # while the device computes
+            ahead.fill()  # while the device computes
         if step % log_every == 0 or end:
             totals = jax.tree.map(float, jax.device_get(sums))
             count, now = totals["count"], time.perf_counter()
             norms = {name: norm / totals["steps"] for name, norm in totals["gradient_norm"].items()}
             on_log(Log(step, totals["loss"] / count, totals["correct"] / count, norms, count / (now - since)))
             sums, since = None, now
-        if position is not None:
+        if step % pause_every == 0 or end:
             before = time.perf_counter()
             on_pause(state, position)
             since += time.perf_counter() - before  # the rate is that of training alone
         if stop:
             break
     return state
+
+
+class _Ahead:
+    """Batches on their way to the device before they are needed, each with the loader's position behind it."""
+
+    def __init__(self, batches: Any, count: int) -> None:
+        """``count``: how many will be needed; no more are fetched."""
+        self._batches, self._left = batches, count
+        self._queue: deque[tuple[Any, dict[str, Any]]] = deque()
+        self.fill()
+
+    def fill(self) -> None:
+        while self._left and len(self._queue) < AHEAD:
+            batch = jax.device_put(next(self._batches))
+            self._queue.append((batch, self._batches.get_state()))
+            self._left -= 1
+
+    def take(self) -> tuple[Any, dict[str, Any]]:
+        return self._queue.popleft()
 
 
 @jax.jit

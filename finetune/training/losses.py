@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from finetune.data.split import count_classes
 from finetune.errors import RecipeError
 from finetune.recipe import Loss
 
@@ -37,12 +38,26 @@ def per_example_loss(
     return losses, per_class[targets] if counts else jnp.ones_like(losses)
 
 
+def hits(logits: jax.Array, labels: jax.Array, *, sets: bool) -> jax.Array:
+    """bool [N]: whether each image is right.
+
+    Args:
+        labels: int [N]; float32 [N, C], distributions of which the largest counts, or with ``sets`` of 0 and 1, where
+            exactly these classes have to be found (probability above one half), as in scikit-learn.
+    """
+    if labels.ndim == 1:
+        return logits.argmax(-1) == labels
+    if sets:
+        return ((logits > 0) == (labels > 0.5)).all(-1)
+    return logits.argmax(-1) == labels.argmax(-1)
+
+
 def class_weights(loss: Loss, labels: np.ndarray, num_classes: int) -> np.ndarray | None:
     """The loss's class weights as float32 [num_classes]; None where all classes count the same.
 
     Args:
-        labels: int [n], the training labels; ``balanced`` takes n / (num_classes * count) for each class, and 0 for a
-            class without images.
+        labels: the training labels, int [n] or float32 [n, num_classes] of 0 and 1; ``balanced`` takes
+            n / (num_classes * count) for each class, and 0 for a class without images.
 
     Raises:
         RecipeError: a list of another length.
@@ -51,7 +66,7 @@ def class_weights(loss: Loss, labels: np.ndarray, num_classes: int) -> np.ndarra
     if given is None:
         return None
     if given == "balanced":
-        counts = np.bincount(labels, minlength=num_classes)
+        counts = count_classes(labels, num_classes)
         return np.where(counts > 0, len(labels) / (num_classes * np.maximum(counts, 1)), 0.0).astype(np.float32)
     if len(given) != num_classes:
         raise RecipeError(f"loss.class_weights: {len(given)} weights for {num_classes} classes; give one for each")

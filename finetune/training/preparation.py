@@ -72,6 +72,7 @@ class Training:
     """A stage ready to run: ``step(state, frozen, batch)``.
 
     Attributes:
+        stage, clock: what was asked for, and how long that is.
         step: jitted, donates its state.
         frozen: what the step only reads.
         division: who learns.
@@ -102,7 +103,7 @@ class Training:
             PartitionError: rules that do not fit the parameters; ModelError: a backbone that cannot compute as asked.
         """
         params = variables["params"]
-        self.stage, self.division = stage, Division.of(variables, stage.partitions)
+        self.stage, self.clock, self.division = stage, clock, Division.of(variables, stage.partitions)
         self.rates = learning_rates(stage.partitions, clock)
         self._seed = seed
         self._scales = {_module(p): rule.lora.scale for p, rule in self.division.rules.items() if rule.lora}
@@ -122,7 +123,7 @@ class Training:
         pull = {path: rule.l2_sp for path, rule in self.division.rules.items() if rule.l2_sp}
         anchor = pick({"backbone": pretrained if pretrained is not None else params["backbone"]}, pull)
         self.frozen = {**self._held, "params": self._for_step(self._still), **({"anchor": anchor} if pull else {})}
-        options = StepOptions(
+        self.options = StepOptions(
             loss=stage.loss,
             class_weights=class_weights,
             accumulate=stage.accumulate,
@@ -130,13 +131,14 @@ class Training:
             average=stage.ema,
             mixup=stage.mixup,
             cutmix=stage.cutmix,
+            erase=stage.augment.erase,
             labels=self.division.labels,
             pull=pull,
             held=self.division.held,
             scales=self._scales,
             remat=stage.remat,
         )
-        self.step: TrainStep = make_train_step(_computing(classifier, stage), self.optimizer, spec, options)
+        self.step: TrainStep = make_train_step(_computing(classifier, stage), self.optimizer, spec, self.options)
 
     def start(self) -> TrainState:
         """A fresh state."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune.data.image_spec import ImageSpec
-from finetune.data.loader import steps_per_epoch, training_batches
-from finetune.data.splits import Split
+from finetune.data.loader import steps_per_epoch
+from finetune.data.split import Split
 from finetune.errors import Interrupted
 from finetune.models.classifier import Classifier
 from finetune.optim.carry_over import carry_over
@@ -25,14 +25,14 @@ from finetune.training.state import TrainState
 class Saved:
     """A moment within a stage: step, the classifier's variables as measured, and what else going on from there needs.
 
-    ``accuracy`` is that of validation at this step, ``best`` the highest so far with its step; None without validation.
+    ``score`` is that of validation at this step, ``best`` the highest so far with its step; None without validation.
     """
 
     step: int
     variables: Any
     state: dict[str, Any]
     loader: dict[str, Any]
-    accuracy: float | None
+    score: float | None
     best: tuple[float, int] | None
 
 
@@ -41,13 +41,13 @@ class StageHooks:
     """What the stage asks of the run around it.
 
     Attributes:
-        validate: variables -> validation accuracy, or None where there is no validation split.
+        validate: variables -> (score, what to log of it), or None where there is no validation split.
         save: keeps a state on disk.
         load: step -> the variables that were saved there.
         log: one record for the metrics file; progress: the same, for the person watching.
     """
 
-    validate: Callable[[Any], float | None]
+    validate: Callable[[Any], tuple[float, dict[str, Any]] | None]
     save: Callable[[Saved], None]
     load: Callable[[int], Any]
     log: Callable[[dict[str, Any]], None]
@@ -111,32 +111,27 @@ def prepare_stage(
 
 def train_stage(
     training: Training,
-    train: Split,
-    spec: ImageSpec,
+    batches: Any,
     *,
-    seed: int,
-    workers: int,
     hooks: StageHooks,
     signal: StopSignal,
     position: Position | None = None,
     earlier: tuple[Any, list[Partition]] | None = None,
 ) -> Trained:
-    """Trains, and gives the variables of the best validation accuracy (of the last step where nothing validates).
+    """Trains, and gives the variables of the best validation score (of the last step where nothing validates).
 
     Args:
         training: from :func:`prepare_stage`, with the variables before the stage (or as saved at ``position``).
-        train: training images; ``spec`` says how they are prepared.
-        seed: of data order.
+        batches: from :func:`finetune.data.loader.training_batches`, at its beginning.
         signal: where it is received, the stage stops after the step under way.
         earlier: optimizer state and partitions of the stage before, to carry over.
 
     Raises:
         Interrupted: a signal came; the state is saved.
     """
-    stage, clock = training.stage, stage_clock(training.stage, train)
-    total, epoch = clock.total_steps, steps_per_epoch(train, stage.batch_size)
+    stage, total = training.stage, training.clock.total_steps
+    epoch = training.clock.steps_per_epoch or total
     state = training.start()
-    batches = training_batches(train, spec, stage.batch_size, seed=seed, workers=workers)
     best: tuple[float, int] | None = None
     if position is not None:
         state = training.resume(state, position.fill(training.resumable(state)))
@@ -160,13 +155,13 @@ def train_stage(
         step = int(state.step)
         variables = training.variables(state)
         at_epoch = step % epoch == 0 or step == total
-        accuracy = hooks.validate(variables) if at_epoch else None
-        if accuracy is not None:
-            hooks.log({"stage": stage.name, "step": step, "split": "validation", "accuracy": accuracy})
-            if best is None or accuracy >= best[0]:  # of equals the later, which is also the one that Orbax keeps
-                best = (accuracy, step)
+        score, found = (hooks.validate(variables) if at_epoch else None) or (None, {})
+        if score is not None:
+            hooks.log({"stage": stage.name, "step": step, "split": "validation", **found})
+            if best is None or score >= best[0]:  # of equals the later, which is also the one that Orbax keeps
+                best = (score, step)
         if step < total:  # the end is saved by the run, with what it measured of the stage
-            hooks.save(Saved(step, variables, training.resumable(state), loader, accuracy, best))
+            hooks.save(Saved(step, variables, training.resumable(state), loader, score, best))
 
     state = fit(
         training.step,

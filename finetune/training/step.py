@@ -19,8 +19,10 @@ from finetune.models.held_statistics import hold_statistics
 from finetune.models.lora import adapted
 from finetune.optim.partitions import LORA, kernel_of, map_paths, merge, pick
 from finetune.recipe import Loss
+from finetune.recipe.augment import Erase
 from finetune.recipe.learning import CrossEntropy
-from finetune.training.losses import per_example_loss
+from finetune.training.erasing import erase
+from finetune.training.losses import hits, per_example_loss
 from finetune.training.mixing import mix
 from finetune.training.state import TrainState
 
@@ -38,6 +40,7 @@ class StepOptions:
         clip_norm: greatest global norm of all gradients.
         average: decay of the moving average of what learns.
         mixup, cutmix: alphas, 0 for none.
+        erase: boxes of images are blanked, before any mixing.
         labels: path -> partition, for the gradient norms.
         pull: path -> strength of the pull to ``frozen["anchor"]``, or to zero where it has no such leaf.
         held: modules, by path, whose running statistics are used and do not change.
@@ -52,6 +55,7 @@ class StepOptions:
     average: float | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
+    erase: Erase | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     pull: Mapping[str, float] = field(default_factory=dict)
     held: frozenset[str] = frozenset()
@@ -109,15 +113,12 @@ def _make_part(classifier: Classifier, spec: ImageSpec, options: StepOptions) ->
     """(params, collections, frozen, batch, key) -> gradients of the sum of losses, collections, sums."""
 
     def summed_loss(params: Any, collections: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
-        images, labels = spec.normalize(batch["image"]), batch["label"]
-        targets = labels
-        if options.mixup or options.cutmix:
-            targets = jax.nn.one_hot(labels, classifier.num_classes) if labels.ndim == 1 else labels
-            images, targets = mix(images, targets, jax.random.fold_in(key, 0), options.mixup, options.cutmix)
+        labels = batch["label"]
+        images, targets = altered(spec.normalize(batch["image"]), labels, classifier.num_classes, key, options)
         logits, collections = _apply(classifier, options, params, collections, frozen, images, key)
         losses, weights = per_example_loss(options.loss, logits, targets, options.class_weights)
-        hit = logits.argmax(-1) == (labels if labels.ndim == 1 else labels.argmax(-1))
-        sums = {"loss": losses.sum(), "weight": weights.sum(), "correct": hit.sum().astype(jnp.float32)}
+        correct = hits(logits, labels, sets=options.loss.name == "sigmoid").sum().astype(jnp.float32)
+        sums = {"loss": losses.sum(), "weight": weights.sum(), "correct": correct}
         return sums["loss"], (collections, {**sums, "count": jnp.float32(len(labels))})
 
     def part(params: Any, *rest: Any) -> tuple[Any, Any, dict[str, jax.Array]]:
@@ -125,6 +126,19 @@ def _make_part(classifier: Classifier, spec: ImageSpec, options: StepOptions) ->
         return gradients, collections, sums
 
     return part
+
+
+def altered(
+    images: jax.Array, labels: jax.Array, num_classes: int, key: jax.Array, options: StepOptions
+) -> tuple[jax.Array, jax.Array]:
+    """Normalized images and their targets after what is done to them on the device: erasing, then mixing."""
+    targets = labels
+    if options.erase is not None:
+        images = erase(images, jax.random.fold_in(key, 1), options.erase.probability, options.erase.area)
+    if options.mixup or options.cutmix:
+        targets = jax.nn.one_hot(labels, num_classes) if labels.ndim == 1 else labels
+        images, targets = mix(images, targets, jax.random.fold_in(key, 0), options.mixup, options.cutmix)
+    return images, targets
 
 
 def _apply(

@@ -3,8 +3,9 @@ import pytest
 from PIL import Image
 
 from finetune.data.image_spec import ImageSpec
+from finetune.data.images import open_image
 from finetune.data.loader import evaluation_batches, steps_per_epoch, training_batches
-from finetune.data.splits import Split
+from finetune.data.split import Split
 from finetune.errors import DataError
 
 SPEC = ImageSpec(8, 8, None, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -12,26 +13,35 @@ COUNT = 23
 SPLIT = Split(np.full((COUNT, 8, 8), np.arange(COUNT)[:, None, None], np.uint8), np.arange(COUNT, dtype=np.int32))
 
 
+def exact(image, rng):
+    return SPEC.to_uint8(open_image(image))
+
+
+def marked(image, rng):
+    """Pixels that tell what the generator gave."""
+    return np.full((1, 1, 3), rng.integers(256), np.uint8)
+
+
 def labels(iterator, batches):
     return [next(iterator)["label"].tolist() for _ in range(batches)]
 
 
 def test_a_batch_holds_uint8_images_with_their_own_labels():
-    batch = next(training_batches(SPLIT, SPEC, 5, seed=0))
+    batch = next(training_batches(SPLIT, exact, 5, seed=0))
     assert (batch["image"].dtype, batch["image"].shape) == (np.uint8, (5, 8, 8, 3))
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
     assert batch["label"].dtype == np.int32
 
 
 def test_the_order_is_a_function_of_the_seed():
-    a, again, b = (labels(training_batches(SPLIT, SPEC, 5, seed=seed), 8) for seed in (3, 3, 4))
+    a, again, b = (labels(training_batches(SPLIT, exact, 5, seed=seed), 8) for seed in (3, 3, 4))
     assert a == again
     assert a != b
 
 
 def test_each_epoch_has_its_own_order_and_shows_no_image_twice():
     steps = steps_per_epoch(SPLIT, 5)
-    iterator = training_batches(SPLIT, SPEC, 5, seed=0)
+    iterator = training_batches(SPLIT, exact, 5, seed=0)
     epochs = [np.concatenate(labels(iterator, steps)) for _ in range(3)]
     assert steps == 4
     for epoch in epochs:
@@ -42,20 +52,75 @@ def test_each_epoch_has_its_own_order_and_shows_no_image_twice():
 
 @pytest.mark.parametrize("taken", [0, 3, 6])
 def test_a_saved_state_resumes_with_the_very_next_batch(taken):
-    iterator = training_batches(SPLIT, SPEC, 5, seed=1)
+    iterator = training_batches(SPLIT, exact, 5, seed=1)
     labels(iterator, taken)
     state = iterator.get_state()
     rest = labels(iterator, 7)
-    resumed = training_batches(SPLIT, SPEC, 5, seed=1)
+    resumed = training_batches(SPLIT, exact, 5, seed=1)
     resumed.set_state(state)
     assert labels(resumed, 7) == rest
 
 
 def test_processes_that_decode_do_not_change_the_order():
-    expected = labels(training_batches(SPLIT, SPEC, 5, seed=2), 6)
-    iterator = training_batches(SPLIT, SPEC, 5, seed=2, workers=2)
+    expected = labels(training_batches(SPLIT, exact, 5, seed=2), 6)
+    iterator = training_batches(SPLIT, exact, 5, seed=2, workers=2)
     assert labels(iterator, 6) == expected
     iterator.close()
+
+
+def test_an_images_generator_is_a_function_of_seed_epoch_and_index():
+    def draws(seed, batches=8):
+        iterator = training_batches(SPLIT, marked, 5, seed=seed)
+        return [next(iterator)["image"][:, 0, 0, 0].tolist() for _ in range(batches)]
+
+    assert draws(0) == draws(0)
+    assert draws(0) != draws(1)
+    first, second = draws(0)[:4], draws(0)[4:]
+    assert first != second
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_processes_share_out_the_very_same_batches(count):
+    whole = labels(training_batches(SPLIT, exact, 10, seed=3), 5)
+    parts = [labels(training_batches(SPLIT, exact, 10, seed=3, shard=(i, count)), 5) for i in range(count)]
+    for batch, shares in zip(whole, zip(*parts, strict=True), strict=True):
+        assert sorted(batch) == sorted(label for share in shares for label in share)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    with pytest.raises(DataError, match="batch_size: 5 cannot be shared out to 2 processes"):
+        training_batches(SPLIT, exact, 5, seed=0, shard=(0, 2))
+
+
+UNEVEN = Split(
+    np.arange(20, dtype=np.uint8)[:, None, None] * np.ones((20, 8, 8), np.uint8), np.int32([0] * 16 + [1] * 4)
+)
+
+
+def test_balanced_sampling_shows_each_class_equally_often_and_every_image():
+    iterator = training_batches(UNEVEN, exact, 8, seed=0, balanced=True)
+    batches = [next(iterator) for _ in range(4)]
+    assert all(np.bincount(batch["label"]).tolist() == [4, 4] for batch in batches)
+    assert len({int(value) for batch in batches for value in batch["image"][:, 0, 0, 0]}) == 20
+
+
+def test_balanced_sampling_resumes_with_the_very_next_batch():
+    def pixels(iterator, count):
+        return [next(iterator)["image"][:, 0, 0, 0].tolist() for _ in range(count)]
+
+    iterator = training_batches(UNEVEN, exact, 8, seed=0, balanced=True)
+    pixels(iterator, 3)
+    state = iterator.get_state()
+    rest = pixels(iterator, 3)
+    resumed = training_batches(UNEVEN, exact, 8, seed=0, balanced=True)
+    resumed.set_state(state)
+    assert pixels(resumed, 3) == rest
+
+
+def test_balanced_sampling_is_refused_for_images_with_several_labels():
+    sets = Split(UNEVEN.images, np.eye(20, dtype=np.float32))
+    with pytest.raises(DataError, match="balanced needs images with one label each"):
+        training_batches(sets, exact, 8, seed=0, balanced=True)
 
 
 def test_evaluation_covers_each_image_once_in_order():

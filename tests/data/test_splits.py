@@ -132,13 +132,6 @@ def test_a_class_without_images_is_named(divided, folder):
         load_splits(config(divided), 0)
 
 
-def test_bad_files_are_listed_together(divided):
-    (divided / "train" / "ant" / "broken.jpg").write_bytes(b"no image")
-    (divided / "train" / "cat" / "empty.png").touch()
-    with pytest.raises(DataError, match=r"(?s)ant/broken.jpg: not an image.*cat/empty.png: not an image.*replace or"):
-        load_splits(config(divided), 0)
-
-
 def test_one_class_is_too_few(tmp_path):
     write(tmp_path / "only", 3)
     with pytest.raises(DataError, match="needs a folder for each of at least two classes; has 1"):
@@ -146,5 +139,5 @@ def test_one_class_is_too_few(tmp_path):
 
 
 def test_a_source_that_is_not_there_offers_the_nearest_name(tmp_path):
-    with pytest.raises(DataError, match=r"digit: no such folder \(did you mean 'digits'\?\)"):
+    with pytest.raises(DataError, match=r"digit: no such file or folder \(did you mean 'digits'\?\)"):
         load_splits(config("digit"), 0)

@@ -1,0 +1,98 @@
+"""Training images decoded once, at a chosen size, and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from finetune.data.images import open_image
+from finetune.data.split import Images, Split
+from finetune.errors import DataError, require_space
+
+_AT_ONCE = 256  # images decoded before they are written
+
+
+class CachedImages:
+    """uint8 arrays [H, W, 3] of different sizes, one behind the other in a file that is mapped into memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        index = np.load(folder / "index.npy", allow_pickle=False)
+        self._start, self._shape = index[:, 0], index[:, 1:]
+        self._pixels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._start)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if self._pixels is None:
+            self._pixels = np.memmap(self._folder / "pixels", np.uint8, mode="r")
+        height, width = self._shape[i]
+        start = self._start[i]
+        return np.asarray(self._pixels[start : start + height * width * 3]).reshape(height, width, 3)
+
+    def __getstate__(self) -> dict[str, Any]:  # a worker maps the file itself
+        return {**self.__dict__, "_pixels": None}
+
+
+def cached(split: Split, size: int, folder: Path, fingerprint: str) -> Split:
+    """The split with its images at ``size`` pixels along the shorter edge (smaller ones as they are), read from
+    ``folder`` and written there first if need be.
+
+    Args:
+        fingerprint: of the images, all of them in this order.
+
+    Raises:
+        DataError: an image cannot be decoded; CheckpointError: the disk has no room.
+    """
+    if isinstance(split.images, np.ndarray):
+        return split  # nothing to decode
+    home = folder / "images" / hashlib.sha256(f"{fingerprint} {size}".encode()).hexdigest()[:32]
+    if not (home / "index.npy").is_file():
+        _write(split, size, home)
+    return Split(CachedImages(home), split.labels)
+
+
+def _write(split: Split, size: int, home: Path) -> None:
+    require_space(home, len(split) * size * size * 4)  # of photographs, at 4:3
+    fresh = home.with_name(home.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    rows, start = [], 0
+    with (fresh / "pixels").open("wb") as file:
+        for array in _decoded(split, size):
+            file.write(array.tobytes())
+            rows.append((start, *array.shape[:2]))
+            start += array.size
+    np.save(fresh / "index.npy", np.array(rows, np.int64))
+    shutil.rmtree(home, ignore_errors=True)
+    fresh.rename(home)
+
+
+def _decoded(split: Split, size: int) -> Iterator[np.ndarray]:
+    images: Images = split.images
+
+    def decode(i: int) -> np.ndarray:
+        try:
+            return _shrink(open_image(images[i]), size)
+        except DataError as error:
+            raise DataError(f"{split.name(i)}: {error}") from None
+
+    with ThreadPoolExecutor() as pool:
+        for first in range(0, len(split), _AT_ONCE):
+            yield from pool.map(decode, range(first, min(first + _AT_ONCE, len(split))))
+
+
+def _shrink(image: Image.Image, size: int) -> np.ndarray:
+    short = min(image.size)
+    if short > size:
+        width, height = (max(1, round(edge * size / short)) for edge in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.asarray(image)

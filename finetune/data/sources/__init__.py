@@ -1,0 +1,76 @@
+"""Where labelled images come from: one reader for each kind of source, all to the same form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from finetune.data.sources.labelled import Labelled
+from finetune.errors import DataError, nearest
+from finetune.recipe import DataConfig
+
+MEMORY = "memory"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def read_source(config: DataConfig, memory: Any = None) -> dict[str, Labelled]:
+    """The source's own splits, by their names here: train, and validation and test where it has them.
+
+    Args:
+        memory: a ``datasets.Dataset``, or a mapping of split names to some, for ``source: memory``.
+
+    Raises:
+        DataError: a source that is missing or empty, or whose columns cannot be told.
+    """
+    if config.source == MEMORY:
+        return _reader("tables", "read_memory")(memory, config)
+    if config.source == "digits":
+        return _reader("arrays", "read_digits")()
+    path = Path(config.source).expanduser()
+    if path.is_file():
+        return _read_file(path, config)
+    if path.is_dir():
+        return _read_folder(path, config)
+    if _HUB_ID.fullmatch(config.source) and not path.parent.is_dir():
+        return _reader("tables", "read_hub")(config)
+    raise DataError(
+        f"data.source: {config.source}: no such file or folder{nearest(config.source, ['digits'])}; "
+        "also: digits, or a dataset's hub id (owner/name)"
+    )
+
+
+def is_path(source: str) -> bool:
+    return source not in ("digits", MEMORY) and Path(source).expanduser().exists()
+
+
+def _read_file(path: Path, config: DataConfig) -> dict[str, Labelled]:
+    readers = {
+        ".csv": ("tables", "read_csv"),
+        ".tsv": ("tables", "read_csv"),
+        ".parquet": ("tables", "read_parquet"),
+        ".npz": ("arrays", "read_npz"),
+    }
+    if path.suffix.lower() not in readers:
+        raise DataError(f"data.source: {path}: a file of this kind is not read; these are: {', '.join(readers)}")
+    module, name = readers[path.suffix.lower()]
+    return _reader(module, name)(path, config)
+
+
+def _read_folder(path: Path, config: DataConfig) -> dict[str, Labelled]:
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _reader("tables", "read_saved")(path, config)
+    if next(path.glob("*.parquet"), None) or next(path.glob("*/*.parquet"), None):
+        return _reader("tables", "read_parquet")(path, config)
+    return _reader("folders", "read_folders")(path)
+
+
+def _reader(module: str, name: str) -> Callable[..., dict[str, Labelled]]:
+    """Imported when needed: pyarrow and scikit-learn take their time."""
+    from importlib import import_module
+
+    return getattr(import_module(f"finetune.data.sources.{module}"), name)
+
+
+__all__ = ["MEMORY", "Labelled", "is_path", "read_source"]

@@ -1,0 +1,89 @@
+"""Images with labels, in one split of a source or of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Images(Protocol):
+    """Indexed from 0 to ``len``: paths, encoded files, or uint8 arrays [H, W] or [H, W, 3]; a list and an array are."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class Encoded:
+    """The image column of a ``datasets.Dataset``: encoded bytes, or paths; read when asked for."""
+
+    def __init__(self, dataset: Any, column: str) -> None:
+        """
+        Args:
+            dataset: whose ``column`` gives ``{"bytes": ..., "path": ...}``.
+        """
+        self._dataset, self._column = dataset, column
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> bytes | Path:
+        item = self._dataset[int(index)][self._column]
+        if item is None:
+            return b""
+        return item["bytes"] if item["bytes"] is not None else Path(item["path"])
+
+    def take(self, indices: np.ndarray) -> Encoded:
+        return Encoded(self._dataset.select(indices), self._column)
+
+    def name(self, index: int) -> str:
+        path = (self._dataset[int(index)][self._column] or {}).get("path")
+        return f"row {index}" + (f" ({path})" if path else "")
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the rows and what they hold, as ``datasets`` keeps it."""
+        return str(self._dataset._fingerprint)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their labels.
+
+    Attributes:
+        images: paths, encoded files, or uint8 arrays [H, W] or [H, W, 3].
+        labels: int32 [n], indices into the class names; or float32 [n, C] of 0 and 1, for images with many labels.
+    """
+
+    images: Images
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.labels.ndim == 2
+
+    def take(self, indices: np.ndarray) -> Split:
+        images = self.images
+        if isinstance(images, Encoded):
+            chosen: Images = images.take(indices)
+        else:
+            chosen = images[indices] if isinstance(images, np.ndarray) else [images[int(i)] for i in indices]
+        return Split(chosen, self.labels[indices])
+
+    def name(self, index: int) -> str:
+        """Of one image, for messages."""
+        if isinstance(self.images, Encoded):
+            return self.images.name(index)
+        image = self.images[index]
+        return str(image) if isinstance(image, Path) else f"image {index}"
+
+
+def count_classes(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """int [num_classes]: images of each class."""
+    return labels.sum(0).astype(int) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)

@@ -1,0 +1,132 @@
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from finetune.data.augment import jitter, make_training_transform, random_box
+from finetune.data.image_spec import ImageSpec
+from finetune.data.images import open_image
+from finetune.recipe.augment import Augment, ColorJitter, Crop
+
+sys.path.insert(0, str(Path(__file__).parent))
+from photographs import encoded, photograph
+
+SPEC = ImageSpec(32, 48, 40, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PHOTOGRAPH = encoded(photograph(100, 75))
+EVERYTHING = {
+    "crop": {"scale": [0.2, 0.9]},
+    "flip": 0.5,
+    "vertical_flip": 0.5,
+    "color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+    "policy": "randaugment",
+}
+
+
+def apply(augment, seed=0, image=PHOTOGRAPH):
+    return make_training_transform(Augment.model_validate(augment), SPEC)(image, np.random.default_rng(seed))
+
+
+def test_with_nothing_given_an_image_is_prepared_as_in_evaluation():
+    np.testing.assert_array_equal(apply({}), SPEC.to_uint8(open_image(PHOTOGRAPH)))
+
+
+@pytest.mark.parametrize("key", EVERYTHING)
+def test_each_part_is_a_function_of_the_generator_and_keeps_the_form(key):
+    augment = {key: EVERYTHING[key]}
+    images = [apply(augment, seed) for seed in range(8)]
+    for seed, image in enumerate(images):
+        assert (image.dtype, image.shape) == (np.uint8, (32, 48, 3))
+        np.testing.assert_array_equal(image, apply(augment, seed))
+    assert any(not np.array_equal(images[0], image) for image in images[1:])
+
+
+def test_a_certain_flip_mirrors():
+    np.testing.assert_array_equal(apply({"flip": 1.0}), apply({})[:, ::-1])
+    np.testing.assert_array_equal(apply({"vertical_flip": 1.0}), apply({})[::-1])
+
+
+def test_boxes_lie_within_the_image_with_the_areas_and_shapes_asked_for():
+    rng = np.random.default_rng(0)
+    crop = Crop(scale=(0.2, 0.6), ratio=(0.5, 2.0))
+    boxes = np.array([random_box(400, 400, crop, rng) for _ in range(2000)])
+    left, top, right, bottom = boxes.T
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (right <= 400).all()
+    assert (bottom <= 400).all()
+    area = (right - left) * (bottom - top) / (400 * 400)
+    ratio = (right - left) / (bottom - top)
+    assert 0.19 < area.min() < 0.22
+    assert 0.58 < area.max() < 0.61
+    assert 0.49 < ratio.min() < 0.55
+    assert 1.8 < ratio.max() < 2.03
+    assert abs(np.log(ratio).mean()) < 0.03  # as often tall as wide
+    assert len(set(left.tolist())) > 100
+
+
+@pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (1, 1), (1, 50)])
+def test_where_no_box_fits_the_largest_central_one_is_taken(size):
+    left, top, right, bottom = random_box(*size, Crop(scale=(1.0, 1.0)), np.random.default_rng(0))
+    assert 0 <= left < right <= size[0]
+    assert 0 <= top < bottom <= size[1]
+    assert abs(left - (size[0] - right)) <= 1
+
+
+def test_the_same_images_are_drawn_in_a_worker_without_jax():
+    code = (
+        "import sys, hashlib, numpy as np; from finetune.data.augment import make_training_transform as make;"
+        "from finetune.data.image_spec import ImageSpec; from finetune.recipe.augment import Augment;"
+        "spec = ImageSpec(32, 48, 40, 'bicubic', (.5,) * 3, (.5,) * 3);"
+        "image = np.arange(60 * 70 * 3, dtype=np.uint8).reshape(60, 70, 3);"
+        f"found = make(Augment.model_validate({EVERYTHING!r}), spec)(image, np.random.default_rng(3));"
+        "print('jax' in sys.modules, hashlib.sha256(found.tobytes()).hexdigest())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    import hashlib
+
+    image = np.arange(60 * 70 * 3, dtype=np.uint8).reshape(60, 70, 3)
+    assert out == ["False", hashlib.sha256(apply(EVERYTHING, 3, image).tobytes()).hexdigest()]
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_jitter_of_zero_strength_changes_nothing_and_more_changes(name):
+    image = Image.fromarray(apply({}))
+    same = jitter(image, ColorJitter(), np.random.default_rng(0))
+    changed = jitter(image, ColorJitter(**{name: 0.5}), np.random.default_rng(0))
+    assert same is image
+    assert not np.array_equal(np.asarray(changed), np.asarray(image))
+
+
+def test_brightness_stays_within_its_range():
+    grey = Image.new("RGB", (4, 4), (100, 100, 100))
+    seen = [np.asarray(jitter(grey, ColorJitter(brightness=0.3), np.random.default_rng(i))).mean() for i in range(200)]
+    assert 69 <= min(seen) < 75
+    assert 125 < max(seen) <= 131
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        {"crop": {"scale": [0.5]}},
+        {"crop": {"scale": [0.9, 0.5]}},
+        {"crop": {"ratio": [0, 1]}},
+        {"flip": 1.5},
+        {"policy": "autoaugment"},
+        {"color_jitter": {"hue": 0.7}},
+        {"erase": {"probability": -1}},
+        {"crops": {}},
+    ],
+)
+def test_what_makes_no_sense_is_refused(augment):
+    with pytest.raises(ValidationError):
+        Augment.model_validate(augment)
+
+
+def test_true_stands_for_the_default_crop():
+    assert Augment.model_validate({"crop": True}).crop == Crop()
+    assert math.isclose(Crop().ratio[0] * Crop().ratio[1], 1.0)
