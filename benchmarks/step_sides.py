@@ -68,7 +68,7 @@ class Ours:
         training = Training(stage, self.classifier, self.variables, self.spec, Clock(stage.steps or 0))
         return training.step, training.start(), training.frozen
 
-    def train(self, count: int) -> None:
+    def train(self, count: int, batches: Any = None) -> None:
         """The full step in the trainer's own loop: batches from the host, metrics, logs and the progress bar."""
         from finetune.progress import Progress
         from finetune.training.loop import Log, fit
@@ -85,7 +85,7 @@ class Ours:
                 step,
                 state,
                 frozen,
-                Batches(self.host_batch),
+                batches or Batches(self.host_batch),
                 total_steps=total,
                 log_every=max(1, count // 2),
                 pause_every=total,

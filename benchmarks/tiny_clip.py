@@ -92,6 +92,7 @@ def from_scratch(recipe: Recipe, splits: Splits) -> float:
     hooks = StageHooks(
         validate=lambda _: None,
         save=lambda _: None,
+        show=lambda _: None,
         load=lambda _: None,
         log=lambda _: None,
         progress=lambda *_: None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,6 +82,43 @@ def evaluate(
         typer.echo(json.dumps(found, indent=1))
         return
     _table(["test images", "accuracy", "loss"], [[str(found["n"]), f"{found['accuracy']:.4f}", f"{found['loss']:.4f}"]])
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at every image of a recipe's data: broken ones, classes, sizes, pictures that are in two splits."""
+    from finetune.data.report import report
+    from finetune.data.splits import load_splits
+    from finetune.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    found = report(load_splits(loaded.data, loaded.seed))
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    rows = [
+        [
+            name,
+            f"{split['images']:,}",
+            f"{min(split['per_class'].values()):,} - {max(split['per_class'].values()):,}",
+            " - ".join("x".join(map(str, split["sizes"][key])) for key in ("smallest", "largest")),
+            ", ".join(f"{mode} {count:,}" for mode, count in split["modes"].items()),
+        ]
+        for name, split in found["splits"].items()
+    ]
+    _table(["split", "images", "of each class", "sizes", "modes"], rows)
+    names = found["classes"]
+    typer.echo(f"classes   {len(names)}: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}")
+    for line in found["skipped"]:
+        typer.echo(f"skipped   {line}")
+    leaks = found["leakage"]
+    typer.echo(f"leakage   {leaks['exact']} images are in two splits, {leaks['near']} more nearly so")
+    for pair in leaks["examples"]:
+        typer.echo(f"          {' = '.join(pair)}")
 
 
 @app.command("ls")
@@ -200,6 +238,7 @@ def main() -> None:
     """Runs the command line. A mistake in the input is one message and exit code 2, never a traceback."""
     for library in ("absl", "asyncio"):  # Orbax logs every failure many times over; ours is the one message
         logging.getLogger(library).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # Pillow's; we refuse such images
     sys.unraisablehook = lambda _: None  # and TensorStore's threads repeat it where nobody can catch it
     from finetune.errors import FinetuneError, Interrupted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,8 @@ from finetune.recipe import Recipe, load_recipe
 from finetune.recipe.source import dump
 
 _PARTIAL = ("run.json.new", "summary.json.new", "model.new", "model.old")
-_OWN = ("recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "state", "model", *_PARTIAL)
+_SKIPPED = "skipped_images.txt"
+_OWN = ("recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "state", "model", "figures", _SKIPPED, *_PARTIAL)
 
 
 class RunFolder:
@@ -26,6 +27,7 @@ class RunFolder:
         self.directory = directory
         self.state = directory / "state"
         self.model = directory / "model"
+        self.figures = directory / "figures"
         self._metrics = directory / "metrics.jsonl"
 
     def start(self, recipe: Recipe, about: Mapping[str, Any]) -> None:
@@ -45,6 +47,9 @@ class RunFolder:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._write("run.json", about)
         (self.directory / "recipe.yaml").write_text(dump(recipe.model_dump(exclude_unset=True)), encoding="utf-8")
+
+    def list_skipped(self, lines: Sequence[str]) -> None:
+        (self.directory / _SKIPPED).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def holds_run(self) -> bool:
         return (self.directory / "run.json").is_file()

@@ -15,7 +15,11 @@ import numpy as np
 
 from finetune.checkpoint import RunCheckpoints
 from finetune.data.augment import make_training_transform
+from finetune.data.checks import cache_folder, fingerprint
+from finetune.data.image_cache import cached
 from finetune.data.loader import evaluation_batches, training_batches
+from finetune.data.picture import save_sheet
+from finetune.data.report import leakage
 from finetune.data.sources import is_path
 from finetune.data.split import Split
 from finetune.data.splits import Splits, load_splits
@@ -38,6 +42,7 @@ from finetune.training.probe import fit_probe
 from finetune.training.signals import StopSignal
 from finetune.training.stage import Position, Saved, StageHooks, prepare_stage, stage_clock, train_stage
 
+_SHOWN = 32  # training images in a picture
 _ZERO_SHOT_SAMPLE = 256  # training images (without their labels) that set the zero-shot head's temperature
 
 
@@ -91,6 +96,8 @@ def run(
             if overwrite:
                 folder.clear()  # only now that recipe, data and weights have been found good
             folder.start(recipe, about_run(recipe, work.source_sha256))
+            if work.splits.skipped:
+                folder.list_skipped(work.splits.skipped)
         with RunCheckpoints(folder.state) as checkpoints:
             work.go(checkpoints)
         return RunResult(folder.directory, work.finish())
@@ -135,6 +142,7 @@ class _Run:
             self.splits = load_splits(recipe.data, recipe.seed, data)
             check_class_count(recipe, self.splits)
             check_label_kind(recipe, self.splits)
+            self.train = self._training_images()
             self.backbone = load_backbone(**recipe.backbone.model_dump())
             self.spec = self.backbone.image_spec
             self.classifier, self.variables = build_classifier(
@@ -151,6 +159,10 @@ class _Run:
             ]
         sizes = f"{len(self.splits.train)} training and {len(self.splits.test)} test images"
         progress.say(f"{recipe.name}: {sizes}, {len(self.splits.class_names)} classes, {recipe.backbone.source}")
+        if self.splits.skipped:
+            progress.say(f"{len(self.splits.skipped)} broken images are left out: see skipped_images.txt")
+        if leaks := leakage(self.splits):
+            progress.say(leaks)
 
     def go(self, checkpoints: RunCheckpoints) -> None:
         """Every stage that is not done yet."""
@@ -185,6 +197,7 @@ class _Run:
             "frozen_unchanged": not frozen["changed"],
             "frozen": frozen,
             "moved": self.moved,
+            "skipped_images": len(self.splits.skipped),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
         }
         self.folder.write_summary(summary)
@@ -222,6 +235,7 @@ class _Run:
         hooks = StageHooks(
             validate=self._validate,
             save=save,
+            show=lambda batch: self._show(training, batch, stage.name),
             load=lambda step: merge(self.variables, self.checkpoints.variables(base + step)),
             log=self.folder.log,
             progress=show,
@@ -258,9 +272,24 @@ class _Run:
             pretrained=self.backbone.variables["params"],
         )
 
+    def _training_images(self) -> Split:
+        """The training split; its images from the cache, where the recipe asks for one."""
+        train, size = self.splits.train, self.recipe.data.cache_size
+        if size is None or (key := fingerprint(train.images)) is None:
+            return train
+        return cached(train, size, cache_folder(), key)
+
+    def _show(self, training: Training, batch: Any, name: str) -> None:
+        """Writes a picture of a batch as the model sees it."""
+        seen, labels = jax.device_get((training.look(batch)[:_SHOWN], batch["label"][:_SHOWN]))
+        names = self.splits.class_names
+        sets = labels if labels.ndim == 2 else np.eye(len(names))[labels]
+        captions = [", ".join(names[i] for i in np.flatnonzero(row)) for row in sets]
+        save_sheet(self.folder.figures / f"{name}_batch.png", seen, captions)
+
     def _batches(self, stage: TrainStage, index: int) -> Any:
         return training_batches(
-            self.splits.train,
+            self.train,
             make_training_transform(stage.augment, self.spec),
             stage.batch_size,
             seed=self.recipe.seed + index,

@@ -97,7 +97,7 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_valid_one(tmp_pat
         ("stages.0.steps=many", ["stages.0.steps", "integer", "'many'"]),
         ("backbone.source=builtin:none", ["no such bundled checkpoint", "tiny-clip"]),
         ("backbone.source=/nowhere/at/all", ["/nowhere/at/all", "no such folder"]),
-        ("data.source=digit", ["no such folder", "did you mean 'digits'?"]),
+        ("data.source=digit", ["no such file or folder", "did you mean 'digits'?"]),
         ("head.num_classes=3", ["head.num_classes: 3", "10 classes"]),
         ("stages.0.batch_size=100000", ["batch_size: 100000"]),
         ("stages.0.partitions.0.match=head", ["match no rule", "backbone/"]),

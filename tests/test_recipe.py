@@ -49,7 +49,7 @@ def test_a_recipe_is_read_with_its_defaults(load):
         (
             "epochs",
             "epoch",
-            r":8: unknown key 'stages\.1\.epoch' \(did you mean 'epochs'\?\); valid here: accumulate, augment, batch_size",
+            r":8: unknown key 'stages\.1\.epoch' \(did you mean 'epochs'\?\); valid here: accumulate, augment",
         ),
         (
             "learning_rate",

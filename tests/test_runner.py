@@ -25,7 +25,7 @@ def small(*overrides):
 
 def test_a_run_leaves_everything_its_folder_promises(small_run):
     names = {path.name for path in small_run.directory.iterdir()}
-    assert names == {"recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "state", "model"}
+    assert names == {"recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "state", "model", "figures"}
     summary = json.loads((small_run.directory / "summary.json").read_text())
     assert [r["name"] for r in summary["results"]] == ["zero_shot", "probe", "finetune"]
     assert {"name", "split", "n", "accuracy"} <= summary["results"][0].keys()

@@ -57,7 +57,7 @@ def cached(split: Split, size: int, folder: Path, fingerprint: str) -> Split:
     home = folder / "images" / hashlib.sha256(f"{fingerprint} {size}".encode()).hexdigest()[:32]
     if not (home / "index.npy").is_file():
         _write(split, size, home)
-    return Split(CachedImages(home), split.labels)
+    return Split(CachedImages(home), split.labels, split.facts)
 
 
 def _write(split: Split, size: int, home: Path) -> None:

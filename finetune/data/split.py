@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from finetune.data.checks import Facts
 
 
 class Images(Protocol):
@@ -44,9 +47,9 @@ class Encoded:
         return f"row {index}" + (f" ({path})" if path else "")
 
     @property
-    def fingerprint(self) -> str:
-        """Of the rows and what they hold, as ``datasets`` keeps it."""
-        return str(self._dataset._fingerprint)
+    def fingerprint(self) -> str | None:
+        """Of the rows and what they hold, as ``datasets`` keeps it; None for a dataset in memory."""
+        return str(self._dataset._fingerprint) if self._dataset.cache_files else None
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,12 @@ class Split:
     Attributes:
         images: paths, encoded files, or uint8 arrays [H, W] or [H, W, 3].
         labels: int32 [n], indices into the class names; or float32 [n, C] of 0 and 1, for images with many labels.
+        facts: what a check of the images saw.
     """
 
     images: Images
     labels: np.ndarray
+    facts: Facts | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,7 +79,7 @@ class Split:
             chosen: Images = images.take(indices)
         else:
             chosen = images[indices] if isinstance(images, np.ndarray) else [images[int(i)] for i in indices]
-        return Split(chosen, self.labels[indices])
+        return Split(chosen, self.labels[indices], None if self.facts is None else self.facts.take(indices))
 
     def name(self, index: int) -> str:
         """Of one image, for messages."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.checks import cache_folder, examine
 from finetune.data.sources import Labelled, read_source
-from finetune.data.split import Split
+from finetune.data.split import Split, count_classes
 from finetune.errors import DataError, listed
 from finetune.recipe import DataConfig
 
@@ -20,6 +21,7 @@ class Splits:
     validation: Split | None
     test: Split
     class_names: tuple[str, ...]
+    skipped: tuple[str, ...] = ()  # broken images that were left out, and why, by split
 
     @property
     def multi_label(self) -> bool:
@@ -32,7 +34,7 @@ class Splits:
 
 
 def load_splits(config: DataConfig, seed: int, memory: Any = None) -> Splits:
-    """Reads the source and makes the splits that it lacks, stratified by class.
+    """Reads the source, looks at every image, and makes the splits that it lacks, stratified by class.
 
     The test split does not depend on ``seed``, so that runs with different seeds are measured on the same images;
     validation images and shots do.
@@ -41,9 +43,40 @@ def load_splits(config: DataConfig, seed: int, memory: Any = None) -> Splits:
         memory: the datasets themselves, for ``source: memory``.
 
     Raises:
-        DataError: a source that is missing or empty, classes that do not agree, or too few images for the splits.
+        DataError: a source that is missing or empty, images that are broken, classes that do not agree, or too few
+            images for the splits.
     """
-    return divide(config, *unify(read_source(config, memory)), seed)
+    found, names = unify(read_source(config, memory))
+    found = {split: examine(images, cache_folder()) for split, images in found.items()}
+    found, skipped = without_bad(found, names, skip=config.on_bad_image == "skip")
+    return replace(divide(config, found, names, seed), skipped=skipped)
+
+
+def without_bad(
+    found: dict[str, Split], names: tuple[str, ...], *, skip: bool
+) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """The splits without broken images, and what was left out.
+
+    Raises:
+        DataError: listing them, where none may be skipped, or naming a class of which nothing would be left.
+    """
+    bad = [f"{name}: {text}" for name, split in found.items() for text in _problems(split)]
+    if not bad:
+        return found, ()
+    if not skip:
+        more = [f"... and {len(bad) - 10} more"] if len(bad) > 10 else []
+        raise DataError(
+            "\n".join([*bad[:10], *more, "replace or remove these files, or leave them out: data.on_bad_image=skip"])
+        )
+    kept = {name: split.take(np.flatnonzero(split.facts.problem == "")) for name, split in found.items() if split.facts}
+    empty = np.flatnonzero(count_classes(kept["train"].labels, len(names)) == 0)
+    if len(empty):
+        raise DataError(f"data: without broken images nothing is left of {listed([names[i] for i in empty])}")
+    return kept, tuple(bad)
+
+
+def _problems(split: Split) -> list[str]:
+    return [] if split.facts is None else split.facts.problem[split.facts.bad].tolist()
 
 
 def class_names_of(config: DataConfig) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ def fit(
     on_log: Callable[[Log], None],
     on_pause: Callable[[TrainState, dict[str, Any]], None],
     stopping: Callable[[], bool],
+    on_first: Callable[[Any], None] | None = None,
 ) -> TrainState:
     """Trains from ``state.step`` to ``total_steps``, or until ``stopping()``.
 
@@ -52,12 +53,16 @@ def fit(
         on_pause: called with the state and the loader's position every ``pause_every`` steps, at the end, and when
             stopping; the place to evaluate and to save. It must not keep the state's arrays, which the next step
             donates.
+        on_first: called with the first batch.
     """
     step = int(state.step)
     ahead = _Ahead(batches, total_steps - step)
     sums, since = None, time.perf_counter()
     while step < total_steps:
         batch, position = ahead.take()
+        if on_first is not None:
+            on_first(batch)
+            on_first = None
         state, metrics = train_step(state, frozen, batch)
         step += 1
         sums = metrics if sums is None else _add(sums, metrics)

@@ -20,7 +20,7 @@ from finetune.optim.partitions import LORA, check_rules_match, decide, merge, pa
 from finetune.optim.schedules import Clock
 from finetune.recipe import FROZEN, Partition, TrainStage
 from finetune.training.state import TrainState
-from finetune.training.step import StepOptions, TrainStep, make_train_step
+from finetune.training.step import StepOptions, TrainStep, altered, make_train_step
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Training:
         params = variables["params"]
         self.stage, self.clock, self.division = stage, clock, Division.of(variables, stage.partitions)
         self.rates = learning_rates(stage.partitions, clock)
-        self._seed = seed
+        self._seed, self._spec, self._classes = seed, spec, classifier.num_classes
         self._scales = {_module(p): rule.lora.scale for p, rule in self.division.rules.items() if rule.lora}
         self.optimizer = build_optimizer(
             stage.partitions,
@@ -159,6 +159,18 @@ class Training:
             for name in self._held.keys() | state.collections.keys()
         }
         return {**collections, "params": params}
+
+    def look(self, batch: Any) -> jax.Array:
+        """The batch's images as the first step sees them, uint8 [N, H, W, 3]."""
+        key = jax.random.fold_in(jax.random.key(self._seed), 0)
+        images, _ = altered(
+            self._spec.normalize(batch["image"]),
+            batch["label"],
+            self._classes,
+            key,
+            self.options,
+        )
+        return self._spec.denormalize(images)
 
     def resumable(self, state: TrainState) -> dict[str, Any]:
         """What it takes, beside :meth:`variables`, to go on from a state."""

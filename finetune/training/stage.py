@@ -43,12 +43,14 @@ class StageHooks:
     Attributes:
         validate: variables -> (score, what to log of it), or None where there is no validation split.
         save: keeps a state on disk.
+        show: is given the stage's first batch.
         load: step -> the variables that were saved there.
         log: one record for the metrics file; progress: the same, for the person watching.
     """
 
     validate: Callable[[Any], tuple[float, dict[str, Any]] | None]
     save: Callable[[Saved], None]
+    show: Callable[[Any], None]
     load: Callable[[int], Any]
     log: Callable[[dict[str, Any]], None]
     progress: Callable[[Log, float], None]
@@ -173,6 +175,7 @@ def train_stage(
         pause_every=epoch,
         on_log=on_log,
         on_pause=on_pause,
+        on_first=hooks.show if position is None else None,
         stopping=lambda: signal.received is not None,
     )
     step = int(state.step)
