@@ -13,6 +13,12 @@ ROOT = Path(__file__).parent.parent
 SMALL = Path(__file__).parent / "small.yaml"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """So that no test, and no process that one starts, knows images from an earlier time."""
+    os.environ["FINETUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Reference checkpoints and data that are not part of the project."""

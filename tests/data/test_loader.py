@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -121,6 +122,20 @@ def test_balanced_sampling_is_refused_for_images_with_several_labels():
     sets = Split(UNEVEN.images, np.eye(20, dtype=np.float32))
     with pytest.raises(DataError, match="balanced needs images with one label each"):
         training_batches(sets, exact, 8, seed=0, balanced=True)
+
+
+def touches_a_device(image, rng):
+    """White where JAX has started a backend in the process that prepares images."""
+    from jax._src import xla_bridge
+
+    return np.full((1, 1, 3), 255 * xla_bridge.backends_are_initialized(), np.uint8)
+
+
+def test_processes_that_decode_touch_no_device():
+    jnp.zeros(1).block_until_ready()  # while this process has
+    iterator = training_batches(SPLIT, touches_a_device, 5, seed=2, workers=1)
+    assert not next(iterator)["image"].any()
+    iterator.close()
 
 
 def test_evaluation_covers_each_image_once_in_order():

@@ -30,6 +30,7 @@ from numpy.random import Generator
 from open_clip.model import resize_pos_embed, set_model_preprocess_cfg
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.transform import PreprocessCfg
+from PIL import Image
 from safetensors.torch import save_file
 from timm.loss import BinaryCrossEntropy
 from timm.models import save_for_hf
@@ -359,6 +360,33 @@ def optimizers(folder: Path, rng: Generator) -> Arrays:
     return found
 
 
+# Image preparation: timm's own words for what its evaluation does.
+SIZES = ((37, 21), (21, 37), (64, 64), (65, 66), (1, 50), (90, 31), (17, 16))
+PIXELS: dict[str, dict[str, Any]] = {
+    "bicubic": {"size": 32, "interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"},
+    "bilinear": {"size": 33, "interpolation": "bilinear", "crop_pct": 0.9, "crop_mode": "center"},
+    "whole": {"size": 24, "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"},
+    "squash": {"size": 29, "interpolation": "bicubic", "crop_pct": 0.95, "crop_mode": "squash"},
+}
+
+
+def timm_pixels(folder: Path, rng: Generator) -> Arrays:
+    """Images of odd sizes, what timm's evaluation transform makes of them, and one of them normalized."""
+    sources = {f"{width}x{height}": rng.integers(0, 8, (height, width, 3), np.uint8) * 36 for width, height in SIZES}
+    arrays: Arrays = {f"source_{name}": pixels for name, pixels in sources.items()}
+    for label, config in PIXELS.items():
+        options = {**config, "input_size": (3, config["size"], config["size"])}
+        del options["size"]
+        transform = timm.data.create_transform(**options, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+        for name, pixels in sources.items():
+            image = Image.fromarray(pixels)
+            for step in transform.transforms[:-2]:  # the last two make a tensor and normalize it
+                image = step(image)
+            arrays[f"{label}_{name}"] = np.asarray(image)
+        arrays[f"{label}_normalized"] = transform(Image.fromarray(sources["37x21"])).permute(1, 2, 0).contiguous()
+    return arrays
+
+
 def losses(folder: Path, rng: Generator) -> Arrays:
     """PyTorch's losses, reduced as it does by default."""
     logits = torch.tensor(rng.standard_normal((6, 4)).astype(np.float32) * 3)
@@ -405,6 +433,7 @@ GOLDENS: dict[str, Callable[[Path, Generator], Arrays]] = {
     "positions": positions,
     "optimizers": optimizers,
     "losses": losses,
+    "timm-pixels": timm_pixels,
 }
 
 
