@@ -82,6 +82,8 @@ def evaluate(
         typer.echo(json.dumps(found, indent=1))
         return
     _table(["test images", "accuracy", "loss"], [[str(found["n"]), f"{found['accuracy']:.4f}", f"{found['loss']:.4f}"]])
+    if found["skipped"]:
+        typer.echo(f"{found['skipped']} broken images are left out")
 
 
 @app.command()

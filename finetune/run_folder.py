@@ -62,11 +62,11 @@ class RunFolder:
             path = self.directory / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
-    def check_same(self, recipe: Recipe, source_sha256: str) -> None:
+    def check_same(self, recipe: Recipe, source_sha256: str, data_sha256: str) -> None:
         """Before a run goes on.
 
         Raises:
-            CheckpointError: it was started with another recipe or other pretrained weights.
+            CheckpointError: it was started with another recipe, other pretrained weights or other images.
         """
         saved, given = _flat(self.recipe().model_dump()), _flat(recipe.model_dump())
         differing = sorted(key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key))
@@ -78,6 +78,11 @@ class RunFolder:
         if self._read("run.json").get("source_sha256") != source_sha256:
             raise CheckpointError(
                 f"{self.directory}: cannot resume: backbone.source has other weights than at the start"
+            )
+        if self._read("run.json").get("data_sha256") != data_sha256:
+            raise CheckpointError(
+                f"{self.directory}: cannot resume: data.source has other images or labels than at the start; "
+                "bring those back, or start anew with --overwrite"
             )
 
     def recipe(self) -> Recipe:
@@ -116,7 +121,7 @@ class RunFolder:
         beside.replace(self.directory / name)
 
 
-def about_run(recipe: Recipe, source_sha256: str) -> dict[str, Any]:
+def about_run(recipe: Recipe, source_sha256: str, data_sha256: str) -> dict[str, Any]:
     """What ``run.json`` says: with what the run was made."""
     import jax
 
@@ -125,6 +130,7 @@ def about_run(recipe: Recipe, source_sha256: str) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": recipe.seed,
         "source_sha256": source_sha256,
+        "data_sha256": data_sha256,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],

@@ -88,14 +88,14 @@ def run(
         work = _Run(recipe, folder, progress, signal, data)
         goes_on = resume and folder.holds_run()
         if goes_on:
-            folder.check_same(recipe, work.source_sha256)
+            folder.check_same(recipe, work.source_sha256, work.splits.sha256)
             if summary := folder.summary():
                 progress.say(f"{folder.directory}: already finished")
                 return RunResult(folder.directory, summary)
         else:
             if overwrite:
                 folder.clear()  # only now that recipe, data and weights have been found good
-            folder.start(recipe, about_run(recipe, work.source_sha256))
+            folder.start(recipe, about_run(recipe, work.source_sha256, work.splits.sha256))
             if work.splits.skipped:
                 folder.list_skipped(work.splits.skipped)
         with RunCheckpoints(folder.state) as checkpoints:
@@ -197,7 +197,7 @@ class _Run:
             "frozen_unchanged": not frozen["changed"],
             "frozen": frozen,
             "moved": self.moved,
-            "skipped_images": len(self.splits.skipped),
+            "skipped_images": {name: self.splits.skipped_from(name) for name in self.splits.named()},
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
         }
         self.folder.write_summary(summary)

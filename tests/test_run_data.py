@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import finetune
-from finetune.errors import DataError, RecipeError
+from finetune.errors import CheckpointError, DataError, RecipeError
 from finetune.evaluation.evaluate_run import evaluate_run
 
 BACKBONE = {"source": "builtin:tiny-clip"}
@@ -99,7 +99,7 @@ def test_skipped_images_are_listed_and_what_was_learned_from_is_shown(folder, tm
     data = {"source": str(folder), "on_bad_image": "skip", "validation": 0, "cache_size": 16, "sampling": "balanced"}
     augment = {"crop": True, "flip": 0.5, "policy": "trivialaugment", "erase": {}}
     result = finetune.run(recipe(tmp_path, data, augment=augment, mixup=0.2), output=tmp_path / "run", quiet=True)
-    assert result.summary["skipped_images"] == 1
+    assert result.summary["skipped_images"] == {"train": 1, "test": 0}
     (line,) = (result.directory / "skipped_images.txt").read_text().splitlines()
     assert line.startswith("train: ")
     assert "3.png: not an image" in line
@@ -108,7 +108,7 @@ def test_skipped_images_are_listed_and_what_was_learned_from_is_shown(folder, tm
         assert len(set(sheet.convert("L").tobytes())) > 50
 
 
-def test_datasets_in_memory_are_trained_on(tmp_path):
+def test_datasets_in_memory_are_trained_on_and_a_run_goes_on_with_no_others(tmp_path):
     images, target = digits(120)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
     rows = {"image": [Image.fromarray(image) for image in images], "label": target.tolist()}
@@ -116,3 +116,7 @@ def test_datasets_in_memory_are_trained_on(tmp_path):
     made = recipe(tmp_path, {"source": "memory", "validation": 0}, epochs=1)
     result = finetune.run(made, output=tmp_path / "run", quiet=True, data=data)
     assert result.summary["results"][0]["n"] == 24
+    again = finetune.run(made, output=tmp_path / "run", quiet=True, data=data, resume=True)
+    assert again.summary == result.summary
+    with pytest.raises(CheckpointError, match="cannot resume: data.source has other images or labels"):
+        finetune.run(made, output=tmp_path / "run", quiet=True, data=data.shuffle(seed=0), resume=True)

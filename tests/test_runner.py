@@ -114,7 +114,7 @@ def test_overwrite_keeps_the_earlier_run_where_the_new_one_cannot_start(small_ru
     assert (small_run.directory / "model" / "model.json").is_file()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_stopped_by_a_signal_resumes_to_bit_identical_weights(small_run, tmp_path, number):
     command = [sys.executable, "-m", "finetune.cli", "run", str(SMALL), "--output", "run"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -128,8 +128,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_bit_identical_weights(small_run, t
     assert process.returncode == 128 + number
     assert "continue with --resume" in message
     assert "Traceback" not in message
-    subprocess.run([*command, "--resume"], cwd=tmp_path, check=True, capture_output=True)
-    resumed = json.loads((tmp_path / "run" / "summary.json").read_text())
+    resumed = finetune.run(small(), output=tmp_path / "run", resume=True, quiet=True).summary
     assert resumed["weights_sha256"] == small_run.summary["weights_sha256"]
     assert [r["accuracy"] for r in resumed["results"]] == [r["accuracy"] for r in small_run.summary["results"]]
     ours, theirs = ((d / "metrics.jsonl").read_text().splitlines() for d in (tmp_path / "run", small_run.directory))

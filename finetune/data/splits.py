@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,21 @@ class Splits:
     @property
     def multi_label(self) -> bool:
         return self.train.multi_label
+
+    def skipped_from(self, name: str) -> int:
+        """How many broken images were left out of one split of the source."""
+        return sum(line.startswith(f"{name}: ") for line in self.skipped)
+
+    @property
+    def sha256(self) -> str:
+        """Of every image's pixels and label, in order, and of the class names."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for name, split in self.named().items():
+            digest.update(f"{name} {len(split)}\n".encode())
+            digest.update(split.labels.tobytes())
+            if split.facts is not None:
+                digest.update(split.facts.pixels.tobytes())
+        return digest.hexdigest()
 
     def named(self) -> dict[str, Split]:
         """Those that there are, by name."""

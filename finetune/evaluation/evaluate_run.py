@@ -18,7 +18,7 @@ from finetune.recipe import load_recipe
 
 
 def evaluate_run(directory: str | Path, source: str | None = None) -> dict[str, Any]:
-    """``n``, ``accuracy`` and ``loss`` of a run's model on test images.
+    """``n``, ``accuracy`` and ``loss`` of a run's model on test images, and how many broken ones were ``skipped``.
 
     Args:
         directory: the run's folder.
@@ -50,7 +50,7 @@ def evaluate_run(directory: str | Path, source: str | None = None) -> dict[str, 
     test = replace(splits.test, labels=_in_terms_of_the_model(splits.test, to_model, len(predictor.class_names)))
     step = make_eval_step(predictor.model, predictor.image_spec)
     found = evaluate(step, predictor.variables, test, predictor.image_spec, recipe.evaluate.batch_size)
-    return {"data": data.source, "split": "test", **found.to_json()}
+    return {"data": data.source, "split": "test", **found.to_json(), "skipped": splits.skipped_from("test")}
 
 
 def _in_terms_of_the_model(split: Split, to_model: np.ndarray, num_classes: int) -> np.ndarray:

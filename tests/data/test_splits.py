@@ -56,6 +56,25 @@ def test_splits_made_here_are_stratified(flat):
     assert len(set(everything)) == len(everything) == 30
 
 
+def test_a_fraction_keeps_each_classs_share_of_the_training_images_alone(flat):
+    splits = load_splits(config(flat, test=0.2, validation=0.0, fraction=0.5), 0)
+    assert counts(splits.train, 2) == [4, 8]
+    assert counts(splits.test, 2) == [2, 4]
+
+
+def test_the_hash_of_the_data_is_that_of_pixels_labels_and_order(flat):
+    def sha256():
+        return load_splits(config(flat, test=0.2), 0).sha256
+
+    before = sha256()
+    assert before == sha256()
+    Image.new("RGB", (4, 4), (0, 99, 0)).save(flat / "ant" / "03.png")
+    changed = sha256()
+    assert changed != before
+    (flat / "ant" / "03.png").unlink()
+    assert sha256() not in (before, changed)
+
+
 def test_the_test_split_does_not_depend_on_the_seed_and_validation_does():
     a, b = (load_splits(config("digits"), seed) for seed in (0, 1))
     np.testing.assert_array_equal(a.test.images, b.test.images)
