@@ -139,11 +139,11 @@ class _Run:
         self.moved: dict[str, Any] = {}  # by stage, by partition
         self.earlier: tuple[Any, list[Partition]] | None = None  # optimizer state of the stage before
         with self._timed("load"):
+            self.backbone = load_backbone(**recipe.backbone.model_dump())
             self.splits = load_splits(recipe.data, recipe.seed, data)
             check_class_count(recipe, self.splits)
             check_label_kind(recipe, self.splits)
             self.train = self._training_images()
-            self.backbone = load_backbone(**recipe.backbone.model_dump())
             self.spec = self.backbone.image_spec
             self.classifier, self.variables = build_classifier(
                 self.backbone, len(self.splits.class_names), dropout=recipe.head.dropout

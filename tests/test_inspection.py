@@ -94,7 +94,7 @@ def test_no_image_is_read(tmp_path):
 
 
 def test_what_would_stop_the_run_stops_the_inspection():
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="no such file or folder"):
         inspect_recipe(finetune.load_recipe(SMALL, ["data.source=nope", "~head.num_classes"]))
     with pytest.raises(PartitionError, match="parameters match no rule"):
         inspect_recipe(finetune.load_recipe(SMALL, ["~stages.1.partitions.2"]))

@@ -118,6 +118,16 @@ def test_balanced_sampling_resumes_with_the_very_next_batch():
     assert pixels(resumed, 3) == rest
 
 
+def test_balanced_batches_are_shared_out_the_same():
+    def pixels(**options):
+        iterator = training_batches(UNEVEN, exact, 8, seed=0, balanced=True, **options)
+        return [next(iterator)["image"][:, 0, 0, 0].tolist() for _ in range(4)]
+
+    whole, parts = pixels(), [pixels(shard=(i, 4)) for i in range(4)]
+    for batch, shares in zip(whole, zip(*parts, strict=True), strict=True):
+        assert sorted(batch) == sorted(value for share in shares for value in share)
+
+
 def test_balanced_sampling_is_refused_for_images_with_several_labels():
     sets = Split(UNEVEN.images, np.eye(20, dtype=np.float32))
     with pytest.raises(DataError, match="balanced needs images with one label each"):

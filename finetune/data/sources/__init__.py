@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from finetune.data.sources.arrays import read_digits, read_npz
+from finetune.data.sources.folders import read_folders
 from finetune.data.sources.labelled import Labelled
 from finetune.errors import DataError, nearest
 from finetune.recipe import DataConfig
@@ -25,16 +26,16 @@ def read_source(config: DataConfig, memory: Any = None) -> dict[str, Labelled]:
         DataError: a source that is missing or empty, or whose columns cannot be told.
     """
     if config.source == MEMORY:
-        return _reader("tables", "read_memory")(memory, config)
+        return _tables().read_memory(memory, config)
     if config.source == "digits":
-        return _reader("arrays", "read_digits")()
+        return read_digits()
     path = Path(config.source).expanduser()
     if path.is_file():
         return _read_file(path, config)
     if path.is_dir():
         return _read_folder(path, config)
     if _HUB_ID.fullmatch(config.source) and not path.parent.is_dir():
-        return _reader("tables", "read_hub")(config)
+        return _tables().read_hub(config)
     raise DataError(
         f"data.source: {config.source}: no such file or folder{nearest(config.source, ['digits'])}; "
         "also: digits, or a dataset's hub id (owner/name)"
@@ -46,31 +47,29 @@ def is_path(source: str) -> bool:
 
 
 def _read_file(path: Path, config: DataConfig) -> dict[str, Labelled]:
-    readers = {
-        ".csv": ("tables", "read_csv"),
-        ".tsv": ("tables", "read_csv"),
-        ".parquet": ("tables", "read_parquet"),
-        ".npz": ("arrays", "read_npz"),
-    }
-    if path.suffix.lower() not in readers:
-        raise DataError(f"data.source: {path}: a file of this kind is not read; these are: {', '.join(readers)}")
-    module, name = readers[path.suffix.lower()]
-    return _reader(module, name)(path, config)
+    match path.suffix.lower():
+        case ".csv" | ".tsv":
+            return _tables().read_csv(path, config)
+        case ".parquet":
+            return _tables().read_parquet(path, config)
+        case ".npz":
+            return read_npz(path)
+    raise DataError(f"data.source: {path}: a file of this kind is not read; these are: .csv, .tsv, .parquet, .npz")
 
 
 def _read_folder(path: Path, config: DataConfig) -> dict[str, Labelled]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _reader("tables", "read_saved")(path, config)
+        return _tables().read_saved(path, config)
     if next(path.glob("*.parquet"), None) or next(path.glob("*/*.parquet"), None):
-        return _reader("tables", "read_parquet")(path, config)
-    return _reader("folders", "read_folders")(path)
+        return _tables().read_parquet(path, config)
+    return read_folders(path)
 
 
-def _reader(module: str, name: str) -> Callable[..., dict[str, Labelled]]:
-    """Imported when needed: pyarrow and scikit-learn take their time."""
-    from importlib import import_module
+def _tables() -> Any:
+    """The readers that need ``datasets``, whose import takes a second."""
+    from finetune.data.sources import tables
 
-    return getattr(import_module(f"finetune.data.sources.{module}"), name)
+    return tables
 
 
 __all__ = ["MEMORY", "Labelled", "is_path", "read_source"]

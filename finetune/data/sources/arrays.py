@@ -23,7 +23,7 @@ def read_digits() -> dict[str, Labelled]:
     return {"train": Labelled(images, data.target.astype(np.int32), tuple("0123456789"), "digits")}
 
 
-def read_npz(path: Path, config: Any = None) -> dict[str, Labelled]:
+def read_npz(path: Path) -> dict[str, Labelled]:
     """``images`` uint8 [n, H, W] or [n, H, W, 3] and ``labels``, or x_train, y_train and so on; ``class_names`` where
     labels are numbers. Labels are ints or names [n], or 0 and 1 [n, C]."""
     try:

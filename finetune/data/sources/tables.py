@@ -14,21 +14,30 @@ from finetune.data.sources.columns import Roles, find_roles
 from finetune.data.sources.labelled import Labelled, by_split, from_names, from_sets, one_hot
 from finetune.data.split import Encoded, Images
 from finetune.errors import DataError, first_line
-from finetune.recipe import DataConfig
+from finetune.recipe import Columns, DataConfig
 
 datasets.disable_progress_bars()
 
 
 def read_csv(path: Path, config: DataConfig) -> dict[str, Labelled]:
-    """Comma- or tab-separated, with a header; paths are relative to the file's folder."""
+    """Comma- or tab-separated, with a header; paths are relative to the file's folder, class names are as written."""
+    table = _parse(path, {})
+    roles = find_roles(table, config.columns, str(path))
+    if isinstance(roles.label, str):  # as text: a class "001" is not 1, and "true" is not True
+        table = _parse(path, {roles.label: "string"})
+    columns = Columns(image=roles.image, label=roles.label, split=roles.split)
+    return _splits({"train": table}, config.model_copy(update={"columns": columns}), str(path), path.parent)
+
+
+def _parse(path: Path, types: dict[str, str]) -> datasets.Dataset:
     from pyarrow import csv
 
     try:
         options = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        table = csv.read_csv(path, parse_options=options)
+        table = csv.read_csv(path, parse_options=options, convert_options=csv.ConvertOptions(column_types=types))
     except Exception as error:  # pyarrow raises many kinds
         raise DataError(f"{path}: cannot be read as a table: {first_line(error)}") from None
-    return _splits({"train": datasets.Dataset(table)}, config, str(path), path.parent)
+    return datasets.Dataset(table)
 
 
 def read_parquet(path: Path, config: DataConfig) -> dict[str, Labelled]:

@@ -73,6 +73,12 @@ def test_labels_that_are_numbers_sort_as_numbers(table):
     assert splits.class_names == ("2", "10")
 
 
+@pytest.mark.parametrize("names", [("001", "010"), ("false", "true"), ("no", "yes")])
+def test_class_names_of_a_csv_are_as_written(table, names):
+    splits = load(table(["file", "label"], [[f"pictures/{i}.png", names[i % 2]] for i in range(8)]))
+    assert splits.class_names == names
+
+
 def test_a_column_of_split_names_makes_the_splits(table):
     names = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
     rows = [[f"pictures/{i}.png", i % 2, name] for i, name in enumerate(names)]
