@@ -101,6 +101,8 @@ def _splits(
     if roles.split is not None and list(found) == ["train"]:
         found = _by_column(found["train"], roles.split, where)
     read = {split: _labelled(dataset, roles, f"{where} ({split})", base) for split, dataset in found.items()}
+    if read["train"] is None:
+        raise DataError(f"{where} (train): every label is -1, which means none; choose a column with classes")
     return {split: labelled for split, labelled in read.items() if labelled is not None}
 
 

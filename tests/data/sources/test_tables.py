@@ -157,6 +157,11 @@ def test_a_test_split_whose_labels_are_withheld_counts_as_absent():
     assert (len(splits.train), len(splits.test)) == (4, 4)
 
 
+def test_training_images_without_labels_are_refused():
+    with pytest.raises(DataError, match=r"data \(train\): every label is -1"):
+        load("memory", dataset([-1, -1], ANIMALS))
+
+
 def test_the_one_class_column_is_the_label_whatever_else_there_is():
     splits = load("memory", dataset([0, 1] * 4, ANIMALS, width=list(range(8))))
     assert splits.class_names == ("dog", "cat")
