@@ -61,6 +61,19 @@ def test_one_cycle_is_pytorchs():
     np.testing.assert_allclose(rates("one_cycle", peak=0.1)[:-1], GOLDEN["one_cycle"], rtol=1e-5, atol=1e-9)
 
 
+def test_one_cycle_may_peak_between_two_steps():
+    """PyTorch's OneCycleLR over 25 steps, of which three tenths are no whole number."""
+    pytorch = {0: 0.04, 3: 0.4621424, 6: 0.9860521, 7: 0.9979872, 12: 0.7754494, 20: 0.1234678, 24: 4e-06}
+    values = rates("one_cycle", total=25, peak=1.0)
+    np.testing.assert_allclose([values[step] for step in pytorch], list(pytorch.values()), rtol=1e-5, atol=1e-7)
+
+
+def test_a_cycle_that_the_stage_cuts_short_stays_where_it_was():
+    values = rates({"name": "reheat", "every": {"steps": 4}}, total=10, peak=1.0, steps=50)
+    np.testing.assert_allclose(values[8:11], [1.0, half_cosine(0.25), half_cosine(0.5)], rtol=1e-6)
+    assert np.ptp(values[10:]) == 0
+
+
 @pytest.mark.parametrize("name", ["cosine", "linear", "exponential", "one_cycle"])
 def test_past_its_last_step_a_schedule_stays_at_its_end(name):
     options = {"end": 0.25} if name != "exponential" else {"every": {"steps": 10}, "factor": 0.5}
