@@ -85,7 +85,7 @@ def raw_pixels(splits: Splits) -> float:
 
 
 def from_scratch(recipe: Recipe, splits: Splits) -> float:
-    pretrained = finetune.load_backbone(recipe.backbone.source)
+    pretrained = finetune.load_backbone(recipe.backbone.origin)
     spec = pretrained.image_spec
     random = pretrained.module.init(jax.random.key(recipe.seed), jnp.zeros((1, spec.height, spec.width, 3)))
     classifier, variables = finetune.build_classifier((pretrained.module, random), len(splits.class_names))

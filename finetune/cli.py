@@ -20,6 +20,9 @@ app = typer.Typer(
 )
 
 RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or a model bundle.")]
+LocalCode = Annotated[
+    bool, typer.Option("--allow-local-code", help="Import the Linen module of your own that is named: it runs code.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -34,12 +37,19 @@ def run(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest saved state in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in the folder first.")] = False,
+    allow_local_code: LocalCode = False,
 ) -> None:
     """Run a recipe: train, evaluate and save a classifier."""
     from finetune import recipe as recipes
     from finetune import runner
 
-    result = runner.run(recipes.load_recipe(recipe, overrides or []), output=output, resume=resume, overwrite=overwrite)
+    result = runner.run(
+        recipes.load_recipe(recipe, overrides or []),
+        output=output,
+        resume=resume,
+        overwrite=overwrite,
+        allow_local_code=allow_local_code,
+    )
     rows = [[r["name"], str(r["n"]), f"{r['accuracy']:.4f}"] for r in result.summary["results"]]
     _table(["result", "test images", "accuracy"], rows)
     typer.echo(f"saved in {result.directory}")
@@ -50,11 +60,12 @@ def predict(
     directory: RunDirectory,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     as_json: AsJson = False,
+    allow_local_code: LocalCode = False,
 ) -> None:
     """Classify images with a trained model."""
     from finetune.inference.predictor import restore
 
-    predictions = restore(directory).predict(images)
+    predictions = restore(directory, allow_local_code=allow_local_code).predict(images)
     if as_json:
         records = [
             {"image": str(i), "label": p.label, "labels": p.labels, "index": p.index, "probabilities": p.probabilities}
@@ -73,11 +84,12 @@ def evaluate(
         str | None, typer.Option(metavar="SOURCE", help="Measure on the test images of this source instead.")
     ] = None,
     as_json: AsJson = False,
+    allow_local_code: LocalCode = False,
 ) -> None:
     """Measure a trained model on its run's test images."""
     from finetune.evaluation.evaluate_run import evaluate_run
 
-    found = evaluate_run(directory, data)
+    found = evaluate_run(directory, data, allow_local_code=allow_local_code)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return

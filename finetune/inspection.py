@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from finetune.data.splits import class_names_of
-from finetune.models.backbone import Backbone, load_backbone
-from finetune.models.classifier import Classifier, build_classifier
+from finetune.models.backbone import Backbone
+from finetune.models.classifier import Classifier
+from finetune.models.described import open_backbone, put_head
 from finetune.optim.optimizer import decays, rate_factors
 from finetune.optim.schedules import Clock
 from finetune.recipe import Recipe, TrainStage
@@ -36,8 +37,11 @@ class StepCost:
     bytes: dict[str, int]
 
 
-def inspect_recipe(recipe: Recipe) -> dict[str, Any]:
+def inspect_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, Any]:
     """Plain JSON values about every training stage.
+
+    Args:
+        allow_local_code: import the module of your own that the recipe names, if it does.
 
     Returns:
         ``stages``: for each ``name``, ``leaves`` (path, shape, size, partition, optimizer, learning_rate at its peak,
@@ -47,14 +51,13 @@ def inspect_recipe(recipe: Recipe) -> dict[str, Any]:
     Raises:
         FinetuneError: anything that would stop the run before its first step.
     """
-    config = recipe.backbone
-    backbone = load_backbone(**config.model_dump())
+    backbone = open_backbone(recipe.backbone, seed=recipe.seed, allow_local_code=allow_local_code)
     count = recipe.head.num_classes or len(class_names_of(recipe.data))
-    classifier, variables = build_classifier(backbone, count, dropout=recipe.head.dropout)
+    classifier, variables = put_head(backbone, recipe.head, count, seed=recipe.seed)
     stages = [stage for stage in recipe.stages if isinstance(stage, TrainStage)]
     return {
         "name": recipe.name,
-        "backbone": config.source,
+        "backbone": recipe.backbone.origin,
         "num_classes": count,
         "device": _device(),
         "stages": [_inspect_stage(stage, classifier, variables, backbone) for stage in stages],
@@ -109,7 +112,7 @@ def step_cost(training: Training, backbone: Backbone, batch_size: int) -> StepCo
     """Compiles the stage's step for a batch size, and reads what XLA says of it."""
     spec = backbone.image_spec
     batch = {
-        "image": jax.ShapeDtypeStruct((batch_size, spec.height, spec.width, 3), jnp.uint8),
+        "image": jax.ShapeDtypeStruct((batch_size, *spec.shape), jnp.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     }
     compiled = training.step.lower(jax.eval_shape(training.start), training.frozen, batch).compile()  # type: ignore[attr-defined]

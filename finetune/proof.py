@@ -26,7 +26,7 @@ def unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, 
     """How many frozen parameters and held statistics there are, and which of them are not bit-identical any more."""
     return {
         "parameters": sum(path.startswith("params/") for path in before),
-        "statistics": sum(path.startswith("batch_stats/") for path in before),
+        "statistics": sum(not path.startswith("params/") for path in before),
         "changed": sorted(path for path in before if after.get(path) != before[path]),
     }
 

@@ -28,13 +28,12 @@ from finetune.evaluation.metrics import evaluate
 from finetune.evaluation.steps import make_eval_step, make_feature_step
 from finetune.inference.bundle import hash_variables, save_bundle
 from finetune.inference.predictor import Predictor, restore
-from finetune.models.backbone import load_backbone
-from finetune.models.classifier import build_classifier
+from finetune.models.described import open_backbone, put_head
 from finetune.models.zero_shot import zero_shot_head
 from finetune.optim.partitions import merge, paths_of, pick
 from finetune.progress import Progress
 from finetune.proof import hash_leaves, movement, unchanged
-from finetune.recipe import Partition, ProbeStage, Recipe, TrainStage
+from finetune.recipe import ModuleConfig, Partition, ProbeStage, Recipe, TrainStage
 from finetune.run_folder import RunFolder, about_run
 from finetune.training.loop import Log
 from finetune.training.preparation import Division, Training
@@ -52,10 +51,11 @@ class RunResult:
 
     directory: Path
     summary: dict[str, Any]
+    allow_local_code: bool = False
 
     def predictor(self) -> Predictor:
         """The run's model, ready to predict."""
-        return restore(self.directory)
+        return restore(self.directory, allow_local_code=self.allow_local_code)
 
 
 def run(
@@ -66,6 +66,7 @@ def run(
     overwrite: bool = False,
     quiet: bool = False,
     data: Any = None,
+    allow_local_code: bool = False,
 ) -> RunResult:
     """Runs a recipe from pretrained weights to a measured, saved classifier.
 
@@ -76,6 +77,8 @@ def run(
         overwrite: remove an earlier run in the folder first.
         quiet: print nothing.
         data: a ``datasets.Dataset``, or a mapping of split names to some, for a recipe with ``data.source: memory``.
+        allow_local_code: import the module that ``backbone.module`` names, if it is not one of this toolkit's. That
+            runs it: look at it first.
 
     Raises:
         FinetuneError: anything wrong with recipe, data, weights or folder; it says what.
@@ -85,13 +88,13 @@ def run(
     if overwrite and resume:
         raise CheckpointError("--overwrite starts anew and --resume goes on: give one of them")
     with Progress(quiet) as progress, StopSignal() as signal:
-        work = _Run(recipe, folder, progress, signal, data)
+        work = _Run(recipe, folder, progress, signal, data, allow_local_code)
         goes_on = resume and folder.holds_run()
         if goes_on:
             folder.check_same(recipe, work.source_sha256, work.splits.sha256)
             if summary := folder.summary():
                 progress.say(f"{folder.directory}: already finished")
-                return RunResult(folder.directory, summary)
+                return RunResult(folder.directory, summary, allow_local_code)
         else:
             if overwrite:
                 folder.clear()  # only now that recipe, data and weights have been found good
@@ -100,7 +103,7 @@ def run(
                 folder.list_skipped(work.splits.skipped)
         with RunCheckpoints(folder.state) as checkpoints:
             work.go(checkpoints)
-        return RunResult(folder.directory, work.finish())
+        return RunResult(folder.directory, work.finish(), allow_local_code)
 
 
 def check_class_count(recipe: Recipe, splits: Splits) -> None:
@@ -131,7 +134,13 @@ class _Run:
     """A run under way. What it has reached is in ``variables`` and ``results``."""
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, progress: Progress, signal: StopSignal, data: Any = None
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        progress: Progress,
+        signal: StopSignal,
+        data: Any,
+        allow_local_code: bool,
     ) -> None:
         self.recipe, self.folder, self.progress, self.signal = recipe, folder, progress, signal
         self.seconds: dict[str, float] = {}
@@ -139,15 +148,14 @@ class _Run:
         self.moved: dict[str, Any] = {}  # by stage, by partition
         self.earlier: tuple[Any, list[Partition]] | None = None  # optimizer state of the stage before
         with self._timed("load"):
-            self.backbone = load_backbone(**recipe.backbone.model_dump())
+            self.backbone = open_backbone(recipe.backbone, seed=recipe.seed, allow_local_code=allow_local_code)
             self.splits = load_splits(recipe.data, recipe.seed, data)
             check_class_count(recipe, self.splits)
             check_label_kind(recipe, self.splits)
             self.train = self._training_images()
             self.spec = self.backbone.image_spec
-            self.classifier, self.variables = build_classifier(
-                self.backbone, len(self.splits.class_names), dropout=recipe.head.dropout
-            )
+            classes = len(self.splits.class_names)
+            self.classifier, self.variables = put_head(self.backbone, recipe.head, classes, seed=recipe.seed)
             self.source_sha256 = hash_variables(self.backbone.variables)
             self.frozen_sha256 = hash_leaves(self._still(self.variables))
             for index, stage in enumerate(recipe.stages):
@@ -158,7 +166,7 @@ class _Run:
                 stage_clock(s, self.splits.train).total_steps if isinstance(s, TrainStage) else 1 for s in recipe.stages
             ]
         sizes = f"{len(self.splits.train)} training and {len(self.splits.test)} test images"
-        progress.say(f"{recipe.name}: {sizes}, {len(self.splits.class_names)} classes, {recipe.backbone.source}")
+        progress.say(f"{recipe.name}: {sizes}, {len(self.splits.class_names)} classes, {recipe.backbone.origin}")
         if self.splits.skipped:
             progress.say(f"{len(self.splits.skipped)} broken images are left out: see skipped_images.txt")
         if leaks := leakage(self.splits):
@@ -433,8 +441,10 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
     def absolute(source: str) -> str:
         return str(Path(source).expanduser().absolute()) if is_path(source) else source
 
-    parts = {
-        name: getattr(recipe, name).model_copy(update={"source": absolute(getattr(recipe, name).source)})
-        for name in ("backbone", "data")
-    }
+    def part(config: Any, key: str) -> Any:
+        source = getattr(config, key)
+        return config if source is None else config.model_copy(update={key: absolute(source)})
+
+    key = "weights" if isinstance(recipe.backbone, ModuleConfig) else "source"
+    parts = {"backbone": part(recipe.backbone, key), "data": part(recipe.data, "source")}
     return recipe.model_copy(update=parts)

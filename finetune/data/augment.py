@@ -19,7 +19,7 @@ _ATTEMPTS = 10
 
 
 def make_training_transform(augment: Augment, spec: ImageSpec) -> TrainingTransform:
-    """``transform(image, generator)``: uint8 [H, W, 3] as the spec wants it; erasing follows on the device."""
+    """``transform(image, generator)``: uint8 [H, W, channels] as the spec wants it; erasing follows on the device."""
     return TrainingTransform(augment, spec)
 
 
@@ -33,7 +33,7 @@ class TrainingTransform:
     def __call__(self, image: ImageLike, rng: np.random.Generator) -> np.ndarray:
         a = self.augment
         if a.crop is None:
-            pixels = self.spec.to_uint8(open_image(image))
+            pixels = self.spec.fit(open_image(image))
         else:
             crop = a.crop
             pixels = decode_crop(image, lambda width, height: random_box(width, height, crop, rng), self.spec)
@@ -42,13 +42,13 @@ class TrainingTransform:
         if a.vertical_flip and rng.random() < a.vertical_flip:
             pixels = pixels[::-1]
         if a.color_jitter is None and a.policy is None:
-            return np.ascontiguousarray(pixels)
+            return self.spec.in_channels(np.ascontiguousarray(pixels))
         changed = Image.fromarray(np.ascontiguousarray(pixels))
         if a.color_jitter is not None:
             changed = jitter(changed, a.color_jitter, rng)
         if a.policy is not None:
             changed = apply_policy(changed, a.policy, rng)
-        return np.asarray(changed)
+        return self.spec.in_channels(np.asarray(changed))
 
 
 def random_box(width: int, height: int, crop: Crop, rng: np.random.Generator) -> Box:

@@ -17,7 +17,7 @@ _RESAMPLING = {name: Image.Resampling[name.upper()] for name in Interpolation.__
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Resize, then crop to the centre, then scale and normalize.
+    """Resize, then crop to the centre, then to the model's channels, then scale and normalize.
 
     Attributes:
         height, width: of what the model sees, in pixels.
@@ -25,19 +25,34 @@ class ImageSpec:
         interpolation: Pillow's filter for the resize.
         rounding: which way the crop's corner goes where the centre falls between two pixels: "floor" as in
             transformers, "even" as in torchvision, which timm and open_clip use.
-        mean, std: of each channel, after scaling to [0, 1].
+        mean, std: of each channel, after scaling to [0, 1]; three for RGB, one for grey.
     """
 
     height: int
     width: int
     resize: int | tuple[int, int] | None
     interpolation: Interpolation
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     rounding: Literal["floor", "even"] = "floor"
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of what the model sees."""
+        return self.height, self.width, len(self.mean)
+
     def to_uint8(self, image: Image.Image) -> np.ndarray:
-        """The RGB image as uint8 [height, width, 3]; equal to transformers' PIL pipeline."""
+        """The RGB image as uint8 [height, width, channels]; equal to transformers' PIL pipeline."""
+        return self.in_channels(self.fit(image))
+
+    def in_channels(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 RGB [H, W, 3] as the model's channels: as it is, or its luma (ITU-R 601-2) [H, W, 1]."""
+        if len(self.mean) == 3:
+            return pixels
+        return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+
+    def fit(self, image: Image.Image) -> np.ndarray:
+        """The RGB image at the model's size, uint8 [height, width, 3]."""
         if self.resize is not None:
             image = image.resize(self._resized(*image.size), self.resampling)
         left, top = self._corner(image.width - self.width), self._corner(image.height - self.height)
@@ -61,7 +76,7 @@ class ImageSpec:
         return (edge, other) if width <= height else (other, edge)
 
     def normalize(self, images: jax.Array) -> jax.Array:
-        """uint8 [N, H, W, 3] to normalized float32 of the same shape; runs on the device, inside jit."""
+        """uint8 [N, H, W, channels] to normalized float32 of the same shape; runs on the device, inside jit."""
         import jax.numpy as jnp
 
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)

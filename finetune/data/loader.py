@@ -14,7 +14,7 @@ from finetune.data.images import ImageLike, open_image
 from finetune.data.split import Split
 from finetune.errors import DataError
 
-# image: uint8 [N, H, W, 3]; label: int32 [N], or float32 [N, C] with many labels; weight: float32 [N] in evaluation
+# image: uint8 [N, H, W, C]; label: int32 [N], or float32 [N, C] with many labels; weight: float32 [N] in evaluation
 Batch = dict[str, np.ndarray]
 Prepare = Callable[[ImageLike, np.random.Generator], np.ndarray]
 
@@ -73,7 +73,7 @@ def training_batches(
     The iterator's ``get_state()`` and ``set_state()`` carry its position through a checkpoint.
 
     Args:
-        prepare: (image, generator) -> uint8 [H, W, 3]; the generator is a function of seed, epoch and index.
+        prepare: (image, generator) -> uint8 [H, W, C]; the generator is a function of seed, epoch and index.
         batch_size: over all shards.
         workers: processes that decode; 0 decodes in threads.
         balanced: every class equally often; an epoch is as many images as ever.

@@ -15,7 +15,7 @@ def save_sheet(path: Path, images: np.ndarray, captions: Sequence[str]) -> None:
     """Writes a PNG with each image above its caption.
 
     Args:
-        images: uint8 [N, H, W, 3]; shown with square pixels, at one size.
+        images: uint8 [N, H, W, 3] or [N, H, W, 1]; shown with square pixels, at one size.
     """
     columns = min(_COLUMNS, len(images))
     rows = -(-len(images) // columns)
@@ -23,7 +23,7 @@ def save_sheet(path: Path, images: np.ndarray, captions: Sequence[str]) -> None:
     draw = ImageDraw.Draw(sheet)
     for i, (array, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = i % columns * _CELL, i // columns * (_CELL + _TEXT)
-        image = Image.fromarray(array)
+        image = Image.fromarray(array if array.shape[-1] == 3 else array[..., 0])
         scale = (_CELL - 4) / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         filter = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC

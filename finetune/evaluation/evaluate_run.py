@@ -17,19 +17,20 @@ from finetune.inference.predictor import restore
 from finetune.recipe import load_recipe
 
 
-def evaluate_run(directory: str | Path, source: str | None = None) -> dict[str, Any]:
+def evaluate_run(directory: str | Path, source: str | None = None, *, allow_local_code: bool = False) -> dict[str, Any]:
     """``n``, ``accuracy`` and ``loss`` of a run's model on test images, and how many broken ones were ``skipped``.
 
     Args:
         directory: the run's folder.
         source: another data source; its classes are matched to the model's by name.
+        allow_local_code: as in :func:`restore`.
 
     Raises:
         CheckpointError: no finished model there.
         DataError: the source's classes are not the model's.
     """
     folder = Path(directory)
-    predictor = restore(folder)
+    predictor = restore(folder, allow_local_code=allow_local_code)
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder}: has no recipe.yaml; evaluate needs a run's folder")
     recipe = load_recipe(folder / "recipe.yaml")

@@ -22,8 +22,9 @@ from flax.traverse_util import flatten_dict
 from finetune.checkpoint import on_this_device
 from finetune.data.image_spec import ImageSpec
 from finetune.errors import CheckpointError, first_line, require_space
-from finetune.models.backbone import Backbone, build_module, describe
+from finetune.models.backbone import Backbone
 from finetune.models.classifier import Classifier
+from finetune.models.described import build_module, describe
 
 FORMAT = 2
 
@@ -71,7 +72,7 @@ def save_bundle(
     model = {
         "format": FORMAT,
         "backbone": describe(backbone),
-        "head": {"num_classes": classifier.num_classes, "pool": classifier.pool, "dropout": classifier.dropout},
+        "head": {name: getattr(classifier, name) for name in ("num_classes", "pool", "dropout", "whole")},
         "class_names": list(class_names),
         "multi_label": multi_label,
         "image_spec": backbone.image_spec.to_json(),
@@ -95,11 +96,15 @@ def save_bundle(
     return weights
 
 
-def load_bundle(directory: Path) -> Bundle:
+def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
     """Reads a bundle onto this process's default device, whatever machine wrote it.
+
+    Args:
+        allow_local_code: import the module of your own that the bundle names, if it does.
 
     Raises:
         CheckpointError: not a bundle, or one whose parts are missing, damaged or do not fit each other.
+        ModelError: it names a module that is not allowed, or is not there.
     """
     file = directory / "model.json"
     try:
@@ -107,7 +112,7 @@ def load_bundle(directory: Path) -> Bundle:
         if model["format"] != FORMAT:
             raise CheckpointError(f"{file}: format {model['format']}, made by another version; this one reads {FORMAT}")
         spec = ImageSpec.from_json(model["image_spec"])
-        module = build_module(model["backbone"]["family"], model["backbone"]["config"])
+        module = build_module(**model["backbone"], allow_local_code=allow_local_code)
         classifier = Classifier(module, **model["head"])
         class_names = tuple(model["class_names"])
         multi_label = bool(model.get("multi_label", False))
@@ -123,7 +128,7 @@ def load_bundle(directory: Path) -> Bundle:
 
 
 def _load_weights(folder: Path, classifier: Classifier, spec: ImageSpec) -> dict[str, Any]:
-    pixels = jax.ShapeDtypeStruct((1, spec.height, spec.width, 3), jnp.float32)
+    pixels = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
     shapes = jax.eval_shape(lambda x: classifier.init(jax.random.key(0), x), pixels)
     try:
         with ocp.StandardCheckpointer() as checkpointer:

@@ -101,13 +101,16 @@ class Predictor:
         return jax.jit(probabilities)
 
 
-def restore(directory: str | Path, *, step: int | Literal["best", "last"] = "best") -> Predictor:
+def restore(
+    directory: str | Path, *, step: int | Literal["best", "last"] = "best", allow_local_code: bool = False
+) -> Predictor:
     """A predictor from a run's folder, or from a model bundle moved anywhere alone.
 
     Args:
         directory: what ``finetune run`` wrote, or its ``model`` folder.
         step: ``best``, the model that the run chose; ``last``, the newest saved state; or the number of a saved
             state. The last two need the run's folder.
+        allow_local_code: import the module of your own that the model was made with, if it was.
 
     Raises:
         CheckpointError: nothing to restore there, a damaged bundle, or a step that is not saved.
@@ -121,7 +124,7 @@ def restore(directory: str | Path, *, step: int | Literal["best", "last"] = "bes
         raise CheckpointError(
             f"{folder}: {what if folder.is_dir() else 'no such folder'}; give what finetune run wrote"
         )
-    bundle = load_bundle(home)
+    bundle = load_bundle(home, allow_local_code=allow_local_code)
     if step == "best":
         return Predictor(bundle)
     if not (folder / "state").is_dir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -201,23 +201,9 @@ def load_clip(
     return loaded
 
 
-def build_module(family: str, config: dict[str, Any]) -> nn.Module:
-    """The vision module of a saved bundle, from its family and its configuration as :func:`describe` gave it."""
-    known = {member.name: member for member in FAMILIES}
-    if family not in known:
-        raise ModelError(f"unknown model family {family!r}; supported: {', '.join(known)}")
-    values = {key: _tuples(value) for key, value in config.items()}
-    return known[family].module(known[family].config(**values))
-
-
 def depth_of(paths: Collection[str]) -> dict[str, int]:
     """Depth of each parameter of a backbone of any family, or of one whose tree is the same; see :func:`depths`."""
     return depths(paths, [family.depth for family in FAMILIES])
-
-
-def describe(backbone: Backbone) -> dict[str, Any]:
-    """What :func:`build_module` needs, as plain JSON values."""
-    return {"family": backbone.family, "config": asdict(backbone.config)}
 
 
 def _with_rates(config: Any, family: Family, **rates: float | None) -> Any:
@@ -231,10 +217,6 @@ def _with_rates(config: Any, family: Family, **rates: float | None) -> Any:
             raise ModelError(f"{option}: {family.title} has none inside; the head's own dropout is another setting")
         config = replace(config, **{field: rate})
     return config
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _find(checkpoint: Checkpoint) -> tuple[Family, Reader]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import unfreeze
+from flax.traverse_util import flatten_dict
 
 from finetune.errors import ModelError, TransferError
 from finetune.models.backbone import Backbone
@@ -21,20 +24,24 @@ class Classifier(nn.Module):
     """``backbone`` -> pooled features -> dropout -> linear ``head``; after Flax's guide on transfer learning.
 
     Attributes:
-        backbone: any Linen module from images to features. Its training switch may be called ``train``,
+        backbone: any Linen module from images to features. It may take a training switch called ``train``,
             ``training`` or ``deterministic``; it may return a BackboneOutput, a transformers output, or an array.
-        num_classes: width of the head.
+        num_classes: width of the head, or of a whole model's output.
         dropout: rate on the pooled features, in training.
         pool: ``pooler`` (the backbone's own pooling), ``cls`` (first token) or ``mean`` (over tokens or pixels).
             None takes ``pooler`` where there is one, else the array itself if it is [N, features], else ``mean``.
+        whole: the backbone is a whole model, whose output are the logits: no head is put on it.
     """
 
     backbone: nn.Module
     num_classes: int
     dropout: float = 0.0
     pool: Pool | None = None
+    whole: bool = False
 
     def setup(self) -> None:
+        if self.whole:
+            return
         self.head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)
         self.head_dropout = nn.Dropout(self.dropout)
 
@@ -50,17 +57,44 @@ class Classifier(nn.Module):
         Returns:
             float32 [N, num_classes].
         """
-        features = self.features(images, train if backbone_train is None else backbone_train)
+        train_backbone = train if backbone_train is None else backbone_train
+        if self.whole:
+            output = self.backbone(images, **training_switch(self.backbone, train_backbone))
+            return jnp.asarray(_logits(output), jnp.float32)
+        features = self.features(images, train_backbone)
         return self.head(self.head_dropout(features, deterministic=not train)).astype(jnp.float32)
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
         """The pooled features that the head reads, [N, num_features]."""
-        accepted = inspect.signature(type(self.backbone).__call__).parameters
-        switches = {"train": train, "training": train, "deterministic": not train}
-        arguments = {name: value for name, value in switches.items() if name in accepted}
-        if self.pool in (None, "pooler") and "pooled_only" in accepted:
+        arguments = training_switch(self.backbone, train)
+        if self.pool in (None, "pooler") and "pooled_only" in _arguments(self.backbone):
             arguments["pooled_only"] = True
         return _pooled(self.backbone(images, **arguments), self.pool)
+
+
+def training_switch(module: nn.Module, train: bool) -> dict[str, bool]:
+    """The arguments by which a module is told whether it trains; none where it makes no difference to it.
+
+    Raises:
+        ModelError: its switch is an attribute alone, which would stay as it is.
+    """
+    switches = {"train": train, "training": train, "deterministic": not train}
+    accepted = _arguments(module)
+    fixed = [field.name for field in fields(module) if field.name in switches]
+    if fixed and accepted.isdisjoint(switches):
+        raise ModelError(
+            f"{type(module).__name__}: its {fixed[0]!r} is an attribute, the same in training and in evaluation; "
+            f"take it as an argument: def __call__(self, x, {fixed[0]})"
+        )
+    return {name: value for name, value in switches.items() if name in accepted}
+
+
+def _arguments(module: nn.Module) -> set[str]:
+    return set(inspect.signature(type(module).__call__).parameters)
+
+
+def _logits(output: Any) -> Any:
+    return getattr(output, "logits", output[0] if isinstance(output, tuple) else output)
 
 
 def _pooled(output: Any, pool: Pool | None) -> jax.Array:
@@ -84,11 +118,12 @@ def build_classifier(
     backbone: Backbone | tuple[nn.Module, Mapping[str, Any]],
     num_classes: int,
     *,
-    head_init: Literal["zeros", "lecun_normal"] | jax.Array = "zeros",
+    head_init: Literal["zeros", "lecun_normal"] | jax.Array | None = "zeros",
     dropout: float = 0.0,
     pool: Pool | None = None,
     rng: jax.Array | None = None,
     image_size: int | None = None,
+    example: Any = None,
 ) -> tuple[Classifier, dict[str, Any]]:
     """Puts a head on a backbone and carries the pretrained variables over, every collection of them.
 
@@ -97,33 +132,56 @@ def build_classifier(
             models included.
         num_classes: number of classes.
         head_init: ``zeros``, ``lecun_normal``, or a kernel [num_features, num_classes] such as
-            :func:`zero_shot_head` makes. The bias starts at zero.
+            :func:`zero_shot_head` makes. The bias starts at zero. None puts no head on a model that is whole, whose
+            output are the logits.
         dropout: rate on the pooled features.
         pool: see :class:`Classifier`.
         rng: key for ``lecun_normal``; by default key 0.
         image_size: edge in pixels used to find shapes when a (module, variables) pair does not tell it.
+        example: a batch, or its ``jax.ShapeDtypeStruct``, for a module that takes other than float32
+            [N, image_size, image_size, 3].
 
     Returns:
         The module, and variables with ``params`` = {``backbone``, ``head``}. Leaves are shared, not copied.
 
     Raises:
         TransferError: backbone variables that do not fit the module, or a kernel of another shape.
+        ModelError: a whole model whose output is not [N, num_classes].
     """
     module, variables = (backbone.module, backbone.variables) if isinstance(backbone, Backbone) else backbone
-    classifier = Classifier(module, num_classes, dropout, pool)
-    size = image_size or _image_size(backbone, module)
-    pixels = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda x: classifier.init(jax.random.key(0), x), pixels)
-    head = _init_head(shapes["params"]["head"], head_init, jax.random.key(0) if rng is None else rng)
-    target = {**shapes, "params": {**shapes["params"], "head": head}}
-    result, _ = transplant(variables, target, into="backbone", fresh=["params/head/.*"])
+    classifier = Classifier(module, num_classes, dropout, pool, whole=head_init is None)
+    inputs = _shape_of(backbone, module, image_size) if example is None else example
+    logits, target = _init_shapes(classifier, inputs)
+    if logits.shape != (inputs.shape[0], num_classes):
+        raise ModelError(
+            f"{type(module).__name__}: as a whole model for {num_classes} classes it has to give "
+            f"[N, {num_classes}]; for images {list(inputs.shape)} it gives {list(logits.shape)}"
+        )
+    if head_init is not None:
+        head = _init_head(target["params"]["head"], head_init, jax.random.key(0) if rng is None else rng)
+        target = {**target, "params": {**target["params"], "head": head}}
+    result, _ = transplant(state_of(variables), target, into="backbone", fresh=["params/head/.*"])
     return classifier, result
 
 
-def _image_size(backbone: Any, module: nn.Module) -> int:
+def _init_shapes(classifier: Classifier, inputs: Any) -> tuple[Any, dict[str, Any]]:
+    """Shapes of the logits and of the variables."""
+    logits, shapes = jax.eval_shape(lambda x: classifier.init_with_output(jax.random.key(0), x), inputs)
+    return logits, state_of(shapes)
+
+
+def state_of(variables: Any) -> dict[str, Any]:
+    """Variables without partitioning metadata, and without collections that are no state: what modules ``sow`` for
+    others to see, which is in tuples."""
+    trees = nn.meta.unbox(unfreeze(variables)).items()
+    return {name: tree for name, tree in trees if not any(isinstance(x, tuple) for x in flatten_dict(tree).values())}
+
+
+def _shape_of(backbone: Any, module: nn.Module, image_size: int | None) -> jax.ShapeDtypeStruct:
     if isinstance(backbone, Backbone):
-        return backbone.image_spec.height
-    return int(getattr(getattr(module, "config", None), "image_size", None) or 224)
+        return jax.ShapeDtypeStruct((1, *backbone.image_spec.shape), jnp.float32)
+    size = image_size or int(getattr(getattr(module, "config", None), "image_size", None) or 224)
+    return jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
 
 
 def _init_head(shapes: Any, init: Any, rng: jax.Array) -> dict[str, jax.Array]:

@@ -22,31 +22,40 @@ class BatchNorm(nn.Module):
     The tree is that of ``nn.BatchNorm``: ``scale`` and ``bias`` in params, ``mean`` and ``var`` in batch_stats, all of
     them float32 [C]. With ``train`` it normalizes with the batch's mean and biased variance and, where batch_stats is
     mutable, moves the running statistics towards the batch's mean and unbiased variance, as PyTorch does and
-    ``nn.BatchNorm`` does not. Without, it normalizes with the running statistics.
+    ``nn.BatchNorm`` does not. Without, it normalizes with the running statistics, or where none are tracked with the
+    batch's.
 
     Attributes:
         features: C.
         momentum: how much of the running statistics each step keeps: Flax's decay, 1 - PyTorch's momentum.
         epsilon: added to the variance.
+        affine: learn a scale and a bias.
+        track: keep running statistics.
         dtype: of the output; statistics are float32 whatever it is.
     """
 
     features: int
     momentum: float = 0.9
     epsilon: float = 1e-5
+    affine: bool = True
+    track: bool = True
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
         shape = (self.features,)
-        self.scale = self.param("scale", nn.initializers.ones, shape)
-        self.bias = self.param("bias", nn.initializers.zeros, shape)
-        self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
-        self.var = self.variable("batch_stats", "var", jnp.ones, shape)
+        if self.affine:
+            self.scale = self.param("scale", nn.initializers.ones, shape)
+            self.bias = self.param("bias", nn.initializers.zeros, shape)
+        if self.track:
+            self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+            self.var = self.variable("batch_stats", "var", jnp.ones, shape)
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        mean, var = self._batch_statistics(x) if train else (self.mean.value, self.var.value)
-        factor = self.scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x * factor + (self.bias - mean * factor)).astype(self.dtype)
+        running = self.track and not train
+        mean, var = (self.mean.value, self.var.value) if running else self._batch_statistics(x)
+        scale, bias = (self.scale, self.bias) if self.affine else (1.0, 0.0)
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x * factor + (bias - mean * factor)).astype(self.dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and biased variance of all positions, float32 [C] each; keeps them where it may."""
@@ -54,7 +63,7 @@ class BatchNorm(nn.Module):
         positions = tuple(range(x.ndim - 1))
         mean = x.mean(positions)
         var = jnp.square(x - mean).mean(positions)  # not E[x^2] - E[x]^2, which cancels where the mean is large
-        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+        if self.track and self.is_mutable_collection("batch_stats") and not self.is_initializing():
             count = x.size // x.shape[-1]
             unbiased = var * (count / max(count - 1, 1))
             self.mean.value = self.momentum * self.mean.value + (1 - self.momentum) * mean

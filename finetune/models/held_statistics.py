@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import flax.linen as nn
 
-from finetune.models.convolution import BatchNorm
+from finetune.errors import ModelError
 
-_SWITCHES = ("train", "use_running_average")
+_EVALUATION = {"train": False, "training": False, "deterministic": True, "use_running_average": True}
 
 
 @contextmanager
 def hold_statistics(paths: Collection[str]) -> Iterator[None]:
-    """Within it, the batch-normalization modules at ``paths`` normalize with their running statistics and leave them.
+    """Within it, the modules at ``paths``, which keep running statistics, normalize with these and leave them.
 
-    Works on models as they are, ``flax.linen.BatchNorm`` included, by ``flax.linen.intercept_methods``: trained by
-    calling ``apply(..., train=True, mutable=["batch_stats"])`` inside.
+    Works on models as they are, by ``flax.linen.intercept_methods``: trained by calling ``apply(..., train=True,
+    mutable=["batch_stats"])`` inside.
 
     Args:
-        paths: of modules, from the module that is applied, joined by ``/``.
+        paths: of modules, from the module that is applied, joined by ``/``; ``flax.linen.BatchNorm``, or any that takes
+            ``train``, ``training``, ``deterministic`` or ``use_running_average``.
+
+    Raises:
+        ModelError: while applying, where a module takes none of these.
     """
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
-        held = isinstance(module, BatchNorm | nn.BatchNorm) and "/".join(module.path) in paths
-        if context.method_name != "__call__" or not held:
+        if context.method_name != "__call__" or "/".join(module.path) not in paths:
             return call(*args, **kwargs)
-        images, others = args[:1], {name: value for name, value in kwargs.items() if name not in _SWITCHES}
-        if isinstance(module, BatchNorm):
-            return call(*images, **others, train=False)
-        if module.use_running_average is None:
-            return call(*images, **others, use_running_average=True)
-        # Flax takes the switch as an argument or as an attribute, and refuses both
-        with _attribute(module, "use_running_average", True):
-            return call(*images, **others)
+        bound = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
+        switches = {name: value for name, value in _EVALUATION.items() if name in bound.signature.parameters}
+        if not switches:
+            raise ModelError(
+                f"{type(module).__name__} at {'/'.join(module.path)}: its statistics cannot be held: its __call__ "
+                f"takes none of {', '.join(_EVALUATION)}"
+            )
+        if getattr(module, "use_running_average", None) is not None:
+            # Flax takes the switch as an argument or as an attribute, and refuses both
+            with _attribute(module, "use_running_average", True):
+                return call(*args, **kwargs)
+        bound.arguments.update(switches)
+        return call(*bound.args[1:], **bound.kwargs)
 
     with nn.intercept_methods(intercept):
         yield

@@ -39,8 +39,9 @@ class Clock:
 def build_schedule(schedule: Schedule, peak: float, clock: Clock) -> optax.Schedule:
     """step -> learning rate.
 
-    A warm-up rises from peak / warm-up steps to the peak, so that no step is lost at rate zero; the curve fills the
-    rest of the stage and stays at its end from there on.
+    A warm-up rises from peak / warm-up steps, or from ``warmup_from`` times the peak, to the peak; the curve fills the
+    rest of the stage and stays at its end from there on. ``warmup_from`` 0 with ``cosine`` is
+    ``optax.warmup_cosine_decay_schedule``, and the schedule of Flax's guide.
 
     Raises:
         PartitionError: durations that do not fit into the stage.
@@ -53,7 +54,11 @@ def build_schedule(schedule: Schedule, peak: float, clock: Clock) -> optax.Sched
     curve = _CURVES[schedule.name](schedule, peak, clock, warmup)
     if warmup == 0 or schedule.name == "one_cycle":
         return curve
-    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1)), curve], [warmup])
+    if schedule.warmup_from is None:
+        rise = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
+    else:
+        rise = optax.linear_schedule(peak * schedule.warmup_from, peak, warmup)
+    return optax.join_schedules([rise, curve], [warmup])
 
 
 def _constant(schedule: Any, peak: float, clock: Clock, warmup: int) -> optax.Schedule:

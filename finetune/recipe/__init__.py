@@ -1,5 +1,6 @@
 """Recipes: what to fine-tune, on what, and how."""
 
+from finetune.recipe.backbone import BackboneConfig, HeadConfig, ImageConfig, ModuleConfig, PretrainedConfig
 from finetune.recipe.data import Columns, DataConfig
 from finetune.recipe.learning import Length, Loss, Optimizer, Schedule
 from finetune.recipe.recipe import Recipe, find_recipe, load_recipe
@@ -7,13 +8,18 @@ from finetune.recipe.stages import FROZEN, Lora, Partition, ProbeStage, Stage, T
 
 __all__ = [
     "FROZEN",
+    "BackboneConfig",
     "Columns",
     "DataConfig",
+    "HeadConfig",
+    "ImageConfig",
     "Length",
     "Lora",
     "Loss",
+    "ModuleConfig",
     "Optimizer",
     "Partition",
+    "PretrainedConfig",
     "ProbeStage",
     "Recipe",
     "Schedule",

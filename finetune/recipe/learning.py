@@ -39,43 +39,57 @@ Duration = Annotated[Length, BeforeValidator(_fraction_of_the_stage)]
 _NONE = Length(steps=0)
 
 
-class Constant(Part):
+class _Warmed(Part):
+    """A linear rise to the peak, before whatever the schedule does.
+
+    Attributes:
+        warmup: how long it takes.
+        warmup_from: rate of its first step, as a fraction of the peak; by default what one step rises by, so that no
+            step is lost at rate zero.
+    """
+
+    warmup: Duration = _NONE
+    warmup_from: float | None = Field(None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _starts_only_what_there_is(self) -> _Warmed:
+        if self.warmup_from is not None and self.warmup == _NONE:
+            raise ValueError("warmup_from needs a warmup")
+        return self
+
+
+class Constant(_Warmed):
     """The peak rate, after the warm-up."""
 
     name: Literal["constant"] = "constant"
-    warmup: Duration = _NONE  # linear rise to the peak, before whatever the schedule does
 
 
-class Cosine(Part):
+class Cosine(_Warmed):
     """Half a cosine from the peak down to ``end`` times the peak (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
 
     name: Literal["cosine"] = "cosine"
-    warmup: Duration = _NONE
     end: float = Field(0.0, ge=0, le=1)  # last rate as a fraction of the peak
 
 
-class Linear(Part):
+class Linear(_Warmed):
     """A straight line from the peak down to ``end`` times the peak."""
 
     name: Literal["linear"] = "linear"
-    warmup: Duration = _NONE
     end: float = Field(0.0, ge=0, le=1)
 
 
-class Step(Part):
+class Step(_Warmed):
     """The rate is multiplied by ``factor`` at each of the moments ``at``, counted from the stage's start."""
 
     name: Literal["step"] = "step"
-    warmup: Duration = _NONE
     at: list[Duration] = Field(min_length=1)
     factor: float = Field(0.1, gt=0, lt=1)
 
 
-class Exponential(Part):
+class Exponential(_Warmed):
     """The rate is multiplied by ``factor`` once per ``every``: smoothly, or in stairs."""
 
     name: Literal["exponential"] = "exponential"
-    warmup: Duration = _NONE
     every: Duration
     factor: float = Field(gt=0, lt=1)
     staircase: bool = False
@@ -91,12 +105,11 @@ class OneCycle(Part):
     end: float = Field(1 / 25e4, ge=0, le=1)
 
 
-class Reheat(Part):
+class Reheat(_Warmed):
     """Cosine cycles that begin at the peak again (warm restarts, arXiv:1608.03983); cycle i lasts
     ``every * growth**i`` and peaks at ``factor**i`` times the peak."""
 
     name: Literal["reheat"] = "reheat"
-    warmup: Duration = _NONE
     every: Duration
     growth: float = Field(1.0, ge=1)
     factor: float = Field(1.0, gt=0, le=1)

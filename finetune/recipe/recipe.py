@@ -4,44 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from finetune import bundled
 from finetune.errors import RecipeError, nearest
+from finetune.recipe.backbone import BackboneConfig, HeadConfig, ModuleConfig
 from finetune.recipe.data import DataConfig
-from finetune.recipe.part import Fraction, Name, Part, locate
+from finetune.recipe.part import Name, Part, locate
 from finetune.recipe.source import RecipeSource
-from finetune.recipe.stages import Stage, TrainStage
+from finetune.recipe.stages import ProbeStage, Stage, TrainStage
 
 _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"}  # for the error that names the key
-
-
-class BackboneConfig(Part):
-    """The pretrained model: a folder, a hub id (``owner/name[@revision]``), or ``builtin:tiny-clip``."""
-
-    source: str
-    revision: str | None = None
-    image_size: int | None = Field(None, ge=8, le=4096)  # edge in pixels; the checkpoint's own by default
-    dropout: Fraction | None = None  # inside the backbone, in training; the checkpoint's own by default
-    drop_path: Fraction | None = None  # stochastic depth, likewise: rate of the last block, rising from 0 at the first
-
-
-class HeadConfig(Part):
-    """The layer that is put on the backbone's pooled features."""
-
-    init: Literal["zeros", "zero_shot"] = "zeros"
-    templates: list[str] = Field(["a photo of a {}"])  # prompts of the zero-shot head; {} stands for the class name
-    num_classes: int | None = Field(None, ge=2)  # checked against the data where given
-    dropout: Fraction = 0.0
-
-    @field_validator("templates")
-    @classmethod
-    def _one_place_for_the_class(cls, templates: list[str]) -> list[str]:
-        if not templates or any(t.count("{}") != 1 for t in templates):
-            raise ValueError("each template needs {} once, where the class name goes")
-        return templates
 
 
 class EvaluateConfig(Part):
@@ -65,6 +40,15 @@ class Recipe(Part):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"stages need different names; used twice: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_done_to_the_head_has_one(self) -> Recipe:
+        if self.head.init == "none" and not isinstance(self.backbone, ModuleConfig):
+            raise ValueError("head.init: none is for a module that is whole; a pretrained backbone needs a head")
+        for stage in self.stages:
+            if self.head.init == "none" and isinstance(stage, ProbeStage):
+                raise ValueError(f"stage {stage.name!r}: a probe fits the head, and head.init: none puts on none")
         return self
 
     @model_validator(mode="after")

@@ -30,10 +30,12 @@ class Division:
     Attributes:
         rules: path of a parameter -> the partition that decides about it.
         held: modules whose running statistics are held.
+        still: ``collection/path`` of leaves outside of params and batch_stats that a rule freezes.
     """
 
     rules: Mapping[str, Partition]
     held: frozenset[str]
+    still: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, variables: Any, partitions: list[Partition]) -> Division:
@@ -47,7 +49,7 @@ class Division:
         numbers = decide([*paths, *alone], partitions)
         rules = {path: partitions[number] for path, number in numbers.items()}
         held = {m for m, path in statistics.items() if rules[affine.get(m, path)].holds_statistics}
-        return cls({path: rules[path] for path in paths}, frozenset(held))
+        return cls({path: rules[path] for path in paths}, frozenset(held), _still(variables, partitions))
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -65,7 +67,7 @@ class Division:
     def holds(self, path: str) -> bool:
         """Whether a leaf outside of params, ``collection/path``, stays as it is."""
         collection, _, inner = path.partition("/")
-        return collection == "batch_stats" and _module(inner) in self.held
+        return path in self.still or (collection == "batch_stats" and _module(inner) in self.held)
 
 
 class Training:
@@ -161,7 +163,7 @@ class Training:
         return {**collections, "params": params}
 
     def look(self, batch: Any) -> jax.Array:
-        """The batch's images as the first step sees them, uint8 [N, H, W, 3]."""
+        """The batch's images as the first step sees them, uint8 [N, H, W, C]."""
         key = jax.random.fold_in(jax.random.key(self._seed), 0)
         images, _ = altered(
             self._spec.normalize(batch["image"]),
@@ -218,6 +220,19 @@ def _computing(classifier: Classifier, stage: TrainStage) -> Classifier:
             asked = "precision" if name == "dtype" else name
             raise ModelError(f"{asked}: {type(classifier.backbone).__name__} has no attribute {name!r} to set")
     return classifier.clone(backbone=classifier.backbone.clone(**changes)) if changes else classifier
+
+
+def _still(variables: Any, partitions: list[Partition]) -> frozenset[str]:
+    """What a rule freezes of a module's own collections; what no rule speaks of changes as the module changes it."""
+    names = variables.keys() - {"params", "batch_stats"}
+    inner = {path: f"{name}/{path}" for name in names for path in paths_of(variables[name])}
+    if not inner:
+        return frozenset()
+    numbers = decide(list(inner), [*((rule.match, rule.label) for rule in partitions), (".*", "")])
+    held = {
+        path for path, number in numbers.items() if number < len(partitions) and partitions[number].holds_statistics
+    }
+    return frozenset(inner[path] for path in held)
 
 
 def _module(path: str) -> str:

@@ -76,7 +76,7 @@ def make_train_step(
 
     Args of the step:
         frozen: ``{"params": ..., "batch_stats": ...}``, all that does not change; only read.
-        batch: ``image`` uint8 [N, H, W, 3]; ``label`` int [N], or float32 [N, num_classes]: a distribution over the
+        batch: ``image`` uint8 [N, H, W, C]; ``label`` int [N], or float32 [N, num_classes]: a distribution over the
             classes, or for the sigmoid loss the set of them.
     """
     options = options or StepOptions()
@@ -148,6 +148,9 @@ def _apply(
     own = {name: tree for name, tree in params.items() if name != LORA}
     names = (frozen.keys() | collections.keys()) - {"params", "anchor"}
     variables = {name: merge(frozen.get(name, {}), collections.get(name, {})) for name in names}
+    learns = bool({"backbone", LORA} & params.keys()) or bool(collections)
+    # A module in training may write to a collection of its own that is frozen; that is let go of.
+    mutable = sorted(collections.keys() | (names - {"batch_stats"})) if learns else []
     with ExitStack() as inside:
         if options.held:
             inside.enter_context(hold_statistics(options.held))
@@ -157,9 +160,9 @@ def _apply(
             {"params": merge(frozen["params"], own), **variables},
             images,
             train=True,
-            backbone_train=bool({"backbone", LORA} & params.keys()) or bool(collections),
-            rngs={"dropout": key},
-            mutable=list(collections),
+            backbone_train=learns,
+            rngs={"dropout": key, "params": jax.random.fold_in(key, 2)},  # Linen takes the second for other names
+            mutable=mutable,
         )
     kept = {
         name: pick(updated[name], {"/".join(key) for key in flatten_dict(tree)}) for name, tree in collections.items()

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 import finetune
 from finetune.errors import ModelError, TransferError
-from finetune.models.backbone import build_module, describe, load_backbone, load_clip
+from finetune.models.backbone import load_backbone, load_clip
+from finetune.models.described import build_module, describe
 
 OWN = Path(__file__).parent.parent / "goldens"
 
