@@ -99,6 +99,41 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of finished runs.")],
+    figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw their curves: .png, .svg or .pdf.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set finished runs side by side: test results, speed and curves."""
+    from finetune.comparison import compare_runs, draw_curves
+
+    found = compare_runs(directories)
+    if figure is not None:
+        draw_curves(found, figure)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    rows = []
+    for run in found:
+        best = max((value for _, value in run["curves"]["validation_accuracy"]), default=None)
+        losses, speed = run["curves"]["train_loss"], run["images_per_second"]
+        rows.append(
+            [
+                run["name"],
+                f"{run['results']['accuracy']:.4f}",
+                f"{run['results']['loss']:.4f}",
+                "" if best is None else f"{best:.4f}",
+                f"{losses[-1][1]:.4f}" if losses else "",
+                "" if speed is None else f"{speed:,.0f}",
+            ]
+        )
+    columns = ["run", "test accuracy", "test loss", "best validation", "last training loss", "images a second"]
+    _table(columns, rows)
+    if figure is not None:
+        typer.echo(f"curves in {figure}")
+
+
+@app.command()
 def check(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
@@ -162,36 +197,46 @@ def inspect(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE|SOURCE",
-            help="A recipe; or a checkpoint's folder, a hub id (owner/name[@revision]), or builtin:NAME.",
+            metavar="RECIPE|SOURCE|DIR",
+            help="A recipe; a checkpoint's folder, a hub id (owner/name[@revision]) or builtin:NAME; a run's folder.",
         ),
     ],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of a recipe.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Of a checkpoint: another image size, in pixels.")] = None,
+    param: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The values of a parameter, or of all below a path.")
+    ] = None,
     as_json: AsJson = False,
+    allow_local_code: LocalCode = False,
 ) -> None:
-    """Show what a recipe will train and what that costs, or what a pretrained model consists of."""
+    """Show what a recipe will train and what that costs, or what a pretrained or trained model consists of."""
     from finetune import bundled
     from finetune.errors import RecipeError
 
     is_recipe = what in bundled.recipes() or Path(what).suffix in (".yaml", ".yml")
-    if is_recipe and image_size is not None:
-        raise RecipeError(f"--image-size is for checkpoints; for {what} give backbone.image_size={image_size}")
+    is_run = any((Path(what) / name).is_file() for name in ("run.json", "model.json", "model/model.json"))
+    if (is_recipe or is_run) and image_size is not None:
+        hint = f"; for {what} give backbone.image_size={image_size}" if is_recipe else ""
+        raise RecipeError(f"--image-size is for checkpoints{hint}")
     if not is_recipe and overrides:
         raise RecipeError(
             f"{what} is not a recipe (a .yaml file, or a name of finetune ls): it takes no {overrides[0]}"
         )
+    if is_recipe and param is not None:
+        raise RecipeError(f"--param is for checkpoints and trained models; {what} has no values yet")
     if is_recipe:
-        _inspect_recipe(what, overrides or [], as_json)
+        _inspect_recipe(what, overrides or [], as_json, allow_local_code)
+    elif is_run:
+        _inspect_run(Path(what), param, as_json, allow_local_code)
     else:
-        _inspect_source(what, image_size, as_json)
+        _inspect_source(what, image_size, param, as_json)
 
 
-def _inspect_recipe(recipe: str, overrides: list[str], as_json: bool) -> None:
+def _inspect_recipe(recipe: str, overrides: list[str], as_json: bool, allow_local_code: bool) -> None:
     from finetune.inspection import inspect_recipe
     from finetune.recipe import load_recipe
 
-    found = inspect_recipe(load_recipe(recipe, overrides))
+    found = inspect_recipe(load_recipe(recipe, overrides), allow_local_code=allow_local_code)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
@@ -228,18 +273,60 @@ def _leaf_row(leaf: dict[str, Any]) -> list[str]:
     ]
 
 
-def _inspect_source(source: str, image_size: int | None, as_json: bool) -> None:
+def _inspect_run(directory: Path, param: str | None, as_json: bool, allow_local_code: bool) -> None:
+    from finetune.inference.predictor import restore
+    from finetune.models.summary import describe_images, list_leaves
+
+    predictor = restore(directory, allow_local_code=allow_local_code)
+    if param is not None:
+        _show_values(predictor.variables, param, as_json)
+        return
+    found = {"classes": predictor.class_names, "image_spec": predictor.image_spec.to_json()}
+    found |= list_leaves(predictor.variables)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    totals = _list_leaves(found)
+    typer.echo(f"model     {type(predictor.model.backbone).__name__}, {len(predictor.class_names)} classes")
+    typer.echo(f"values    {totals}")
+    typer.echo(f"images    {describe_images(predictor.image_spec)}")
+
+
+def _show_values(variables: Any, path: str, as_json: bool) -> None:
+    import numpy as np
+
+    from finetune.models.summary import find_values
+
+    found = find_values(variables, path)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for leaf in found:
+        numbers = ", ".join(f"{name} {leaf[name]:.4g}" for name in ("mean", "std", "min", "max"))
+        typer.echo(f"{leaf['path']}  {leaf['dtype']} {leaf['shape']}: {numbers}")
+        typer.echo(np.array2string(np.array(leaf["values"]), precision=4, threshold=200, max_line_width=100))
+
+
+def _list_leaves(found: dict[str, Any]) -> str:
+    """Prints the table; gives the totals in words."""
+    rows = [[leaf["path"], "x".join(map(str, leaf["shape"])), f"{leaf['size']:,}"] for leaf in found["leaves"]]
+    _table(["leaf", "shape", "values"], rows)
+    return ", ".join(f"{count:,} in {name}" for name, count in found["totals"].items())
+
+
+def _inspect_source(source: str, image_size: int | None, param: str | None, as_json: bool) -> None:
     from finetune.models.backbone import load_backbone
     from finetune.models.summary import describe_images, describe_transfer, summarize
 
     backbone = load_backbone(source, image_size=image_size)
+    if param is not None:
+        _show_values(backbone.variables, param, as_json)
+        return
     summary = summarize(backbone)
     if as_json:
         typer.echo(json.dumps(summary, indent=1))
         return
-    rows = [[leaf["path"], "x".join(map(str, leaf["shape"])), f"{leaf['size']:,}"] for leaf in summary["leaves"]]
-    _table(["leaf", "shape", "values"], rows)
-    totals = ", ".join(f"{count:,} in {name}" for name, count in summary["totals"].items())
+    totals = _list_leaves(summary)
     text = " with a text tower" if summary["text_tower"] else ""
     typer.echo(f"model     {summary['family']}{text}, layout of {summary['layout']}; {backbone.num_features} features")
     typer.echo(f"values    {totals}")

@@ -92,6 +92,13 @@ class RunFolder:
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
+    def records(self) -> list[dict[str, Any]]:
+        """All that was logged."""
+        try:
+            return [json.loads(line) for line in self._metrics.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self._metrics}: cannot be read: {error}") from None
+
     def cut_log(self, lines: int) -> None:
         """Forgets what was logged after the state that a resumed run starts from."""
         if self._metrics.is_file():

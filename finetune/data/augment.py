@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -33,7 +34,7 @@ class TrainingTransform:
     def __call__(self, image: ImageLike, rng: np.random.Generator) -> np.ndarray:
         a = self.augment
         if a.crop is None:
-            pixels = self.spec.fit(open_image(image))
+            pixels = image if self._ready(image) else self.spec.fit(open_image(image))
         else:
             crop = a.crop
             pixels = decode_crop(image, lambda width, height: random_box(width, height, crop, rng), self.spec)
@@ -49,6 +50,12 @@ class TrainingTransform:
         if a.policy is not None:
             changed = apply_policy(changed, a.policy, rng)
         return self.spec.in_channels(np.asarray(changed))
+
+    def _ready(self, image: ImageLike) -> TypeGuard[np.ndarray]:
+        """Whether it has the model's size already, as images from the cache may."""
+        spec = self.spec
+        same = isinstance(image, np.ndarray) and image.shape == (spec.height, spec.width, 3)
+        return same and spec.keeps(spec.width, spec.height)
 
 
 def random_box(width: int, height: int, crop: Crop, rng: np.random.Generator) -> Box:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 _RESAMPLING = {name: Image.Resampling[name.upper()] for name in Interpolation.__args__}  # type: ignore[attr-defined]
+_LUMA = np.array([19595, 38470, 7471], np.uint32)  # ITU-R 601-2 in 1 / 65536
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,19 @@ class ImageSpec:
         return self.in_channels(self.fit(image))
 
     def in_channels(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 RGB [H, W, 3] as the model's channels: as it is, or its luma (ITU-R 601-2) [H, W, 1]."""
+        """uint8 RGB [H, W, 3] as the model's channels: as it is, or its luma [H, W, 1], equal to Pillow's."""
         if len(self.mean) == 3:
             return pixels
-        return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+        return ((pixels @ _LUMA + 0x8000) >> 16).astype(np.uint8)[..., None]
+
+    def keeps(self, width: int, height: int) -> bool:
+        """Whether images of this size stay as they are."""
+        return (width, height) == (self.width, self.height) and self.resize in (None, min(width, height))
 
     def fit(self, image: Image.Image) -> np.ndarray:
         """The RGB image at the model's size, uint8 [height, width, 3]."""
+        if self.keeps(*image.size):
+            return np.asarray(image)
         if self.resize is not None:
             image = image.resize(self._resized(*image.size), self.resampling)
         left, top = self._corner(image.width - self.width), self._corner(image.height - self.height)

@@ -7,34 +7,64 @@ from collections import Counter
 from typing import Any
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from finetune.data.image_spec import ImageSpec
+from finetune.errors import ModelError, nearest
 from finetune.models.backbone import Backbone
 from finetune.models.surgery import TransferReport
 
 
 def summarize(backbone: Backbone) -> dict[str, Any]:
     """Plain JSON values: family, layout, leaves (path, shape, dtype, size), totals, image spec, transfer report."""
-    leaves = [
-        {"path": "/".join(path), "shape": list(leaf.shape), "dtype": str(leaf.dtype), "size": leaf.size}
-        for path, leaf in sorted(flatten_dict(backbone.variables).items(), key=_in_order)
-    ]
-    totals = {
-        name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in sorted(backbone.variables.items())
-    }
     return {
         "family": backbone.family,
         "layout": backbone.layout,
         "num_features": backbone.num_features,
         "text_tower": backbone.text is not None,
         "image_spec": backbone.image_spec.to_json(),
-        "totals": totals,
-        "leaves": leaves,
+        **list_leaves(backbone.variables),
         "transferred": [list(pair) for pair in backbone.report.transferred],
         "unused": list(backbone.report.unused),
         "resized": list(backbone.report.resized),
     }
+
+
+def list_leaves(variables: Any) -> dict[str, Any]:
+    """``totals`` of values by collection, and ``leaves``: path, shape, dtype, size."""
+    totals = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in sorted(variables.items())}
+    leaves = [
+        {"path": "/".join(path), "shape": list(leaf.shape), "dtype": str(leaf.dtype), "size": leaf.size}
+        for path, leaf in sorted(flatten_dict(variables).items(), key=_in_order)
+    ]
+    return {"totals": totals, "leaves": leaves}
+
+
+def find_values(variables: Any, path: str) -> list[dict[str, Any]]:
+    """The leaves at a path or below it: path, shape, dtype, mean, std, min, max and values (nested lists).
+
+    Args:
+        path: names joined by ``/``, such as ``backbone/norm1/scale``; the collection (``params/...``) may be left out.
+
+    Raises:
+        ModelError: there is nothing; it names what is close.
+    """
+    leaves = {"/".join(key): leaf for key, leaf in sorted(flatten_dict(variables).items(), key=_in_order)}
+    wanted = path.strip("/")
+    found = [name for name in leaves if f"/{name}/".startswith((f"/{wanted}/", f"/{name.split('/')[0]}/{wanted}/"))]
+    if not found:
+        inner = [name.split("/", 1)[1] for name in leaves]
+        raise ModelError(
+            f"--param {path}: there is no such parameter{nearest(wanted, inner)}; without --param all are listed"
+        )
+    return [{"path": name, **_measured(np.asarray(leaves[name]))} for name in found]
+
+
+def _measured(array: np.ndarray) -> dict[str, Any]:
+    wide = array.astype(np.float64)
+    numbers = {name: float(getattr(wide, name)()) for name in ("mean", "std", "min", "max")}
+    return {"shape": list(array.shape), "dtype": str(array.dtype), **numbers, "values": array.tolist()}
 
 
 def describe_images(spec: ImageSpec) -> str:

@@ -159,7 +159,8 @@ def train_stage(
         at_epoch = step % epoch == 0 or step == total
         score, found = (hooks.validate(variables) if at_epoch else None) or (None, {})
         if score is not None:
-            hooks.log({"stage": stage.name, "step": step, "split": "validation", **found})
+            at = {"stage": stage.name, "step": step, "epoch": round(step / epoch, 4), "split": "validation"}
+            hooks.log({**at, **found})
             if best is None or score >= best[0]:  # of equals the later, which is also the one that Orbax keeps
                 best = (score, step)
         if step < total:  # the end is saved by the run, with what it measured of the stage
