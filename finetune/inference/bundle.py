@@ -23,7 +23,7 @@ from finetune.checkpoint import on_this_device
 from finetune.data.image_spec import ImageSpec
 from finetune.errors import CheckpointError, first_line, require_space
 from finetune.models.backbone import Backbone
-from finetune.models.classifier import Classifier
+from finetune.models.classifier import Classifier, init_shapes
 from finetune.models.described import build_module, describe
 
 FORMAT = 2
@@ -129,7 +129,7 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
 
 def _load_weights(folder: Path, classifier: Classifier, spec: ImageSpec) -> dict[str, Any]:
     pixels = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
-    shapes = jax.eval_shape(lambda x: classifier.init(jax.random.key(0), x), pixels)
+    _, shapes = init_shapes(classifier, pixels)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder.absolute(), on_this_device(shapes))

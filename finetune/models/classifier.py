@@ -151,7 +151,7 @@ def build_classifier(
     module, variables = (backbone.module, backbone.variables) if isinstance(backbone, Backbone) else backbone
     classifier = Classifier(module, num_classes, dropout, pool, whole=head_init is None)
     inputs = _shape_of(backbone, module, image_size) if example is None else example
-    logits, target = _init_shapes(classifier, inputs)
+    logits, target = init_shapes(classifier, inputs)
     if logits.shape != (inputs.shape[0], num_classes):
         raise ModelError(
             f"{type(module).__name__}: as a whole model for {num_classes} classes it has to give "
@@ -164,7 +164,7 @@ def build_classifier(
     return classifier, result
 
 
-def _init_shapes(classifier: Classifier, inputs: Any) -> tuple[Any, dict[str, Any]]:
+def init_shapes(classifier: Classifier, inputs: Any) -> tuple[Any, dict[str, Any]]:
     """Shapes of the logits and of the variables."""
     logits, shapes = jax.eval_shape(lambda x: classifier.init_with_output(jax.random.key(0), x), inputs)
     return logits, state_of(shapes)
