@@ -31,8 +31,18 @@ class RunCheckpoints:
                 ),
             ]
         )
-        options = ocp.CheckpointManagerOptions(preservation_policy=keep, read_only=read_only, create=not read_only)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep,
+            read_only=read_only,
+            create=not read_only,
+            save_interval_steps=0 if read_only else 1,  # Orbax warns where a reader has any other
+        )
+        handlers = {
+            "variables": ocp.StandardCheckpointHandler(),
+            "state": ocp.StandardCheckpointHandler(),
+            "progress": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,65 @@
+"""Dive into Deep Learning's chapter on batch normalization: LeNet on Fashion-MNIST, with and without it."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import finetune
+from finetune.comparison import compare_runs
+from finetune.models.lenet import LeNet
+
+RECIPES = ("lenet", "lenet_batchnorm")
+CONSTANT = "stages.0.partitions.0.schedule=constant"
+
+
+@pytest.fixture(scope="module")
+def source(shared):
+    folder = shared / "data" / "fashion-mnist"
+    if not folder.is_dir():
+        pytest.skip("needs Fashion-MNIST's parquet files")
+    return f"data.source={folder}"
+
+
+def test_it_is_the_chapters_network():
+    for norm, values in ((False, 61706), (True, 61706 + 2 * (6 + 16 + 120 + 84))):
+        variables = LeNet(norm=norm).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+        assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == values
+        assert ("batch_stats" in variables) == norm
+
+
+def test_the_recipes_differ_in_batch_normalization_alone():
+    plain, normed = (finetune.load_recipe(name).model_dump() for name in RECIPES)
+    assert (plain["name"], normed["name"]) == RECIPES
+    assert (plain["backbone"]["kwargs"]["norm"], normed["backbone"]["kwargs"]["norm"]) == (False, True)
+    plain["name"] = normed["name"]
+    plain["backbone"]["kwargs"]["norm"] = True
+    assert plain == normed
+
+
+def test_batch_normalization_learns_where_the_plain_network_has_not_begun_to(source, tmp_path):
+    """Two epochs on a tenth of the images at a learning rate of 1."""
+    overrides = [source, "data.fraction=0.1", "stages.0.epochs=2", "stages.0.batch_size=64", CONSTANT]
+    for name in RECIPES:
+        finetune.run(finetune.load_recipe(name, overrides), output=tmp_path / name, quiet=True)
+    plain, normed = compare_runs([tmp_path / name for name in RECIPES])
+    assert normed["results"]["accuracy"] > 0.7
+    assert normed["results"]["accuracy"] > plain["results"]["accuracy"] + 0.1
+    assert normed["curves"]["train_loss"][-1][1] < plain["curves"]["train_loss"][-1][1]
+    variables = finetune.restore(tmp_path / "lenet_batchnorm").variables
+    first = variables["params"]["backbone"]["norm1"]
+    assert np.abs(first["scale"] - 1).max() > 0.05
+    assert np.abs(first["bias"]).max() > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("overrides", "least"), [([], 0.88), ([CONSTANT], 0.85)], ids=["cosine", "constant"])
+def test_the_recipe_reaches_its_figures(source, tmp_path, overrides, least):
+    command = [sys.executable, "-m", "finetune.cli", "run", "lenet_batchnorm", source, *overrides]
+    subprocess.run([*command, "--output", str(tmp_path / "run")], capture_output=True, check=True)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["results"][-1]["accuracy"] >= least
