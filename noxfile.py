@@ -13,4 +13,7 @@ def transformers_flax(session: nox.Session) -> None:
     """
     session.install("-e", ".[dev]", "transformers==4.57.*")
     tests = session.posargs or ["tests/models/test_transformers_flax.py", "tests/guides/test_transformers_flax.py"]
+    session.run(
+        "python", "-c", "import jax, transformers as t; print('jax', jax.__version__, 'transformers', t.__version__)"
+    )
     session.run("pytest", *tests)

@@ -171,6 +171,49 @@ def test_inspect_tells_who_learns_how_fast_and_what_a_step_costs():
         assert line in shown
 
 
+def test_inspect_shows_a_trained_model_and_the_values_of_a_parameter(small_run):
+    shown = finetune("inspect", small_run.directory).stdout
+    assert "params/head/kernel" in shown
+    assert "model     CLIPVisionModule, 10 classes" in shown
+    bias = finetune("inspect", small_run.directory, "--param", "head/bias").stdout
+    assert bias.startswith("params/head/bias  float32 [10]: mean")
+    (found,) = json.loads(
+        finetune("inspect", small_run.directory / "model", "--param", "params/head/bias", "--json").stdout
+    )
+    np.testing.assert_allclose(found["values"], small_run.predictor().variables["params"]["head"]["bias"])
+    below = json.loads(finetune("inspect", "builtin:tiny-clip", "--param", "post_layernorm", "--json").stdout)
+    assert [leaf["path"] for leaf in below] == ["params/post_layernorm/bias", "params/post_layernorm/scale"]
+    wrong = finetune("inspect", small_run.directory, "--param", "head/kernal")
+    clean_failure(wrong, "there is no such parameter (did you mean 'head/kernel'?)")
+    clean_failure(finetune("inspect", "quickstart", "--param", "head/bias"), "quickstart has no values yet")
+
+
+def test_compare_sets_runs_side_by_side(small_run, tmp_path):
+    shown = finetune("compare", small_run.directory, small_run.directory, "--figure", "c.png", cwd=tmp_path).stdout
+    assert shown.count(f"{small_run.summary['results'][-1]['accuracy']:.4f}") >= 2
+    assert (tmp_path / "c.png").is_file()
+    clean_failure(finetune("compare", tmp_path), "no run's folder")
+
+
+def test_a_module_of_ones_own_is_run_only_where_that_is_allowed(tmp_path):
+    (tmp_path / "mine.py").write_text("from finetune.models.lenet import LeNet\n\n\nclass Mine(LeNet): ...\n")
+    (tmp_path / "mine.yaml").write_text(
+        """
+        backbone: {module: "mine:Mine", image: {size: 28, channels: 1}}
+        head: {init: none}
+        data: {source: digits, shots_per_class: 10}
+        stages: [{steps: 2, batch_size: 16, partitions: [{match: ".*", learning_rate: 0.1}]}]
+        """
+    )
+    for command in (["run", "mine.yaml"], ["inspect", "mine.yaml"]):
+        clean_failure(finetune(*command, cwd=tmp_path), "mine:Mine: code from outside", "--allow-local-code")
+        assert finetune(*command, "--allow-local-code", cwd=tmp_path).returncode == 0
+    Image.fromarray(np.zeros((9, 7), np.uint8)).save(tmp_path / "a.png")
+    for command in (["predict", "checkpoints/mine", "a.png"], ["evaluate", "checkpoints/mine"]):
+        clean_failure(finetune(*command, cwd=tmp_path), "mine:Mine: code from outside")
+        assert finetune(*command, "--allow-local-code", cwd=tmp_path).returncode == 0
+
+
 def test_inspect_tells_recipes_and_checkpoints_apart(tmp_path):
     clean_failure(finetune("inspect", "builtin:tiny-clip", "seed=1"), "is not a recipe", "it takes no seed=1")
     clean_failure(finetune("inspect", "quickstart", "--image-size", "64"), "give backbone.image_size=64")

@@ -97,3 +97,25 @@ def test_half_a_pixel_of_margin_goes_as_each_library_has_it(margin, floor, even)
     for rounding, left in (("floor", floor), ("even", even)):
         spec = ImageSpec(4, 4, None, "bicubic", MEAN, STD, rounding)
         assert spec.to_uint8(image)[0, 0, 0] == left
+
+
+@pytest.mark.parametrize("size", [(8, 8), (37, 61)], ids=str)
+def test_grey_is_pillows(size):
+    spec = ImageSpec(8, 8, 8, "bilinear", (0.5,), (0.25,))
+    grey, colour = spec.to_uint8(picture(*size)), ImageSpec(8, 8, 8, "bilinear", (0.5,) * 3, (0.25,) * 3)
+    assert grey.shape == spec.shape == (8, 8, 1)
+    np.testing.assert_array_equal(grey[..., 0], Image.fromarray(colour.to_uint8(picture(*size))).convert("L"))
+    np.testing.assert_allclose(spec.normalize(grey), (grey / 255 - 0.5) / 0.25, atol=1e-6)
+    np.testing.assert_array_equal(spec.denormalize(spec.normalize(grey)), grey)
+
+
+def test_every_grey_level_stays_itself():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    spec = ImageSpec(16, 16, None, "bilinear", (0.0,), (1.0,))
+    np.testing.assert_array_equal(spec.to_uint8(open_image(levels))[..., 0], levels)
+
+
+def test_only_images_of_the_models_size_stay_as_they_are():
+    for resize, kept in ((None, True), (8, True), (9, False), ((8, 8), False)):
+        assert ImageSpec(8, 8, resize, "bilinear", (0.0,), (1.0,)).keeps(8, 8) == kept
+    assert not ImageSpec(8, 8, None, "bilinear", (0.0,), (1.0,)).keeps(9, 8)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from finetune.errors import ModelError
 from finetune.models.convolution import BatchNorm
 from finetune.models.held_statistics import hold_statistics
 
@@ -159,3 +160,51 @@ def test_a_modules_attribute_is_as_before_even_after_an_error(shape):
             with pytest.raises(Exception, match="shape"):
                 bound(jnp.ones(shape))
     assert bound.use_running_average is False
+
+
+class Scratch(nn.Module):
+    """A layer of one's own that keeps a running mean."""
+
+    @nn.compact
+    def __call__(self, x, training):
+        mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1])
+        if training:
+            mean.value = 0.5 * mean.value + 0.5 * x.mean(0)
+        return x - (x.mean(0) if training else mean.value)
+
+
+class Unswitchable(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1]).value += 1
+        return x
+
+
+def test_a_layer_of_ones_own_is_held_by_its_own_switch():
+    x = jnp.arange(6.0).reshape(3, 2)
+
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return Scratch(name="held")(x, train), Scratch(name="free")(x, training=train)
+
+    model = Two()
+    variables = model.init(jax.random.key(0), x, False)
+    with hold_statistics({"held"}):
+        (held, free), updated = model.apply(variables, x, True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(held, x)
+    np.testing.assert_array_equal(free, x - x.mean(0))
+    np.testing.assert_array_equal(updated["batch_stats"]["held"]["mean"], np.zeros(2))
+    np.testing.assert_array_equal(updated["batch_stats"]["free"]["mean"], 0.5 * x.mean(0))
+
+
+def test_a_layer_without_a_switch_cannot_be_held():
+    class One(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Unswitchable(name="inner")(x)
+
+    x = jnp.ones((3, 2))
+    variables = One().init(jax.random.key(0), x)
+    with hold_statistics({"inner"}), pytest.raises(ModelError, match="Unswitchable at inner: .*cannot be held"):
+        One().apply(variables, x, mutable=["batch_stats"])

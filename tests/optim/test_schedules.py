@@ -2,6 +2,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from pydantic import TypeAdapter
 
@@ -108,3 +109,11 @@ def test_durations_mean_the_same_in_every_unit():
 def test_durations_that_do_not_fit_are_refused(written, message):
     with pytest.raises(PartitionError, match=message):
         rates(written)
+
+
+def test_a_warm_up_may_start_from_any_rate():
+    written = {"name": "cosine", "warmup": {"steps": 6}, "warmup_from": 0.25, "end": 0.1}
+    theirs = optax.warmup_cosine_decay_schedule(0.25 * PEAK, PEAK, 6, TOTAL, 0.1 * PEAK)
+    np.testing.assert_allclose(rates(written), [theirs(step) for step in range(TOTAL)], rtol=1e-6)
+    with pytest.raises(ValueError, match="warmup_from needs a warmup"):
+        rates({"name": "cosine", "warmup_from": 0.0})
