@@ -174,7 +174,7 @@ def test_inspect_tells_who_learns_how_fast_and_what_a_step_costs():
 def test_inspect_shows_a_trained_model_and_the_values_of_a_parameter(small_run):
     shown = finetune("inspect", small_run.directory).stdout
     assert "params/head/kernel" in shown
-    assert "model     CLIPVisionModule, 10 classes" in shown
+    assert "model     VisionTransformer, 10 classes" in shown
     bias = finetune("inspect", small_run.directory, "--param", "head/bias").stdout
     assert bias.startswith("params/head/bias  float32 [10]: mean")
     (found,) = json.loads(

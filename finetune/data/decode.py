@@ -18,7 +18,7 @@ from finetune.data.image_spec import ImageSpec
 from finetune.data.images import ImageLike, open_image
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
-_ORIENTATION = 0x0112  # of EXIF
+_ORIENTATION = 0x0112
 
 
 def decode_crop(image: ImageLike, choose: Callable[[int, int], Box], spec: ImageSpec) -> np.ndarray:
@@ -43,7 +43,7 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
         return None
     try:
         with Image.open(io.BytesIO(data)) as header:
-            upright = "exif" not in header.info or header.getexif().get(_ORIENTATION, 1) == 1
+            upright = header.getexif().get(_ORIENTATION, 1) == 1  # in EXIF, or in XMP
             plain = header.mode in ("RGB", "L") and header.width * header.height <= (Image.MAX_IMAGE_PIXELS or 1 << 62)
             return header.size if upright and plain else None
     except Exception:  # open_image says what is wrong with it

@@ -15,12 +15,19 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def _shares(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[1] > 1:
+        raise ValueError(f"shares of the image are at most 1; received {list(pair)}")
+    return pair
+
+
 # YAML knows lists, not pairs
 Range = Annotated[
     tuple[float, float],
     BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
     AfterValidator(_rising),
 ]
+Shares = Annotated[Range, AfterValidator(_shares)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 
@@ -33,7 +40,7 @@ class Crop(Part):
         ratio: least and greatest width over height, drawn on a logarithmic scale.
     """
 
-    scale: Range = (0.35, 1.0)
+    scale: Shares = (0.35, 1.0)
     ratio: Range = (3 / 4, 4 / 3)
 
 
@@ -72,7 +79,7 @@ class Erase(Part):
     """
 
     probability: Probability = 0.25
-    area: Range = (0.02, 1 / 3)
+    area: Shares = (0.02, 1 / 3)
 
 
 def _switch(value: Any) -> Any:

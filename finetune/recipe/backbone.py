@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
 from finetune.recipe.part import Fraction, Part
 
@@ -63,7 +63,7 @@ class ModuleConfig(Part):
     tag: ClassVar[str] = "module"
 
     module: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
-    kwargs: dict[str, Any] = Field(default_factory=dict)
+    kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     image: ImageConfig
     weights: str | None = None
 

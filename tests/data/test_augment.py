@@ -114,6 +114,8 @@ def test_brightness_stays_within_its_range():
     [
         {"crop": {"scale": [0.5]}},
         {"crop": {"scale": [0.9, 0.5]}},
+        {"crop": {"scale": [0.5, 1.5]}},
+        {"erase": {"area": [0.5, 2.0]}},
         {"crop": {"ratio": [0, 1]}},
         {"flip": 1.5},
         {"policy": "autoaugment"},

@@ -62,6 +62,13 @@ def test_turned_jpegs_are_turned_before_they_are_cut(orientation):
     assert difference(crop(data, box), by_pillow(data, box)) < 2.5
 
 
+def test_an_orientation_in_xmp_alone_counts_as_well():
+    data = encoded(photograph(500, 375), xmp=b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>')
+    assert open_image(data).size == (375, 500)
+    box = (40, 30, 300, 330)
+    assert difference(crop(data, box), by_pillow(data, box)) < 2.5
+
+
 @pytest.mark.parametrize("mode", ["CMYK", "L", "RGB"])
 def test_every_kind_of_jpeg_is_the_image_that_evaluation_sees(mode):
     data = encoded(photograph(500, 375).convert(mode))

@@ -155,6 +155,7 @@ def test_a_module_that_does_not_fit_is_one_message(code, override, words):
     ("override", "words"),
     [
         ("backbone.module=own_models", "string should match pattern"),
+        ("backbone.kwargs={classes: 2020-01-01}", "backbone.kwargs.classes: input was not a valid JSON value"),
         ("backbone.image.channels=2", "input should be 1 or 3"),
         ("backbone.image.mean=[0.1, 0.2]", "mean: 1 numbers are needed"),
         ("backbone.imagee={size: 8}", "unknown key 'backbone.imagee' .did you mean 'image'"),
