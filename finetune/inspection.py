@@ -136,7 +136,7 @@ def largest_batch(training: Training, backbone: Backbone, cost: StepCost) -> int
     last, newest = 0, size
     for _ in range(4):
         slope = max(1.0, (peaks[newest] - peaks[last]) / (newest - last))
-        guess = newest + int((room - peaks[newest]) / slope)
+        guess = newest + int((0.975 * room - peaks[newest]) / slope)  # to end up below, and close
         guess = guess // (8 * parts) * 8 * parts or guess // parts * parts
         if guess in peaks or guess < 1:
             break

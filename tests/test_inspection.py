@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import finetune
+from finetune import inspection
 from finetune.errors import DataError, PartitionError
 from finetune.inspection import inspect_recipe
 from finetune.models.classifier import build_classifier
@@ -57,6 +58,13 @@ def test_the_cost_of_a_step_is_xlas_own_and_the_largest_batch_fits_the_memory(fo
     assert 0.8 < again["stages"][0]["step"]["bytes"]["peak"] / found["device"]["memory_bytes"] < 1
 
 
+@pytest.fixture
+def without_the_search(monkeypatch):
+    """For the largest batch, which compiles the step several times."""
+    monkeypatch.setattr(inspection, "largest_batch", lambda *_: None)
+
+
+@pytest.mark.usefixtures("without_the_search")
 def test_accumulation_divides_the_temporary_memory_and_keeps_the_work():
     def step(*overrides):
         recipe = finetune.load_recipe(SMALL, ["stages.1.batch_size=64", *overrides])
@@ -67,6 +75,7 @@ def test_accumulation_divides_the_temporary_memory_and_keeps_the_work():
     np.testing.assert_allclose(parts["flops"], whole["flops"], rtol=0.1)
 
 
+@pytest.mark.usefixtures("without_the_search")
 def test_layer_decay_and_adapters_show_in_the_table():
     rules = [
         Partition(match="backbone/encoder/.*/q_proj/kernel", learning_rate=1e-2, lora={"rank": 4}),
