@@ -129,9 +129,9 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
 
 def _load_weights(folder: Path, classifier: Classifier, spec: ImageSpec) -> dict[str, Any]:
     pixels = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
-    _, shapes = init_shapes(classifier, pixels)
     try:
+        _, shapes = init_shapes(classifier, pixels)
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder.absolute(), on_this_device(shapes))
-    except Exception as error:  # Orbax and TensorStore raise many kinds; all mean that the files are not whole
+    except Exception as error:  # Orbax, TensorStore, or code of your own that is another by now
         raise CheckpointError(f"{folder}: the weights cannot be read: {first_line(error)}") from None

@@ -43,7 +43,7 @@ class OwnModule:
         kind = _find_class(self.module, allow_local_code)
         try:
             return kind(**self.kwargs)
-        except TypeError as error:
+        except Exception as error:  # of unknown names, or whatever the module's own code raises
             known = [f.name for f in fields(kind) if f.init and f.name not in ("parent", "name")]
             unknown = [name for name in self.kwargs if name not in known]
             hint = nearest(unknown[0], known) if unknown else ""

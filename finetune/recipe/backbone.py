@@ -44,7 +44,7 @@ class ImageConfig(Part):
         for name in ("mean", "std"):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != self.channels:
-                raise ValueError(f"{name}: {self.channels} numbers are needed, one a channel; received {len(value)}")
+                raise ValueError(f"{name}: one number, or a list of {self.channels}; received {len(value)}")
         return self
 
 

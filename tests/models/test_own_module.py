@@ -8,7 +8,7 @@ import pytest
 
 import finetune
 from finetune.data.image_spec import ImageSpec
-from finetune.errors import ModelError, RecipeError, TransferError
+from finetune.errors import CheckpointError, ModelError, RecipeError, TransferError
 from finetune.models.lenet import LeNet
 from finetune.models.own_module import OwnModule, load_module
 
@@ -127,6 +127,14 @@ def test_a_bundle_does_not_import_code_unless_that_is_allowed(code):
     assert "own_models" not in sys.modules
 
 
+def test_a_model_whose_code_has_changed_is_one_message(code):
+    directory = run(allow_local_code=True).directory
+    sys.modules.pop("own_models")
+    (code / "own_models.py").write_text(CODE.replace("reshape(len(x), -1)", "reshape(len(x), 3)"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="the weights cannot be read"):
+        finetune.restore(directory, allow_local_code=True)
+
+
 def test_a_resumed_run_of_a_module_goes_on_from_the_same_initial_values(code):
     result = run(allow_local_code=True, output="whole")
     assert run(allow_local_code=True, output="whole", resume=True).summary == result.summary
@@ -157,7 +165,7 @@ def test_a_module_that_does_not_fit_is_one_message(code, override, words):
         ("backbone.module=own_models", "string should match pattern"),
         ("backbone.kwargs={classes: 2020-01-01}", "backbone.kwargs.classes: input was not a valid JSON value"),
         ("backbone.image.channels=2", "input should be 1 or 3"),
-        ("backbone.image.mean=[0.1, 0.2]", "mean: 1 numbers are needed"),
+        ("backbone.image.mean=[0.1, 0.2]", "mean: one number, or a list of 1; received 2"),
         ("backbone.imagee={size: 8}", "unknown key 'backbone.imagee' .did you mean 'image'"),
         ("head.dropout=0.5", "init: none puts on no head"),
         ("stages.0={solver: lbfgs}", "head.init: none puts on none"),
