@@ -1,10 +1,13 @@
+import re
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 
 import finetune
 from finetune.data.image_spec import ImageSpec
@@ -202,3 +205,22 @@ def test_weights_come_from_an_earlier_run_or_from_what_orbax_saved(code):
     for folder, words in (("nowhere", "no such folder"), (".", "neither a run's folder nor variables")):
         with pytest.raises(ModelError, match=words):
             load_module(own, SPEC, weights=folder, allow_local_code=True)
+
+
+def test_the_guide_to_modules_works_as_it_is_written(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "modules.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for language, name in (("python", "my_models.py"), ("yaml", "my.yaml")):
+        (code,) = re.findall(rf"```{language}\n# {re.escape(name)}\n(.*?)```", text, re.DOTALL)
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    for name, level in (("dark", 40), ("light", 200)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(20):
+            noise = np.random.default_rng(i).integers(-40, 40, (70, 90, 3))
+            Image.fromarray((level + noise).astype(np.uint8)).save(tmp_path / "photos" / name / f"{i}.png")
+    recipe = finetune.load_recipe("my.yaml", ["stages.0.epochs=3", "stages.0.batch_size=8"])
+    result = finetune.run(recipe, quiet=True, allow_local_code=True)
+    sys.modules.pop("my_models")
+    assert result.directory == Path("checkpoints/my")
+    assert result.summary["results"][-1]["n"] == 8
