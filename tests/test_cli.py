@@ -1,15 +1,17 @@
+import io
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from finetune.cli import main
 from finetune.models.summary import find_values
 
 FINETUNE = [sys.executable, "-m", "finetune.cli"]
@@ -17,8 +19,21 @@ FINETUNE = [sys.executable, "-m", "finetune.cli"]
 SMALL = Path(__file__).parent / "small.yaml"
 
 
-def finetune(*arguments, cwd=None, **kwargs):
-    return subprocess.run([*FINETUNE, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, **kwargs)
+def in_a_process(*arguments, cwd=None):
+    return subprocess.run([*FINETUNE, *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+
+
+def finetune(*arguments, cwd=None, columns=80):
+    """The same in this process, which saves the start of another; a bug's traceback fails the test."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd or Path.cwd())
+        patch.setenv("COLUMNS", str(columns))
+        patch.setattr(sys, "argv", ["finetune", *map(str, arguments)])
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # main sets it
+        with pytest.raises(SystemExit) as stop:
+            main()
+    return subprocess.CompletedProcess(sys.argv, int(stop.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def test_importing_the_package_imports_neither_jax_nor_transformers():
@@ -30,7 +45,7 @@ def test_help_answers_in_under_half_a_second():
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        assert "recipe" in finetune("--help").stdout
+        assert "recipe" in in_a_process("--help").stdout
         times.append(time.perf_counter() - start)
     assert min(times) < 0.5
 
@@ -41,7 +56,7 @@ def test_every_public_name_is_there():
 
 
 def test_ls_tells_the_purpose_of_each_recipe(tmp_path):
-    out = finetune("ls", cwd=tmp_path, env={**os.environ, "COLUMNS": "300"}).stdout
+    out = finetune("ls", cwd=tmp_path, columns=300).stdout
     assert "quickstart" in out
     assert "clip_vit_b32" in out
     assert "zero-shot" in out
@@ -49,10 +64,10 @@ def test_ls_tells_the_purpose_of_each_recipe(tmp_path):
 
 def test_predict_prints_labels_and_json(small_run, tmp_path):
     Image.fromarray(np.zeros((9, 7), np.uint8)).save(tmp_path / "a.png")
-    text = finetune("predict", small_run.directory, tmp_path / "a.png", env={**os.environ, "COLUMNS": "300"})
+    text = finetune("predict", small_run.directory, tmp_path / "a.png", columns=300)
     assert text.returncode == 0
     assert "a.png" in text.stdout
-    found = json.loads(finetune("predict", small_run.directory, "a.png", "a.png", "--json", cwd=tmp_path).stdout)
+    found = json.loads(in_a_process("predict", small_run.directory, "a.png", "a.png", "--json", cwd=tmp_path).stdout)
     assert [f["image"] for f in found] == ["a.png", "a.png"]
     assert sum(found[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert found[0]["label"] == max(found[0]["probabilities"], key=found[0]["probabilities"].get)
@@ -68,7 +83,7 @@ def test_check_tells_what_the_images_are(tmp_path):
     found = json.loads(finetune("check", SMALL, "--json").stdout)
     assert found["splits"]["test"]["images"] == 1438
     assert found["leakage"]["exact"] == 0
-    table = finetune("check", SMALL, env={**os.environ, "COLUMNS": "200"}).stdout
+    table = finetune("check", SMALL, columns=200).stdout
     assert "8x8 - 8x8" in table
     assert "L 1,438" in table
 
@@ -114,7 +129,9 @@ def recipe(tmp_path):
 
 def test_an_unknown_key_is_named_with_its_line_and_the_nearest_valid_one(tmp_path):
     (tmp_path / "r.yaml").write_text(RECIPE, encoding="utf-8")
-    clean_failure(finetune("run", "r.yaml", cwd=tmp_path), "r.yaml:7", "learing_rate", "did you mean 'learning_rate'?")
+    clean_failure(
+        in_a_process("run", "r.yaml", cwd=tmp_path), "r.yaml:7", "learing_rate", "did you mean 'learning_rate'?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,8 +231,8 @@ def test_a_module_of_ones_own_is_run_only_where_that_is_allowed(tmp_path):
     )
     Image.fromarray(np.zeros((9, 7), np.uint8)).save(tmp_path / "a.png")
     for command in (["run", "mine.yaml"], ["predict", "checkpoints/mine", "a.png"]):
-        clean_failure(finetune(*command, cwd=tmp_path), "mine:Mine: code from outside", "--allow-local-code")
-        assert finetune(*command, "--allow-local-code", cwd=tmp_path).returncode == 0
+        clean_failure(in_a_process(*command, cwd=tmp_path), "mine:Mine: code from outside", "--allow-local-code")
+        assert in_a_process(*command, "--allow-local-code", cwd=tmp_path).returncode == 0
 
 
 def test_inspect_tells_recipes_and_checkpoints_apart(tmp_path):
