@@ -1,6 +1,6 @@
 """What batch normalization costs LeNet: training images per second with it over without, side by side.
 
-    python -m benchmarks.lenet           # table, and benchmarks/results/lenet.json
+    python -m benchmarks.lenet           # prints what it writes to benchmarks/results/lenet.json
 
 The recipes' own steps (batch 256, 28x28 grey) on one batch in memory, and the step of Flax's guide on BatchNorm,
 written out by hand for the same network. Turns alternate; ratios are medians over the turns.
@@ -65,15 +65,7 @@ def recipes_step(name: str) -> Callable[[Any, int], None]:
     stage = recipe.stages[0]
     assert isinstance(stage, TrainStage)
     training = Training(stage, classifier, variables, backbone.image_spec, Clock(2000, 200, 256))
-    state = training.start()
-
-    def take(batch: Any, steps: int) -> None:
-        nonlocal state
-        for _ in range(steps):
-            state, _ = training.step(state, training.frozen, batch)
-        jax.block_until_ready(state)
-
-    return take
+    return repeated(lambda state, batch: training.step(state, training.frozen, batch)[0], training.start())
 
 
 def guides_step() -> Callable[[Any, int], None]:
@@ -98,6 +90,12 @@ def guides_step() -> Callable[[Any, int], None]:
         (_, updates), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
         changes, opt_state = optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, changes), updates["batch_stats"], opt_state
+
+    return repeated(step, state)
+
+
+def repeated(step: Callable[[Any, Any], Any], state: Any) -> Callable[[Any, int], None]:
+    """``take(batch, steps)``, which goes on from where it was and waits for the device once."""
 
     def take(batch: Any, steps: int) -> None:
         nonlocal state

@@ -120,6 +120,11 @@ class RunCheckpoints:
         )
 
 
+def find_bundle(folder: Path) -> Path | None:
+    """The model bundle that a folder is, or that a run's folder has; None where there is none."""
+    return next((home for home in (folder, folder / "model") if (home / "model.json").is_file()), None)
+
+
 def on_this_device(tree: Any) -> Any:
     """The tree as shapes, placed on this process's default device whatever machine wrote it."""
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from finetune.checkpoint import RunCheckpoints
+from finetune.checkpoint import RunCheckpoints, find_bundle
 from finetune.data.image_spec import ImageSpec
 from finetune.data.images import ImageLike, open_image
 from finetune.errors import CheckpointError
@@ -116,8 +116,8 @@ def restore(
         CheckpointError: nothing to restore there, a damaged bundle, or a step that is not saved.
     """
     folder = Path(directory).expanduser()
-    home = folder if (folder / "model.json").is_file() else folder / "model"
-    if not (home / "model.json").is_file():
+    home = find_bundle(folder)
+    if home is None:
         what = (
             "an unfinished run without a model yet" if (folder / "run.json").is_file() else "no run and no model bundle"
         )

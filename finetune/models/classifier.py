@@ -78,15 +78,19 @@ def training_switch(module: nn.Module, train: bool) -> dict[str, bool]:
     Raises:
         ModelError: its switch is an attribute alone, which would stay as it is.
     """
-    switches = {"train": train, "training": train, "deterministic": not train}
-    accepted = _arguments(module)
-    fixed = [field.name for field in fields(module) if field.name in switches]
-    if fixed and accepted.isdisjoint(switches):
+    known, accepted = switches(train), _arguments(module)
+    fixed = [field.name for field in fields(module) if field.name in known]
+    if fixed and accepted.isdisjoint(known):
         raise ModelError(
             f"{type(module).__name__}: its {fixed[0]!r} is an attribute, the same in training and in evaluation; "
             f"take it as an argument: def __call__(self, x, {fixed[0]})"
         )
-    return {name: value for name, value in switches.items() if name in accepted}
+    return {name: value for name, value in known.items() if name in accepted}
+
+
+def switches(train: bool) -> dict[str, bool]:
+    """Every name that a training switch may have, with what it is then."""
+    return {"train": train, "training": train, "deterministic": not train}
 
 
 def _arguments(module: nn.Module) -> set[str]:

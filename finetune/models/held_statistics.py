@@ -10,8 +10,9 @@ from typing import Any
 import flax.linen as nn
 
 from finetune.errors import ModelError
+from finetune.models.classifier import switches
 
-_EVALUATION = {"train": False, "training": False, "deterministic": True, "use_running_average": True}
+_EVALUATION = {**switches(False), "use_running_average": True}
 
 
 @contextmanager
@@ -34,8 +35,8 @@ def hold_statistics(paths: Collection[str]) -> Iterator[None]:
         if context.method_name != "__call__" or "/".join(module.path) not in paths:
             return call(*args, **kwargs)
         bound = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
-        switches = {name: value for name, value in _EVALUATION.items() if name in bound.signature.parameters}
-        if not switches:
+        evaluation = {name: value for name, value in _EVALUATION.items() if name in bound.signature.parameters}
+        if not evaluation:
             raise ModelError(
                 f"{type(module).__name__} at {'/'.join(module.path)}: its statistics cannot be held: its __call__ "
                 f"takes none of {', '.join(_EVALUATION)}"
@@ -44,7 +45,7 @@ def hold_statistics(paths: Collection[str]) -> Iterator[None]:
             # Flax takes the switch as an argument or as an attribute, and refuses both
             with _attribute(module, "use_running_average", True):
                 return call(*args, **kwargs)
-        bound.arguments.update(switches)
+        bound.arguments.update(evaluation)
         return call(*bound.args[1:], **bound.kwargs)
 
     with nn.intercept_methods(intercept):

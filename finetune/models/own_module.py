@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
-from finetune.checkpoint import on_this_device
+from finetune.checkpoint import find_bundle, on_this_device
 from finetune.data.image_spec import ImageSpec
 from finetune.errors import ModelError, first_line, nearest
 from finetune.models.backbone import Backbone
@@ -133,7 +133,7 @@ def _find_class(reference: str, allow_local_code: bool) -> type[nn.Module]:
 
 def _read(folder: Path) -> Mapping[str, Any]:
     """Variables as Orbax saved them, or the backbone's of a bundle."""
-    bundle = next((home for home in (folder, folder / "model") if (home / "model.json").is_file()), None)
+    bundle = find_bundle(folder)
     home = folder if bundle is None else bundle / "weights"
     if not home.is_dir():
         raise ModelError(f"weights: {folder}: no such folder")

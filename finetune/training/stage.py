@@ -144,12 +144,14 @@ def train_stage(
         state = replace(state, opt_state=opt_state)
         hooks.log({"stage": stage.name, "step": 0, "optimizer_state_kept": carried})
 
+    def at(step: int, split: str) -> dict[str, Any]:
+        return {"stage": stage.name, "step": step, "epoch": round(step / epoch, 4), "split": split}
+
     def on_log(log: Log) -> None:
         now = {name: float(rate(log.step - 1)) for name, rate in training.rates.items()}
-        record = {"stage": stage.name, "step": log.step, "epoch": round(log.step / epoch, 4), "split": "train"}
         measured = {"loss": log.loss, "accuracy": log.accuracy, "learning_rate": now}
         speed = {"gradient_norm": log.gradient_norm, "images_per_second": round(log.images_per_second, 2)}
-        hooks.log({**record, **measured, **speed})
+        hooks.log({**at(log.step, "train"), **measured, **speed})
         hooks.progress(log, max(now.values()))
 
     def on_pause(state: TrainState, loader: dict[str, Any]) -> None:
@@ -159,8 +161,7 @@ def train_stage(
         at_epoch = step % epoch == 0 or step == total
         score, found = (hooks.validate(variables) if at_epoch else None) or (None, {})
         if score is not None:
-            at = {"stage": stage.name, "step": step, "epoch": round(step / epoch, 4), "split": "validation"}
-            hooks.log({**at, **found})
+            hooks.log({**at(step, "validation"), **found})
             if best is None or score >= best[0]:  # of equals the later, which is also the one that Orbax keeps
                 best = (score, step)
         if step < total:  # the end is saved by the run, with what it measured of the stage
