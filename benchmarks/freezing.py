@@ -22,10 +22,10 @@ import optax
 
 from benchmarks.step_sides import NUM_CLASSES, Ours
 from finetune.evaluation.steps import make_eval_step
-from finetune.models.transformer import EncoderLayer, VisionTransformer
-from finetune.optim.schedules import Clock
+from finetune.models.layers.transformer import EncoderLayer, VisionTransformer
+from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
-from finetune.training.preparation import Training
+from finetune.training.stage_trainer import StageTrainer
 
 BATCH, BLOCKS, LEARNING = 32, 12, (0, 1, 3, 6, 12)
 OUTPUT = Path(__file__).parent / "results" / "freezing.json"
@@ -58,14 +58,14 @@ def measure(model: Ours, k: int, parts: int) -> dict[str, Any]:
         {
             "steps": 1000,
             "batch_size": BATCH,
-            "accumulate": parts,
-            "clip_norm": 1.0,
-            "ema": 0.999,
+            "grad_accum_steps": parts,
+            "clip_grad_norm": 1.0,
+            "ema_decay": 0.999,
             "partitions": [{"match": "head", "learning_rate": 1e-3}, *learning, {"match": ".*", "frozen": True}],
         }
     )
-    training = Training(stage, model.classifier, model.variables, model.spec, Clock(1000))
-    state = jax.eval_shape(training.start)
+    training = StageTrainer(stage, model.classifier, model.variables, model.spec, StageLength(1000))
+    state = jax.eval_shape(training.init_state)
     step = compiled(training.step, state, training.frozen, shapes(model, BATCH))
     expected = reference(model, k, BATCH // parts)
     learns = sum(leaf.size for leaf in jax.tree.leaves(state.params))

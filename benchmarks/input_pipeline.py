@@ -5,7 +5,7 @@
 
 Prints a table and writes benchmarks/results/input_pipeline.json. Decoding: JPEG to a 224x224 random resized crop on
 one core, against Pillow's decode, crop and bicubic resize of the same boxes. Checking: 60,000 images fully decoded, and
-once more with what the first start remembered. Training: ViT-B/32, everything learns, batch 32, from CIFAR-10's JPEG
+once more with what the first start remembered. Training: ViT-B/32, everything trains, batch 32, from CIFAR-10's JPEG
 files (random crops and flips at 224) in the trainer's loop, against the bare step on a batch that is on the device.
 Sides take turns; a ratio is the median over the turns.
 """
@@ -27,14 +27,14 @@ import numpy as np
 from PIL import Image
 
 from finetune.data.augment import make_training_transform, random_box
-from finetune.data.checks import examine
-from finetune.data.decode import Box, decode_crop
-from finetune.data.image_spec import ImageSpec
+from finetune.data.image_scan import scan_images
 from finetune.data.loader import training_batches
 from finetune.data.sources import read_source
-from finetune.data.splits import unify
+from finetune.data.splits import align_classes
+from finetune.images.fast_decode import Box, decode_crop
+from finetune.images.spec import ImageSpec
 from finetune.recipe import DataConfig
-from finetune.recipe.augment import Augment, Crop
+from finetune.recipe.augment import Augment, RandomResizedCrop
 
 ROOT = Path(__file__).parent.parent
 SPEC = ImageSpec(224, 224, 224, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -64,7 +64,7 @@ def decoding(width: int, height: int, rounds: int, count: int = 60) -> dict[str,
     os.sched_setaffinity(0, {min(everywhere)})
     try:
         data, rng = photograph(width, height), np.random.default_rng(1)
-        boxes = [random_box(width, height, Crop(), rng) for _ in range(count)]
+        boxes = [random_box(width, height, RandomResizedCrop(), rng) for _ in range(count)]
 
         def ours() -> list[np.ndarray]:
             return [decode_crop(data, lambda *_, box=box: box, SPEC) for box in boxes]
@@ -98,12 +98,12 @@ def photograph(width: int, height: int) -> bytes:
 
 
 def checking(data: Path) -> dict[str, Any]:
-    splits, _ = unify(read_source(DataConfig(source=str(data))))
+    splits, _ = align_classes(read_source(DataConfig(source=str(data))))
     with tempfile.TemporaryDirectory() as cache:
 
         def look() -> None:
             for split in splits.values():
-                examine(split, Path(cache))
+                scan_images(split, Path(cache))
 
         first, second = seconds(look), seconds(look)
     return {"images": sum(map(len, splits.values())), "first_seconds": first, "second_seconds": second}
@@ -113,8 +113,8 @@ def training(data: Path, rounds: int, steps: int) -> dict[str, Any]:
     from benchmarks.step_sides import Ours
 
     ours = Ours(BATCH)
-    splits, _ = unify(read_source(DataConfig(source=str(data))))
-    transform = make_training_transform(Augment(crop=Crop(), flip=0.5), SPEC)
+    splits, _ = align_classes(read_source(DataConfig(source=str(data))))
+    transform = make_training_transform(Augment(random_resized_crop=RandomResizedCrop(), hflip=0.5), SPEC)
     batches = training_batches(splits["train"], transform, BATCH, seed=0)
     return {
         "batch_size": BATCH,

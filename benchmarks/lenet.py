@@ -19,11 +19,11 @@ import jax
 import numpy as np
 import optax
 
-from finetune.data.image_spec import ImageSpec
-from finetune.models.described import open_backbone, put_head
-from finetune.optim.schedules import Clock
+from finetune.images.spec import ImageSpec
+from finetune.models.build import attach_head, open_backbone
+from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage, load_recipe
-from finetune.training.preparation import Training
+from finetune.training.stage_trainer import StageTrainer
 
 TURNS, STEPS = 7, 40
 OUTPUT = Path(__file__).parent / "results" / "lenet.json"
@@ -61,11 +61,11 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
 def recipes_step(name: str) -> Callable[[Any, int], None]:
     recipe = load_recipe(name)
     backbone = open_backbone(recipe.backbone)
-    classifier, variables = put_head(backbone, recipe.head, 10)
+    classifier, variables = attach_head(backbone, recipe.head, 10)
     stage = recipe.stages[0]
     assert isinstance(stage, TrainStage)
-    training = Training(stage, classifier, variables, backbone.image_spec, Clock(2000, 200, 256))
-    return repeated(lambda state, batch: training.step(state, training.frozen, batch)[0], training.start())
+    training = StageTrainer(stage, classifier, variables, backbone.image_spec, StageLength(2000, 200, 256))
+    return repeated(lambda state, batch: training.step(state, training.frozen, batch)[0], training.init_state())
 
 
 def guides_step() -> Callable[[Any, int], None]:

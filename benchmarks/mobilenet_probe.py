@@ -18,9 +18,9 @@ import jax
 import numpy as np
 
 import finetune
-from finetune.data.image_spec import ImageSpec
 from finetune.evaluation.steps import make_feature_step
-from finetune.training.probe import fit_probe
+from finetune.images.spec import ImageSpec
+from finetune.training.linear_probe import fit_linear_probe
 
 SIZE, COUNT, BATCH = 96, 2000, 100
 
@@ -69,7 +69,7 @@ def probe(backbone: finetune.Backbone, variables: Any, data: dict[str, tuple[np.
 
     train, test = features("train"), features("test")
     scale = train.std()  # one number for all features, so that one strength suits both networks
-    kernel, bias, _ = fit_probe(train / scale, data["train"][1], 10, l2=100.0)
+    kernel, bias, _ = fit_linear_probe(train / scale, data["train"][1], 10, l2=100.0)
     logits = test / scale @ np.asarray(kernel) + np.asarray(bias)
     return float((logits.argmax(axis=1) == data["test"][1]).mean())
 

@@ -27,10 +27,10 @@ class Ours:
     """The project's own classifier, partitions and steps."""
 
     def __init__(self, size: int) -> None:
-        from finetune.data.image_spec import ImageSpec
         from finetune.evaluation.steps import make_eval_step
+        from finetune.images.spec import ImageSpec
         from finetune.models.classifier import build_classifier
-        from finetune.models.transformer import VisionTransformer, ViTConfig
+        from finetune.models.layers.transformer import VisionTransformer, ViTConfig
 
         config = ViTConfig(
             hidden_size=768,
@@ -56,21 +56,21 @@ class Ours:
         self.steps: dict[str, Any] = {}
 
     def _step(self, what: str) -> Any:
-        from finetune.optim.schedules import Clock
+        from finetune.optim.schedules import StageLength
         from finetune.recipe import TrainStage
-        from finetune.training.preparation import Training
+        from finetune.training.stage_trainer import StageTrainer
 
         adam = {"optimizer": "adam", "learning_rate": LEARNING_RATE}
         rest = {"frozen": True} if what == "frozen" else adam
         stage = TrainStage.model_validate(
             {"steps": 1000, "partitions": [{"match": "head", **adam}, {"match": "backbone", **rest}]}
         )
-        training = Training(stage, self.classifier, self.variables, self.spec, Clock(stage.steps or 0))
-        return training.step, training.start(), training.frozen
+        training = StageTrainer(stage, self.classifier, self.variables, self.spec, StageLength(stage.steps or 0))
+        return training.step, training.init_state(), training.frozen
 
     def train(self, count: int, batches: Any = None) -> None:
         """The full step in the trainer's own loop: batches from the host, metrics, logs and the progress bar."""
-        from finetune.progress import Progress
+        from finetune.run.progress import Progress
         from finetune.training.loop import Log, fit
 
         step, state, frozen = self.steps.get("full") or self._step("full")

@@ -28,8 +28,8 @@ from finetune.data.splits import Splits, load_splits
 from finetune.evaluation.metrics import evaluate
 from finetune.evaluation.steps import make_eval_step
 from finetune.recipe import Recipe, TrainStage
-from finetune.training.signals import StopSignal
-from finetune.training.stage import StageHooks, prepare_stage, train_stage
+from finetune.run.stages import StageHooks, prepare_stage, train_stage
+from finetune.signals import StopSignal
 
 SCRATCH = TrainStage.model_validate(
     {

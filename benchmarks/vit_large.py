@@ -78,7 +78,7 @@ def write_checkpoint(folder: Path) -> int:
     from flax.traverse_util import flatten_dict
     from safetensors.numpy import save_file
 
-    from finetune.models.clip import FAMILY
+    from finetune.models.families.clip import FAMILY
 
     reader = FAMILY.reader("transformers", "clip_vision_model")
     assert reader is not None
@@ -133,17 +133,19 @@ def first_step(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     import jax
 
     import finetune
-    from finetune.optim.schedules import Clock
+    from finetune.optim.schedules import StageLength
     from finetune.recipe import Partition, TrainStage
-    from finetune.training.preparation import Training
+    from finetune.training.stage_trainer import StageTrainer
 
     backbone = finetune.load_backbone(folder)
     classifier, variables = finetune.build_classifier(backbone, 10)
     rules = [Partition(match="head", learning_rate=1e-4)]
     rest = {"frozen": True} if args.side == "frozen" else {"learning_rate": 1e-5}
     rules.append(Partition.model_validate({"match": "backbone", **rest}))
-    training = Training(TrainStage(steps=100, partitions=rules), classifier, variables, backbone.image_spec, Clock(100))
-    state = training.start()
+    training = StageTrainer(
+        TrainStage(steps=100, partitions=rules), classifier, variables, backbone.image_spec, StageLength(100)
+    )
+    state = training.init_state()
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (args.batch_size, 224, 224, 3)).astype(np.uint8),

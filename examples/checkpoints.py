@@ -20,9 +20,9 @@ from sklearn.datasets import load_digits
 import finetune
 from finetune.checkpoint import RunCheckpoints
 from finetune.optim.partitions import merge
-from finetune.optim.schedules import Clock
+from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
-from finetune.training.preparation import Training
+from finetune.training.stage_trainer import StageTrainer
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "checkpoints/example")
 shutil.rmtree(folder / "loop", ignore_errors=True)
@@ -54,14 +54,14 @@ def accuracy(variables):
 
 
 def prepare():
-    return Training(stage, classifier, variables, spec, Clock(40), seed=0)
+    return StageTrainer(stage, classifier, variables, spec, StageLength(40), seed=0)
 
 
 # %% [markdown]
 # ## Save
 #
 # Every ten steps, what a step needs to go on from there: the parameters that learn, and the optimizer's state, step and
-# random key with them. `merit` is what the best is chosen by.
+# random key with them. `score` is what the best is chosen by.
 
 
 # %%
@@ -71,14 +71,14 @@ def train(training, state, checkpoints, until):
         if (step := int(state.step)) % 10 == 0:
             now = training.variables(state)
             changed = {"params": {"head": now["params"]["head"]}}
-            merit = accuracy(now)
-            checkpoints.save(step, changed, training.resumable(state), {"accuracy": merit}, merit)
+            score = accuracy(now)
+            checkpoints.save(step, changed, training.resumable(state), {"accuracy": score}, score)
     return state
 
 
 training = prepare()
 with RunCheckpoints(folder / "loop") as checkpoints:
-    train(training, training.start(), checkpoints, until=30)
+    train(training, training.init_state(), checkpoints, until=30)
     checkpoints.wait()  # saving goes on in the background where the device has memory of its own
 
 # %% [markdown]
@@ -104,13 +104,13 @@ assert accuracy(restored) == saved[best]
 with RunCheckpoints(folder / "loop") as checkpoints:
     newest = checkpoints.steps()[-1]
     variables_then = merge(variables, checkpoints.variables(newest))
-    resumed = Training(stage, classifier, variables_then, spec, Clock(40), seed=0)
-    fresh = resumed.start()
+    resumed = StageTrainer(stage, classifier, variables_then, spec, StageLength(40), seed=0)
+    fresh = resumed.init_state()
     state = resumed.resume(fresh, checkpoints.state(newest, resumed.resumable(fresh)))
     state = train(resumed, state, checkpoints, until=40)
 
 straight = prepare()
-unbroken = straight.start()
+unbroken = straight.init_state()
 for step in range(40):
     unbroken, _ = straight.step(unbroken, straight.frozen, batch_at(step))
 same = jax.tree.map(lambda a, b: bool((a == b).all()), state.params, unbroken.params)

@@ -21,9 +21,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import finetune
-from finetune.optim.schedules import Clock
+from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
-from finetune.training.preparation import Training
+from finetune.training.stage_trainer import StageTrainer
 
 # %% [markdown]
 # ## A pretrained model
@@ -108,15 +108,15 @@ def guides_step(state, pixels, labels):
 
 # %%
 stage = TrainStage(steps=100, batch_size=64, partitions=rules)
-training = Training(stage, classifier, variables, spec, Clock(100), seed=0)
-lean = training.start()
+training = StageTrainer(stage, classifier, variables, spec, StageLength(100), seed=0)
+lean = training.init_state()
 print(
     f"{sum(leaf.size for leaf in jax.tree.leaves(lean.params)):,} of "
     f"{sum(leaf.size for leaf in jax.tree.leaves(variables['params'])):,} values are in its state"
 )
 
 # %% [markdown]
-# ## Training, both ways
+# ## StageTrainer, both ways
 
 # %%
 digits = load_digits()

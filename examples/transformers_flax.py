@@ -19,10 +19,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import finetune
-from finetune import bundled
-from finetune.optim.schedules import Clock
+from finetune import resources
+from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
-from finetune.training.preparation import Training
+from finetune.training.stage_trainer import StageTrainer
 
 if not hasattr(transformers, "FlaxCLIPModel"):
     sys.exit(f"transformers {transformers.__version__} has no Flax classes; install transformers 4.57")
@@ -34,7 +34,7 @@ if not hasattr(transformers, "FlaxCLIPModel"):
 # leaves half-precision files in half precision; they are widened here.
 
 # %%
-source = sys.argv[1] if len(sys.argv) > 1 else str(bundled.checkpoint("tiny-clip"))
+source = sys.argv[1] if len(sys.argv) > 1 else str(resources.checkpoint("tiny-clip"))
 theirs = transformers.FlaxCLIPModel.from_pretrained(source)
 ours = finetune.load_clip(source)
 params = theirs.to_fp32(theirs.params)
@@ -67,8 +67,8 @@ rules = [
     {"match": "backbone", "frozen": True},
 ]
 stage = TrainStage(steps=100, batch_size=64, partitions=rules)
-training = Training(stage, classifier, variables, spec, Clock(100), seed=0)
-state = training.start()
+training = StageTrainer(stage, classifier, variables, spec, StageLength(100), seed=0)
+state = training.init_state()
 
 digits = load_digits()
 pixels = np.stack([spec.to_uint8(Image.fromarray((d * 15.9).astype(np.uint8)).convert("RGB")) for d in digits.images])

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from finetune.recipe import Partition as Partition
     from finetune.recipe import Recipe as Recipe
     from finetune.recipe import load_recipe as load_recipe
-    from finetune.runner import RunResult as RunResult
-    from finetune.runner import run as run
+    from finetune.run.run import RunResult as RunResult
+    from finetune.run.run import run as run
     from finetune.training.state import TrainState as TrainState
 
 _HOME = {
@@ -42,7 +44,7 @@ _HOME = {
     "Prediction": "inference.predictor",
     "Predictor": "inference.predictor",
     "Recipe": "recipe",
-    "RunResult": "runner",
+    "RunResult": "run.run",
     "TrainState": "training.state",
     "TransferReport": "models.surgery",
     "build_classifier": "models.classifier",
@@ -53,7 +55,7 @@ _HOME = {
     "load_clip": "models.backbone",
     "load_recipe": "recipe",
     "restore": "inference.predictor",
-    "run": "runner",
+    "run": "run.run",
     "transplant": "models.surgery",
     "zero_shot_head": "models.zero_shot",
 }
@@ -75,3 +77,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Package(ModuleType):
+    """Keeps ``finetune.run`` the function: Python would set that attribute to the subpackage of the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

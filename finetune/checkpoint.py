@@ -27,7 +27,7 @@ class RunCheckpoints:
             [
                 policies.LatestN(1),
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["merit"], n=1, keep_checkpoints_without_metrics=False
+                    get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
                 ),
             ]
         )
@@ -55,12 +55,12 @@ class RunCheckpoints:
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, variables: Any, state: Any, progress: dict[str, Any], merit: float | None = None) -> None:
+    def save(self, step: int, variables: Any, state: Any, progress: dict[str, Any], score: float | None = None) -> None:
         """Writes a step whole or not at all, in the background where the device's memory is not the host's.
 
         Args:
             step: a step that is saved already is left as it is.
-            merit: by which the best is kept, higher is better.
+            score: by which the best is kept, higher is better.
 
         Raises:
             CheckpointError: it cannot be written, for example because the disk is full.
@@ -71,7 +71,7 @@ class RunCheckpoints:
         if state is not None:
             items["state"] = ocp.args.StandardSave(state)
         require_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves((variables, state))))
-        metrics = None if merit is None else {"merit": merit}
+        metrics = None if score is None else {"score": score}
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
         except Exception as error:  # Orbax and TensorStore raise many kinds

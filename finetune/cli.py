@@ -40,11 +40,10 @@ def run(
     allow_local_code: LocalCode = False,
 ) -> None:
     """Run a recipe: train, evaluate and save a classifier."""
-    from finetune import recipe as recipes
-    from finetune import runner
+    import finetune
 
-    result = runner.run(
-        recipes.load_recipe(recipe, overrides or []),
+    result = finetune.run(
+        finetune.load_recipe(recipe, overrides or []),
         output=output,
         resume=resume,
         overwrite=overwrite,
@@ -105,7 +104,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Set finished runs side by side: test results, speed and curves."""
-    from finetune.comparison import compare_runs, draw_curves
+    from finetune.report.compare import compare_runs, draw_curves
 
     found = compare_runs(directories)
     if figure is not None:
@@ -140,9 +139,9 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Look at every image of a recipe's data: broken ones, classes, sizes, pictures that are in two splits."""
-    from finetune.data.report import report
     from finetune.data.splits import load_splits
     from finetune.recipe import load_recipe
+    from finetune.report.data import report
 
     loaded = load_recipe(recipe, overrides or [])
     found = report(load_splits(loaded.data, loaded.seed))
@@ -173,16 +172,16 @@ def check(
 @app.command("ls")
 def list_recipes() -> None:
     """List the bundled recipes."""
-    from finetune import bundled
+    from finetune import resources
     from finetune.recipe.source import purpose
 
-    _table(["recipe", "purpose"], [[name, purpose(path)] for name, path in bundled.recipes().items()])
+    _table(["recipe", "purpose"], [[name, purpose(path)] for name, path in resources.recipes().items()])
 
 
 @app.command("models")
 def list_models() -> None:
     """List the model families, the layouts they are read from, and what was verified against PyTorch."""
-    from finetune.models.backbone import FAMILIES
+    from finetune.models.registry import FAMILIES
 
     rows = [
         ["" if i else family.title, reader.layout, reader.label or reader.kinds, ", ".join(reader.verified)]
@@ -210,10 +209,10 @@ def inspect(
     allow_local_code: LocalCode = False,
 ) -> None:
     """Show what a recipe will train and what that costs, or what a pretrained or trained model consists of."""
-    from finetune import bundled
+    from finetune import resources
     from finetune.errors import RecipeError
 
-    is_recipe = what in bundled.recipes() or Path(what).suffix in (".yaml", ".yml")
+    is_recipe = what in resources.recipes() or Path(what).suffix in (".yaml", ".yml")
     is_run = any((Path(what) / name).is_file() for name in ("run.json", "model.json", "model/model.json"))
     if (is_recipe or is_run) and image_size is not None:
         hint = f"; for {what} give backbone.image_size={image_size}" if is_recipe else ""
@@ -233,8 +232,8 @@ def inspect(
 
 
 def _inspect_recipe(recipe: str, overrides: list[str], as_json: bool, allow_local_code: bool) -> None:
-    from finetune.inspection import inspect_recipe
     from finetune.recipe import load_recipe
+    from finetune.report.plan import inspect_recipe
 
     found = inspect_recipe(load_recipe(recipe, overrides), allow_local_code=allow_local_code)
     if as_json:
@@ -275,7 +274,7 @@ def _leaf_row(leaf: dict[str, Any]) -> list[str]:
 
 def _inspect_run(directory: Path, param: str | None, as_json: bool, allow_local_code: bool) -> None:
     from finetune.inference.predictor import restore
-    from finetune.models.summary import describe_images, list_leaves
+    from finetune.report.model import describe_images, list_leaves
 
     predictor = restore(directory, allow_local_code=allow_local_code)
     if param is not None:
@@ -295,7 +294,7 @@ def _inspect_run(directory: Path, param: str | None, as_json: bool, allow_local_
 def _show_values(variables: Any, path: str, as_json: bool) -> None:
     import numpy as np
 
-    from finetune.models.summary import find_values
+    from finetune.report.model import find_values
 
     found = find_values(variables, path)
     if as_json:
@@ -316,7 +315,7 @@ def _list_leaves(found: dict[str, Any]) -> str:
 
 def _inspect_source(source: str, image_size: int | None, param: str | None, as_json: bool) -> None:
     from finetune.models.backbone import load_backbone
-    from finetune.models.summary import describe_images, describe_transfer, summarize
+    from finetune.report.model import describe_images, describe_transfer, summarize
 
     backbone = load_backbone(source, image_size=image_size)
     if param is not None:

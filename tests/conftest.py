@@ -6,11 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from paths import ROOT, SMALL
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-ROOT = Path(__file__).parent.parent
-SMALL = Path(__file__).parent / "small.yaml"
 
 
 @pytest.fixture(scope="session", autouse=True)

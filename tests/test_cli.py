@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import GOLDENS, SMALL
 from PIL import Image
 
 from finetune.cli import main
-from finetune.models.summary import find_values
+from finetune.report.model import find_values
 
 FINETUNE = [sys.executable, "-m", "finetune.cli"]
-
-SMALL = Path(__file__).parent / "small.yaml"
 
 
 def in_a_process(*arguments, cwd=None):
@@ -97,8 +96,8 @@ def test_check_lists_broken_images_and_skips_them_only_when_told(tmp_path):
     for name in ("data/ant/1.png", "data/bee/4.png"):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])
     options = ("data.source=data", "data.validation=0")
-    clean_failure(finetune("check", SMALL, *options, cwd=tmp_path), "ant/1.png", "bee/4.png", "on_bad_image=skip")
-    told = finetune("check", SMALL, *options, "data.on_bad_image=skip", cwd=tmp_path)
+    clean_failure(finetune("check", SMALL, *options, cwd=tmp_path), "ant/1.png", "bee/4.png", "on_broken_image=skip")
+    told = finetune("check", SMALL, *options, "data.on_broken_image=skip", cwd=tmp_path)
     assert told.returncode == 0
     assert len([line for line in told.stdout.splitlines() if line.startswith("skipped")]) == 2
 
@@ -159,7 +158,7 @@ def test_a_checkpoint_of_an_unknown_family_is_refused_with_what_is_supported(rec
 
 
 def test_inspect_refuses_pickled_and_truncated_weights(tmp_path):
-    golden = Path(__file__).parent / "goldens" / "vit"
+    golden = GOLDENS / "vit"
     shutil.copytree(golden, tmp_path / "vit")
     weights = tmp_path / "vit" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -169,7 +168,7 @@ def test_inspect_refuses_pickled_and_truncated_weights(tmp_path):
 
 
 def test_inspect_shows_tree_totals_images_and_transfer():
-    golden = Path(__file__).parent / "goldens" / "dinov2-swiglu"
+    golden = GOLDENS / "dinov2-swiglu"
     shown = finetune("inspect", golden).stdout
     assert "params/encoder/layers/0/layer_scale1" in shown
     assert "shorter edge resized to 64 (bicubic), centre 56x56" in shown

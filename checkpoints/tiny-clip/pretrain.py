@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPConfig
 
-from finetune.models.clip import CLIPModule, from_transformers
+from finetune.models.families.clip import CLIPModule, from_transformers
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 LENGTH = 24

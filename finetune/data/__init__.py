@@ -1,1 +1,1 @@
-"""Labelled images: where they come from, how they are prepared, and in what order they are served."""
+"""LabeledImages images: where they come from, how they are prepared, and in what order they are served."""

@@ -10,11 +10,11 @@ from typing import TypeGuard
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from finetune.data.decode import Box, decode_crop
-from finetune.data.image_spec import ImageSpec
-from finetune.data.images import ImageLike, open_image
 from finetune.data.policies import apply_policy, shift_hue
-from finetune.recipe.augment import Augment, ColorJitter, Crop
+from finetune.images.fast_decode import Box, decode_crop
+from finetune.images.open import ImageLike, open_image
+from finetune.images.spec import ImageSpec
+from finetune.recipe.augment import Augment, ColorJitter, RandomResizedCrop
 
 _ATTEMPTS = 10
 
@@ -33,22 +33,22 @@ class TrainingTransform:
 
     def __call__(self, image: ImageLike, rng: np.random.Generator) -> np.ndarray:
         a = self.augment
-        if a.crop is None:
+        if a.random_resized_crop is None:
             pixels = image if self._ready(image) else self.spec.fit(open_image(image))
         else:
-            crop = a.crop
+            crop = a.random_resized_crop
             pixels = decode_crop(image, lambda width, height: random_box(width, height, crop, rng), self.spec)
-        if a.flip and rng.random() < a.flip:
+        if a.hflip and rng.random() < a.hflip:
             pixels = pixels[:, ::-1]
-        if a.vertical_flip and rng.random() < a.vertical_flip:
+        if a.vflip and rng.random() < a.vflip:
             pixels = pixels[::-1]
-        if a.color_jitter is None and a.policy is None:
+        if a.color_jitter is None and a.auto_augment is None:
             return self.spec.in_channels(np.ascontiguousarray(pixels))
         changed = Image.fromarray(np.ascontiguousarray(pixels))
         if a.color_jitter is not None:
             changed = jitter(changed, a.color_jitter, rng)
-        if a.policy is not None:
-            changed = apply_policy(changed, a.policy, rng)
+        if a.auto_augment is not None:
+            changed = apply_policy(changed, a.auto_augment, rng)
         return self.spec.in_channels(np.asarray(changed))
 
     def _ready(self, image: ImageLike) -> TypeGuard[np.ndarray]:
@@ -58,7 +58,7 @@ class TrainingTransform:
         return same and spec.keeps(spec.width, spec.height)
 
 
-def random_box(width: int, height: int, crop: Crop, rng: np.random.Generator) -> Box:
+def random_box(width: int, height: int, crop: RandomResizedCrop, rng: np.random.Generator) -> Box:
     """A box of random area and shape within an image; where none fits, the largest central one of an allowed shape."""
     low, high = (math.log(value) for value in crop.ratio)
     for _ in range(_ATTEMPTS):

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from finetune.data.split import Split
+from finetune.data.labeled_images import Split
 
 _BITS = 4  # of 64 in which the outlines of near duplicates may differ
 _LEVELS = 2.0  # mean absolute difference of their thumbnails, of 255
@@ -48,17 +48,17 @@ def duplicates_across(splits: Mapping[str, Split]) -> list[Duplicate]:
 
 def _exact(first: Split, second: Split) -> Iterator[tuple[int, int]]:
     """(index in second, index in first)."""
-    assert first.facts is not None
-    assert second.facts is not None
-    known = {value: i for i, value in enumerate(first.facts.pixels.tolist()) if not first.facts.problem[i]}
-    for j, value in enumerate(second.facts.pixels.tolist()):
-        if value in known and not second.facts.problem[j]:
+    assert first.stats is not None
+    assert second.stats is not None
+    known = {value: i for i, value in enumerate(first.stats.pixels.tolist()) if not first.stats.problem[i]}
+    for j, value in enumerate(second.stats.pixels.tolist()):
+        if value in known and not second.stats.problem[j]:
             yield j, known[value]
 
 
 def _near(first: Split, second: Split) -> Iterator[tuple[int, int]]:
     """(index in second, index in first) of candidates by outline that their thumbnails confirm."""
-    a, b = first.facts, second.facts
+    a, b = first.stats, second.stats
     assert a is not None
     assert b is not None
     step = max(1, _ROWS // max(1, len(a.outline)))

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.data.images import open_image
-from finetune.data.split import Images, Split
+from finetune.data.labeled_images import Images, Split
 from finetune.errors import DataError, require_space
+from finetune.images.open import open_image
 
 _AT_ONCE = 256  # images decoded before they are written
 
@@ -57,7 +57,7 @@ def cached(split: Split, size: int, folder: Path, fingerprint: str) -> Split:
     home = folder / "images" / hashlib.sha256(f"{fingerprint} {size}".encode()).hexdigest()[:32]
     if not (home / "index.npy").is_file():
         _write(split, size, home)
-    return Split(CachedImages(home), split.labels, split.facts)
+    return Split(CachedImages(home), split.labels, split.stats)
 
 
 def _write(split: Split, size: int, home: Path) -> None:

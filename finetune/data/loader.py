@@ -9,10 +9,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from finetune.data.image_spec import ImageSpec
-from finetune.data.images import ImageLike, open_image
-from finetune.data.split import Split
+from finetune.data.labeled_images import Split
 from finetune.errors import DataError
+from finetune.images.open import ImageLike, open_image
+from finetune.images.spec import ImageSpec
 
 # image: uint8 [N, H, W, C]; label: int32 [N], or float32 [N, C] with many labels; weight: float32 [N] in evaluation
 Batch = dict[str, np.ndarray]
@@ -64,7 +64,7 @@ def training_batches(
     batch_size: int,
     *,
     seed: int,
-    workers: int = 0,
+    num_workers: int = 0,
     balanced: bool = False,
     shard: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator:
@@ -75,7 +75,7 @@ def training_batches(
     Args:
         prepare: (image, generator) -> uint8 [H, W, C]; the generator is a function of seed, epoch and index.
         batch_size: over all shards.
-        workers: processes that decode; 0 decodes in threads.
+        num_workers: processes that decode; 0 decodes in threads.
         balanced: every class equally often; an epoch is as many images as ever.
         shard: (number, count): which part of every batch is for this process. All of them together give the same
             batches, whatever their count.
@@ -98,10 +98,10 @@ def training_batches(
     batches = prepared.batch(batch_size // count, drop_remainder=True)
     if not balanced:
         batches = batches.repeat()
-    if workers:
+    if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags, which only absl's own programs parse
             flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=workers)
+        options = grain.MultiprocessingOptions(num_workers=num_workers)
         reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         return iter(batches.to_iter_dataset(reading).mp_prefetch(options))
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))

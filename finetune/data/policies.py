@@ -18,7 +18,7 @@ def apply_policy(image: Image.Image, policy: RandAugment | TrivialAugment, rng: 
     """The image after the policy's operations; operations and ranges are torchvision's."""
     wide = isinstance(policy, TrivialAugment)
     names = list(_RANGES)
-    for _ in range(1 if isinstance(policy, TrivialAugment) else policy.layers):
+    for _ in range(1 if isinstance(policy, TrivialAugment) else policy.num_ops):
         name = names[int(rng.integers(len(names)))]
         level = float(rng.integers(_LEVELS)) if isinstance(policy, TrivialAugment) else policy.magnitude
         signed = bool(rng.integers(2))

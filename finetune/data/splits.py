@@ -1,4 +1,4 @@
-"""Training, validation and test images under one table of classes."""
+"""StageTrainer, validation and test images under one table of classes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.checks import cache_folder, examine
-from finetune.data.sources import Labelled, read_source
-from finetune.data.split import Split, count_classes
+from finetune.data.image_scan import cache_folder, scan_images
+from finetune.data.labeled_images import Split, count_classes
+from finetune.data.sources import LabeledImages, read_source
 from finetune.errors import DataError, listed
 from finetune.recipe import DataConfig
 
@@ -39,8 +39,8 @@ class Splits:
         for name, split in self.named().items():
             digest.update(f"{name} {len(split)}\n".encode())
             digest.update(split.labels.tobytes())
-            if split.facts is not None:
-                digest.update(split.facts.pixels.tobytes())
+            if split.stats is not None:
+                digest.update(split.stats.pixels.tobytes())
         return digest.hexdigest()
 
     def named(self) -> dict[str, Split]:
@@ -62,13 +62,13 @@ def load_splits(config: DataConfig, seed: int, memory: Any = None) -> Splits:
         DataError: a source that is missing or empty, images that are broken, classes that do not agree, or too few
             images for the splits.
     """
-    found, names = unify(read_source(config, memory))
-    found = {split: examine(images, cache_folder()) for split, images in found.items()}
-    found, skipped = without_bad(found, names, skip=config.on_bad_image == "skip")
-    return replace(divide(config, found, names, seed), skipped=skipped)
+    found, names = align_classes(read_source(config, memory))
+    found = {split: scan_images(images, cache_folder()) for split, images in found.items()}
+    found, skipped = drop_broken(found, names, skip=config.on_broken_image == "skip")
+    return replace(make_splits(config, found, names, seed), skipped=skipped)
 
 
-def without_bad(
+def drop_broken(
     found: dict[str, Split], names: tuple[str, ...], *, skip: bool
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
     """The splits without broken images, and what was left out.
@@ -82,9 +82,9 @@ def without_bad(
     if not skip:
         more = [f"... and {len(bad) - 10} more"] if len(bad) > 10 else []
         raise DataError(
-            "\n".join([*bad[:10], *more, "replace or remove these files, or leave them out: data.on_bad_image=skip"])
+            "\n".join([*bad[:10], *more, "replace or remove these files, or leave them out: data.on_broken_image=skip"])
         )
-    kept = {name: split.take(np.flatnonzero(split.facts.problem == "")) for name, split in found.items() if split.facts}
+    kept = {name: split.take(np.flatnonzero(split.stats.problem == "")) for name, split in found.items() if split.stats}
     empty = np.flatnonzero(count_classes(kept["train"].labels, len(names)) == 0)
     if len(empty):
         raise DataError(f"data: without broken images nothing is left of {listed([names[i] for i in empty])}")
@@ -92,15 +92,15 @@ def without_bad(
 
 
 def _problems(split: Split) -> list[str]:
-    return [] if split.facts is None else split.facts.problem[split.facts.bad].tolist()
+    return [] if split.stats is None else split.stats.problem[split.stats.bad].tolist()
 
 
 def class_names_of(config: DataConfig) -> tuple[str, ...]:
     """The classes of a source, without decoding an image; raises DataError as :func:`load_splits` does."""
-    return unify(read_source(config))[1]
+    return align_classes(read_source(config))[1]
 
 
-def unify(found: Mapping[str, Labelled]) -> tuple[dict[str, Split], tuple[str, ...]]:
+def align_classes(found: Mapping[str, LabeledImages]) -> tuple[dict[str, Split], tuple[str, ...]]:
     """The splits under training's classes, matched by name.
 
     Raises:
@@ -123,12 +123,12 @@ def unify(found: Mapping[str, Labelled]) -> tuple[dict[str, Split], tuple[str, .
     return splits, names
 
 
-def _present(labelled: Labelled) -> list[str]:
+def _present(labelled: LabeledImages) -> list[str]:
     seen = np.flatnonzero(labelled.labels.any(axis=0)) if labelled.labels.ndim == 2 else np.unique(labelled.labels)
     return [labelled.names[int(i)] for i in seen]
 
 
-def _relabel(labelled: Labelled, names: tuple[str, ...]) -> np.ndarray:
+def _relabel(labelled: LabeledImages, names: tuple[str, ...]) -> np.ndarray:
     """Labels in terms of ``names``; classes that no image has may be unknown there."""
     index = {name: i for i, name in enumerate(names)}
     if labelled.labels.ndim == 1:
@@ -140,7 +140,7 @@ def _relabel(labelled: Labelled, names: tuple[str, ...]) -> np.ndarray:
     return labels
 
 
-def divide(config: DataConfig, splits: dict[str, Split], class_names: tuple[str, ...], seed: int) -> Splits:
+def make_splits(config: DataConfig, splits: dict[str, Split], class_names: tuple[str, ...], seed: int) -> Splits:
     """The splits of a run, made from those of the source."""
     train, test = splits["train"], splits.get("test")
     if test is None:
@@ -149,14 +149,14 @@ def divide(config: DataConfig, splits: dict[str, Split], class_names: tuple[str,
     if config.fraction < 1:
         whole = replace(whole, train=_divide(train, config.fraction, seed, "fraction")[1])
     if config.shots_per_class is not None:
-        return replace(whole, train=_few(whole, config.shots_per_class, seed))
+        return replace(whole, train=sample_shots(whole, config.shots_per_class, seed))
     if whole.validation is None and config.validation > 0:
         train, validation = _divide(whole.train, config.validation, seed, "validation")
         whole = replace(whole, train=train, validation=validation)
     return whole
 
 
-def _few(splits: Splits, shots: int, seed: int) -> Split:
+def sample_shots(splits: Splits, shots: int, seed: int) -> Split:
     if splits.multi_label:
         raise DataError("data.shots_per_class: images here have many labels each; use data.fraction instead")
     rng = np.random.default_rng(seed)

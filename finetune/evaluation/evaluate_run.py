@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.split import Split
+from finetune.data.labeled_images import Split
 from finetune.data.splits import load_splits
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluation.metrics import evaluate

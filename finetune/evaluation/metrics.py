@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from finetune.data.image_spec import ImageSpec
+from finetune.data.labeled_images import Split
 from finetune.data.loader import evaluation_batches
-from finetune.data.split import Split
 from finetune.evaluation.steps import EvalStep
+from finetune.images.spec import ImageSpec
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from finetune.data.image_spec import ImageSpec
+from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
-from finetune.training.losses import hits
+from finetune.training.losses import correct_predictions
 
 Metrics = dict[str, jax.Array]  # sums over examples: loss, correct, count
 EvalStep = Callable[[Any, Any], tuple[Metrics, jax.Array]]
@@ -31,7 +31,7 @@ def make_eval_step(classifier: Classifier, spec: ImageSpec) -> EvalStep:
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         else:
             losses = optax.sigmoid_binary_cross_entropy(logits, labels).mean(-1)
-        correct = hits(logits, labels, sets=True)
+        correct = correct_predictions(logits, labels, sets=True)
         return {"loss": (losses * weight).sum(), "correct": (correct * weight).sum(), "count": weight.sum()}, logits
 
     return jax.jit(eval_step)

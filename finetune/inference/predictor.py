@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from finetune.checkpoint import RunCheckpoints, find_bundle
-from finetune.data.image_spec import ImageSpec
-from finetune.data.images import ImageLike, open_image
 from finetune.errors import CheckpointError
-from finetune.inference.bundle import Bundle, load_bundle
+from finetune.export.bundle import Bundle, load_bundle
+from finetune.images.open import ImageLike, open_image
+from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
 from finetune.optim.partitions import merge
 

@@ -14,27 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from finetune.data.image_spec import ImageSpec
-from finetune.data.preprocessor import read_image_spec
 from finetune.errors import ModelError, first_line, nearest
-from finetune.models import clip, convnext, dinov2, mobilenet_v2, resnet, siglip, vit
+from finetune.images.spec import ImageSpec
 from finetune.models.depth import depths
+from finetune.models.families import clip, siglip
 from finetune.models.family import Family, Reader, Reading
-from finetune.models.positions import resize_positions
+from finetune.models.layers.positions import resize_positions
+from finetune.models.registry import FAMILIES
 from finetune.models.surgery import TransferReport, extract_submodule, transplant
 from finetune.weights.layout import Checkpoint, open_checkpoint
 from finetune.weights.locate import locate
 from finetune.weights.names import apply_table
+from finetune.weights.preprocessor import read_image_spec
 
-FAMILIES: tuple[Family, ...] = (
-    clip.FAMILY,
-    siglip.FAMILY,
-    vit.FAMILY,
-    dinov2.FAMILY,
-    resnet.FAMILY,
-    convnext.FAMILY,
-    mobilenet_v2.FAMILY,
-)
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 _POSITIONS = ("embeddings", "position_embedding", "embedding")
 

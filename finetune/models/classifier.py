@@ -30,17 +30,17 @@ class Classifier(nn.Module):
         dropout: rate on the pooled features, in training.
         pool: ``pooler`` (the backbone's own pooling), ``cls`` (first token) or ``mean`` (over tokens or pixels).
             None takes ``pooler`` where there is one, else the array itself if it is [N, features], else ``mean``.
-        whole: the backbone is a whole model, whose output are the logits: no head is put on it.
+        headless: the backbone is a whole model, whose output are the logits: no head is put on it.
     """
 
     backbone: nn.Module
     num_classes: int
     dropout: float = 0.0
     pool: Pool | None = None
-    whole: bool = False
+    headless: bool = False
 
     def setup(self) -> None:
-        if self.whole:
+        if self.headless:
             return
         self.head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)
         self.head_dropout = nn.Dropout(self.dropout)
@@ -58,7 +58,7 @@ class Classifier(nn.Module):
             float32 [N, num_classes].
         """
         train_backbone = train if backbone_train is None else backbone_train
-        if self.whole:
+        if self.headless:
             output = self.backbone(images, **training_switch(self.backbone, train_backbone))
             return jnp.asarray(_logits(output), jnp.float32)
         features = self.features(images, train_backbone)
@@ -78,7 +78,7 @@ def training_switch(module: nn.Module, train: bool) -> dict[str, bool]:
     Raises:
         ModelError: its switch is an attribute alone, which would stay as it is.
     """
-    known, accepted = switches(train), _arguments(module)
+    known, accepted = train_flags(train), _arguments(module)
     fixed = [field.name for field in fields(module) if field.name in known]
     if fixed and accepted.isdisjoint(known):
         raise ModelError(
@@ -88,7 +88,7 @@ def training_switch(module: nn.Module, train: bool) -> dict[str, bool]:
     return {name: value for name, value in known.items() if name in accepted}
 
 
-def switches(train: bool) -> dict[str, bool]:
+def train_flags(train: bool) -> dict[str, bool]:
     """Every name that a training switch may have, with what it is then."""
     return {"train": train, "training": train, "deterministic": not train}
 
@@ -153,7 +153,7 @@ def build_classifier(
         ModelError: a whole model whose output is not [N, num_classes].
     """
     module, variables = (backbone.module, backbone.variables) if isinstance(backbone, Backbone) else backbone
-    classifier = Classifier(module, num_classes, dropout, pool, whole=head_init is None)
+    classifier = Classifier(module, num_classes, dropout, pool, headless=head_init is None)
     inputs = _shape_of(backbone, module, image_size) if example is None else example
     logits, target = init_shapes(classifier, inputs)
     if logits.shape != (inputs.shape[0], num_classes):

@@ -41,7 +41,7 @@ class Reader:
             that is not supported.
         processor: the image processor of transformers whose defaults hold where the files name none.
         module: what ``read`` configures, where that is not the family's own vision module: a model of two towers.
-        antialias: how this layout's library resizes position embeddings (see :mod:`finetune.models.positions`).
+        antialias: how this layout's library resizes position embeddings (see :mod:`finetune.models.layers.positions`).
         label: ``kinds`` as people write them, where it is no plain name.
         verified: what the tests hold equal to PyTorch's values.
         any_size: the library resizes them to the images that the image processor makes, of its own accord.

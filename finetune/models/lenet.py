@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from finetune.models.convolution import BatchNorm
+from finetune.models.layers.convolution import BatchNorm
 
 _KERNEL = nn.initializers.xavier_uniform()
 

@@ -8,8 +8,8 @@ from typing import Any
 import optax
 
 from finetune.optim.optimizers import build_core
-from finetune.optim.partitions import as_partitions, check_rules_match, decide, kernel_of, map_paths, paths_of
-from finetune.optim.schedules import Clock, build_schedule
+from finetune.optim.partitions import as_partitions, assign_rules, check_rules_match, kernel_of, map_paths, paths_of
+from finetune.optim.schedules import StageLength, build_schedule
 from finetune.optim.selectors import depths, is_embedding
 from finetune.recipe import Partition
 
@@ -38,8 +38,8 @@ def build_optimizer(
     """
     rules = as_partitions(partitions)
     check_rules_match(params, rules)
-    clock = Clock(total_steps, steps_per_epoch, batch_size)
-    labels = {path: rules[number].label for path, number in decide(paths_of(params), rules).items()}
+    clock = StageLength(total_steps, steps_per_epoch, batch_size)
+    labels = {path: rules[number].label for path, number in assign_rules(paths_of(params), rules).items()}
     transforms = {
         rule.label: optax.set_to_zero() if rule.frozen else _learn(rule, rate_factors(rule, labels), clock)
         for rule in rules
@@ -47,7 +47,7 @@ def build_optimizer(
     return optax.multi_transform(transforms, lambda tree: map_paths(lambda path, _: labels[kernel_of(path)], tree))
 
 
-def learning_rates(partitions: Sequence[Partition], clock: Clock) -> dict[str, optax.Schedule]:
+def learning_rates(partitions: Sequence[Partition], clock: StageLength) -> dict[str, optax.Schedule]:
     """The schedule of each partition that learns, by its name; with layer decay, of its topmost leaves."""
     return {
         rule.label: build_schedule(rule.schedule, rule.learning_rate, clock)
@@ -70,7 +70,7 @@ def decays(path: str, leaf: Any, rule: Partition) -> bool:
     return rule.weight_decay > 0 and (rule.weight_decay_on == "all" or (leaf.ndim > 1 and not is_embedding(path)))
 
 
-def _learn(rule: Partition, factors: Mapping[str, float], clock: Clock) -> optax.GradientTransformation:
+def _learn(rule: Partition, factors: Mapping[str, float], clock: StageLength) -> optax.GradientTransformation:
     """[core, factors by leaf, learning rate]; only the core's state means anything in another stage."""
     assert rule.learning_rate is not None  # the recipe part checks it
 

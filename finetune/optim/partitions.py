@@ -38,12 +38,12 @@ def label_params(params: Params, rules: Rules) -> dict[str, Any]:
     Raises:
         PartitionError: leaves that no rule covers, by name, with the nearest rule.
     """
-    taken = decide(paths_of(params), rules)
+    taken = assign_rules(paths_of(params), rules)
     labels = [name for _, name in _pairs(rules)]
     return unflatten_dict({tuple(path.split("/")): labels[number] for path, number in taken.items()})
 
 
-def decide(paths: Collection[str], rules: Rules) -> dict[str, int]:
+def assign_rules(paths: Collection[str], rules: Rules) -> dict[str, int]:
     """path -> number of the rule that decides about it.
 
     Raises:

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from finetune.errors import PartitionError
@@ -16,123 +14,132 @@ from finetune.recipe import Length, Schedule
 
 
 @dataclass(frozen=True)
-class Clock:
-    """How long a stage is, in optimizer steps; the other two translate epochs and examples."""
+class StageLength:
+    """How long a stage is.
+
+    Attributes:
+        total_steps: optimizer steps.
+        steps_per_epoch, batch_size: translate durations given in epochs and in examples.
+    """
 
     total_steps: int
     steps_per_epoch: int | None = None
     batch_size: int | None = None
 
-    def steps(self, length: Length) -> int:
-        """Raises PartitionError for a unit that this clock cannot translate."""
-        if length.steps is not None:
-            return length.steps
-        if length.percent is not None:
-            return round(length.percent / 100 * self.total_steps)
-        unit, per = ("epochs", self.steps_per_epoch) if length.epochs is not None else ("examples", self.batch_size)
+    def steps(self, duration: Length) -> int:
+        """A duration in optimizer steps.
+
+        Raises:
+            PartitionError: a unit that needs ``steps_per_epoch`` or ``batch_size``, which is not known.
+        """
+        if duration.steps is not None:
+            return duration.steps
+        if duration.percent is not None:
+            return round(duration.percent / 100 * self.total_steps)
+        unit, per = ("epochs", self.steps_per_epoch) if duration.epochs is not None else ("examples", self.batch_size)
         if per is None:
             needed = "steps_per_epoch" if unit == "epochs" else "batch_size"
             raise PartitionError(f"a duration in {unit} needs {needed}; pass it, or give the duration in steps")
-        return round(length.epochs * per) if length.epochs is not None else -(-(length.examples or 0) // per)
+        return round(duration.epochs * per) if duration.epochs is not None else -(-(duration.examples or 0) // per)
 
 
-def build_schedule(schedule: Schedule, peak: float, clock: Clock) -> optax.Schedule:
+def build_schedule(schedule: Schedule, peak: float, length: StageLength) -> optax.Schedule:
     """step -> learning rate.
 
-    A warm-up rises from peak / warm-up steps, or from ``warmup_from`` times the peak, to the peak; the curve fills the
-    rest of the stage and stays at its end from there on. ``warmup_from`` 0 with ``cosine`` is
-    ``optax.warmup_cosine_decay_schedule``, and the schedule of Flax's guide.
+    A warm-up rises from peak / warm-up steps, or from ``warmup_init_factor`` times the peak, to the peak. The curve
+    fills the rest of the stage and keeps its last value after it. ``warmup_init_factor: 0`` with ``cosine`` is
+    ``optax.warmup_cosine_decay_schedule``, the schedule of Flax's guide.
 
     Raises:
         PartitionError: durations that do not fit into the stage.
     """
-    warmup = clock.steps(schedule.warmup)
-    if warmup and warmup >= clock.total_steps:
+    warmup, total = length.steps(schedule.warmup), length.total_steps
+    if warmup and warmup >= total:
         raise PartitionError(
-            f"schedule {schedule.name}: a warm-up of {warmup} steps in a stage of {clock.total_steps}; make it shorter"
+            f"schedule {schedule.name}: a warm-up of {warmup} steps in a stage of {total}; make it shorter"
         )
-    curve = _CURVES[schedule.name](schedule, peak, clock, warmup)
+    curve = _CURVES[schedule.name](schedule, peak, length, warmup)
     if warmup == 0 or schedule.name == "one_cycle":
         return curve
-    if schedule.warmup_from is None:
+    if schedule.warmup_init_factor is None:
         rise = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
     else:
-        rise = optax.linear_schedule(peak * schedule.warmup_from, peak, warmup)
+        rise = optax.linear_schedule(peak * schedule.warmup_init_factor, peak, warmup)
     return optax.join_schedules([rise, curve], [warmup])
 
 
-def _constant(schedule: Any, peak: float, clock: Clock, warmup: int) -> optax.Schedule:
+def _constant(schedule: Any, peak: float, length: StageLength, warmup: int) -> optax.Schedule:
     return optax.constant_schedule(peak)
 
 
-def _cosine(schedule: Any, peak: float, clock: Clock, warmup: int) -> optax.Schedule:
-    return optax.cosine_decay_schedule(peak, max(1, clock.total_steps - warmup), alpha=schedule.end)
+def _cosine(schedule: Any, peak: float, length: StageLength, warmup: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(peak, max(1, length.total_steps - warmup), alpha=schedule.end_factor)
 
 
-def _linear(schedule: Any, peak: float, clock: Clock, warmup: int) -> optax.Schedule:
-    return optax.linear_schedule(peak, peak * schedule.end, max(1, clock.total_steps - warmup))
+def _linear(schedule: Any, peak: float, length: StageLength, warmup: int) -> optax.Schedule:
+    return optax.linear_schedule(peak, peak * schedule.end_factor, max(1, length.total_steps - warmup))
 
 
-def _step(schedule: Any, peak: float, clock: Clock, warmup: int) -> optax.Schedule:
-    moments = [clock.steps(moment) for moment in schedule.at]
-    if moments != sorted(set(moments)) or moments[0] <= warmup or moments[-1] >= clock.total_steps:
+def _step(schedule: Any, peak: float, length: StageLength, warmup: int) -> optax.Schedule:
+    milestones = [length.steps(milestone) for milestone in schedule.milestones]
+    if milestones != sorted(set(milestones)) or milestones[0] <= warmup or milestones[-1] >= length.total_steps:
         raise PartitionError(
-            f"schedule step: its moments have to rise, after the warm-up ({warmup}) and before the stage's end "
-            f"({clock.total_steps}); received, in steps: {', '.join(map(str, moments))}"
+            f"schedule step: milestones have to rise, after the warm-up ({warmup}) and before the stage's end "
+            f"({length.total_steps}); received, in steps: {', '.join(map(str, milestones))}"
         )
-    return optax.piecewise_constant_schedule(peak, {moment - warmup: schedule.factor for moment in moments})
+    return optax.piecewise_constant_schedule(peak, {step - warmup: schedule.decay_rate for step in milestones})
 
 
-def _exponential(schedule: Any, peak: float, clock: Clock, warmup: int) -> optax.Schedule:
-    every, rest = _every(schedule, clock), clock.total_steps - warmup
-    last = rest // every if schedule.staircase else rest / every
+def _exponential(schedule: Any, peak: float, length: StageLength, warmup: int) -> optax.Schedule:
+    transition, rest = _one_step_or_more(schedule, "transition", length), length.total_steps - warmup
+    last = rest // transition if schedule.staircase else rest / transition
     return optax.exponential_decay(
-        peak, every, schedule.factor, staircase=schedule.staircase, end_value=peak * schedule.factor**last
+        peak,
+        transition,
+        schedule.decay_rate,
+        staircase=schedule.staircase,
+        end_value=peak * schedule.decay_rate**last,
     )
 
 
-def _one_cycle(schedule: Any, peak: float, clock: Clock, warmup: int) -> optax.Schedule:
-    """From the first step to the last one, both included; as in PyTorch, a share of the stage rises up to a moment
-    that may lie between two steps."""
+def _one_cycle(schedule: Any, peak: float, length: StageLength, warmup: int) -> optax.Schedule:
+    """From the first step to the last, both included. As in PyTorch, the peak of a rise given as a share of the stage
+    may lie between two steps."""
     share = schedule.warmup.percent
-    rise = (warmup if share is None else share / 100 * clock.total_steps) - 1
-    low, end = peak * schedule.start, peak * schedule.end
+    rise = (warmup if share is None else share / 100 * length.total_steps) - 1
+    low, end = peak * schedule.init_factor, peak * schedule.end_factor
     up = optax.cosine_decay_schedule(low - peak, max(1, rise))  # a fall run backwards: from low to the peak
-    down = optax.cosine_decay_schedule(peak - end, clock.total_steps - 1 - rise)
+    down = optax.cosine_decay_schedule(peak - end, length.total_steps - 1 - rise)
     return lambda step: jnp.where(step < rise, peak + up(step), end + down(step - rise))
 
 
-def _reheat(schedule: Any, peak: float, clock: Clock, warmup: int) -> optax.Schedule:
-    every, rest = _every(schedule, clock), clock.total_steps - warmup
-    starts, lengths = [0], [every]
-    while starts[-1] + lengths[-1] < rest:
-        starts.append(starts[-1] + lengths[-1])
-        lengths.append(max(1, round(every * schedule.growth ** len(lengths))))
-    peaks = peak * schedule.factor ** np.arange(len(starts))
-    first, length, top = (jnp.asarray(values, jnp.float32) for values in (starts, lengths, peaks))
-
-    def curve(step: Any) -> jax.Array:
-        step = jnp.clip(step, 0, rest)  # a cycle that the stage cuts short does not go on
-        cycle = jnp.searchsorted(first, step, side="right") - 1
-        cosine = (1 + jnp.cos(jnp.pi * (step - first[cycle]) / length[cycle])) / 2
-        return top[cycle] * (schedule.end + (1 - schedule.end) * cosine)
-
-    return curve
+def _cosine_restarts(schedule: Any, peak: float, length: StageLength, warmup: int) -> optax.Schedule:
+    first, rest = _one_step_or_more(schedule, "cycle", length), length.total_steps - warmup
+    cycles: list[optax.Schedule] = []
+    starts = [0]
+    while starts[-1] < rest:
+        steps = max(1, round(first * schedule.cycle_mul ** len(cycles)))
+        top = peak * schedule.cycle_decay ** len(cycles)
+        cycles.append(optax.cosine_decay_schedule(top, steps, alpha=schedule.end_factor))
+        starts.append(starts[-1] + steps)
+    curve = optax.join_schedules(cycles, starts[1:-1])
+    return lambda step: curve(jnp.minimum(step, rest))  # a cycle that the stage cuts short does not go on
 
 
-def _every(schedule: Any, clock: Clock) -> int:
-    every = clock.steps(schedule.every)
-    if every < 1:
-        raise PartitionError(f"schedule {schedule.name}: every: needs at least one step; received {schedule.every!r}")
-    return every
+def _one_step_or_more(schedule: Any, field: str, length: StageLength) -> int:
+    duration = getattr(schedule, field)
+    steps = length.steps(duration)
+    if steps < 1:
+        raise PartitionError(f"schedule {schedule.name}: {field}: needs at least one step; received {duration!r}")
+    return steps
 
 
-_CURVES: dict[str, Callable[[Any, float, Clock, int], optax.Schedule]] = {
+_CURVES: dict[str, Callable[[Any, float, StageLength, int], optax.Schedule]] = {
     "constant": _constant,
     "cosine": _cosine,
     "linear": _linear,
     "step": _step,
     "exponential": _exponential,
     "one_cycle": _one_cycle,
-    "reheat": _reheat,
+    "cosine_restarts": _cosine_restarts,
 }

@@ -2,9 +2,9 @@
 
 from finetune.recipe.backbone import BackboneConfig, HeadConfig, ImageConfig, ModuleConfig, PretrainedConfig
 from finetune.recipe.data import Columns, DataConfig
-from finetune.recipe.learning import Length, Loss, Optimizer, Schedule
+from finetune.recipe.optimization import Length, Loss, Optimizer, Schedule
 from finetune.recipe.recipe import Recipe, find_recipe, load_recipe
-from finetune.recipe.stages import FROZEN, Lora, Partition, ProbeStage, Stage, TrainStage
+from finetune.recipe.stages import FROZEN, LinearProbeStage, Lora, Partition, Stage, TrainStage
 
 __all__ = [
     "FROZEN",
@@ -14,13 +14,13 @@ __all__ = [
     "HeadConfig",
     "ImageConfig",
     "Length",
+    "LinearProbeStage",
     "Lora",
     "Loss",
     "ModuleConfig",
     "Optimizer",
     "Partition",
     "PretrainedConfig",
-    "ProbeStage",
     "Recipe",
     "Schedule",
     "Stage",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from finetune.recipe.part import Part, by_name
+from finetune.recipe.base import Part, by_name
 
 
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:
@@ -32,7 +32,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 
 
-class Crop(Part):
+class RandomResizedCrop(Part):
     """A random part of the image, brought to the model's size (Szegedy et al. 2015, arXiv:1409.4842).
 
     Attributes:
@@ -57,7 +57,7 @@ class RandAugment(Part):
     """Some operations one after the other, all at one magnitude (Cubuk et al. 2020, arXiv:1909.13719)."""
 
     name: Literal["randaugment"] = "randaugment"
-    layers: int = Field(2, ge=1, le=10)
+    num_ops: int = Field(2, ge=1, le=10)
     magnitude: float = Field(9.0, ge=0, le=30)
 
 
@@ -67,10 +67,10 @@ class TrivialAugment(Part):
     name: Literal["trivialaugment"] = "trivialaugment"
 
 
-Policy = Annotated[RandAugment | TrivialAugment, Field(discriminator="name"), by_name]
+AutoAugment = Annotated[RandAugment | TrivialAugment, Field(discriminator="name"), by_name]
 
 
-class Erase(Part):
+class RandomErasing(Part):
     """A box of the image is blanked, on the device (Zhong et al. 2020, arXiv:1708.04896).
 
     Attributes:
@@ -90,17 +90,17 @@ class Augment(Part):
     """What is done at random to each training image; with nothing given, nothing: it is prepared as in evaluation.
 
     Attributes:
-        crop: instead of evaluation's resize and centre crop; ``true`` takes the defaults.
-        flip: probability of being mirrored left to right.
-        vertical_flip: and upside down.
+        random_resized_crop: instead of evaluation's resize and centre crop; ``true`` takes the defaults.
+        hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip.
         color_jitter: brightness, contrast, saturation and hue.
-        policy: randaugment or trivialaugment.
-        erase: random erasing, on the device.
+        auto_augment: randaugment or trivialaugment.
+        random_erasing: a blanked box, on the device.
     """
 
-    crop: Annotated[Crop | None, BeforeValidator(_switch)] = None
-    flip: Probability = 0.0
-    vertical_flip: Probability = 0.0
+    random_resized_crop: Annotated[RandomResizedCrop | None, BeforeValidator(_switch)] = None
+    hflip: Probability = 0.0
+    vflip: Probability = 0.0
     color_jitter: ColorJitter | None = None
-    policy: Policy | None = None
-    erase: Erase | None = None
+    auto_augment: AutoAugment | None = None
+    random_erasing: RandomErasing | None = None

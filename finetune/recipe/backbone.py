@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
-from finetune.recipe.part import Fraction, Part
+from finetune.recipe.base import Fraction, Part
 
 
 class PretrainedConfig(Part):

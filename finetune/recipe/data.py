@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from finetune.recipe.part import Part
+from finetune.recipe.base import Part
 
 
 class Columns(Part):
@@ -32,9 +32,9 @@ class DataConfig(Part):
         fraction: share of the training images kept, of each class alike.
         validation, test: shares taken from training where the source has no such split.
         sampling: ``balanced`` shows every class equally often, whatever its number of images.
-        on_bad_image: ``skip`` leaves broken images out, of every split, and lists them; ``error`` stops the run.
-        cache_size: training images are decoded once and kept on disk with this shorter edge in pixels.
-        workers: processes that decode; 0 uses threads.
+        on_broken_image: ``skip`` leaves broken images out, of every split, and lists them; ``error`` stops the run.
+        cache_shortest_edge: training images are decoded once and kept on disk with this shorter edge in pixels.
+        num_workers: processes that decode; 0 uses threads.
     """
 
     source: str
@@ -46,9 +46,9 @@ class DataConfig(Part):
     validation: float = Field(0.1, ge=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
     sampling: Literal["shuffled", "balanced"] = "shuffled"
-    on_bad_image: Literal["error", "skip"] = "error"
-    cache_size: int | None = Field(None, ge=8, le=4096)
-    workers: int = Field(0, ge=0)
+    on_broken_image: Literal["error", "skip"] = "error"
+    cache_shortest_edge: int | None = Field(None, ge=8, le=4096)
+    num_workers: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _shots_are_all_there_is(self) -> DataConfig:

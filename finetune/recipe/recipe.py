@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from finetune import bundled
+from finetune import resources
 from finetune.errors import RecipeError, nearest
 from finetune.recipe.backbone import BackboneConfig, HeadConfig, ModuleConfig
+from finetune.recipe.base import Name, Part, locate
 from finetune.recipe.data import DataConfig
-from finetune.recipe.part import Name, Part, locate
 from finetune.recipe.source import RecipeSource
-from finetune.recipe.stages import ProbeStage, Stage, TrainStage
+from finetune.recipe.stages import LinearProbeStage, Stage, TrainStage
 
 _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"}  # for the error that names the key
 
@@ -47,16 +47,16 @@ class Recipe(Part):
         if self.head.init == "none" and not isinstance(self.backbone, ModuleConfig):
             raise ValueError("head.init: none is for a module that is whole; a pretrained backbone needs a head")
         for stage in self.stages:
-            if self.head.init == "none" and isinstance(stage, ProbeStage):
+            if self.head.init == "none" and isinstance(stage, LinearProbeStage):
                 raise ValueError(f"stage {stage.name!r}: a probe fits the head, and head.init: none puts on none")
         return self
 
     @model_validator(mode="after")
     def _kept_optimizer_state_comes_from_somewhere(self) -> Recipe:
         for i, stage in enumerate(self.stages):
-            keeps = isinstance(stage, TrainStage) and stage.optimizer_state == "keep"
+            keeps = isinstance(stage, TrainStage) and stage.carry_optimizer_state
             if keeps and (i == 0 or not isinstance(self.stages[i - 1], TrainStage)):
-                raise ValueError(f"stage {stage.name!r}: optimizer_state: keep needs a training stage before it")
+                raise ValueError(f"stage {stage.name!r}: carry_optimizer_state needs a training stage before it")
         return self
 
 
@@ -84,7 +84,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
     path = Path(path_or_name)
     if path.is_file():
         return path
-    names = bundled.recipes()
+    names = resources.recipes()
     if str(path_or_name) in names:
         return names[str(path_or_name)]
     if path.is_dir():
@@ -106,7 +106,8 @@ def _explain(error: Any, source: RecipeSource) -> str:
         return f"{where}: unknown key {dotted!r}{nearest(meant, options)}; valid here: {', '.join(options)}"
     if error["type"] == "union_tag_invalid":
         tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"].replace("'", "").split(", ")
-        return f"{where}: {dotted}: unknown name {tag!r}{nearest(tag, tags)}; choose {', '.join(tags)}"
+        kind = error["ctx"]["discriminator"].strip("'_()")
+        return f"{where}: {dotted}: unknown {kind} {tag!r}{nearest(tag, tags)}; choose {', '.join(tags)}"
     if error["type"] == "missing":
         return f"{where}: {dotted!r} is missing"
     message = error["msg"].removeprefix("Value error, ")

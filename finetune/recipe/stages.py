@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from finetune.recipe.augment import Augment
-from finetune.recipe.learning import AdamW, Constant, CrossEntropy, Loss, Optimizer, Schedule
-from finetune.recipe.part import Fraction, Name, Part
+from finetune.recipe.base import Fraction, Name, Part
+from finetune.recipe.optimization import AdamW, Constant, CrossEntropy, Loss, Optimizer, Schedule
 
 FROZEN = "frozen"  # the label of everything that does not learn
 
@@ -40,8 +40,8 @@ class Partition(Part):
             (Clark et al. 2020, arXiv:2003.10555; Bao et al. 2022, arXiv:2106.08254).
         l2_sp: strength of the pull to the pretrained values, those of the head to zero (Li et al. 2018,
             arXiv:1802.01483).
-        batch_stats: whether running statistics of batch normalization are held, and used in training too, or updated;
-            by default held where the partition is frozen.
+        batch_norm: ``frozen`` normalizes with the running statistics in training too and keeps them; ``update`` updates
+            them. By default frozen where the partition is.
         lora: adapters learn, the matched dense kernels stay as they are.
     """
 
@@ -55,7 +55,7 @@ class Partition(Part):
     weight_decay_on: Literal["kernels", "all"] = "kernels"
     layer_decay: float | None = Field(None, gt=0, le=1)
     l2_sp: float = Field(0.0, ge=0)
-    batch_stats: Literal["hold", "update"] | None = None
+    batch_norm: Literal["frozen", "update"] | None = None
     lora: Lora | None = None
 
     @property
@@ -63,8 +63,8 @@ class Partition(Part):
         return FROZEN if self.frozen else self.name or self.match
 
     @property
-    def holds_statistics(self) -> bool:
-        return self.batch_stats == "hold" or (self.batch_stats is None and self.frozen)
+    def freezes_statistics(self) -> bool:
+        return self.batch_norm == "frozen" or (self.batch_norm is None and self.frozen)
 
     @field_validator("match")
     @classmethod
@@ -79,7 +79,7 @@ class Partition(Part):
     def _learns_or_is_frozen(self) -> Partition:
         if not self.frozen and self.learning_rate is None:
             raise ValueError("a partition needs learning_rate, or frozen: true")
-        learns = self.model_fields_set - {"match", "name", "frozen", "batch_stats"}
+        learns = self.model_fields_set - {"match", "name", "frozen", "batch_norm"}
         if self.frozen and learns:
             raise ValueError(f"a frozen partition takes no {', '.join(sorted(learns))}")
         if not self.frozen and self.label == FROZEN:
@@ -87,13 +87,11 @@ class Partition(Part):
         return self
 
 
-class ProbeStage(Part):
+class LinearProbeStage(Part):
     """Multinomial logistic regression on the frozen backbone's pooled features, which are computed once."""
 
-    tag: ClassVar[str] = "probe"
-
+    type: Literal["linear_probe"]
     name: Name = "probe"
-    solver: Literal["lbfgs"]
     l2: float | None = Field(None, gt=0)  # strength; None: chosen by cross-validation on the training images
 
 
@@ -103,37 +101,37 @@ class TrainStage(Part):
     Attributes:
         epochs, steps, examples: how long, in one of them; steps are optimizer steps.
         batch_size: images of one optimizer step.
-        accumulate: parts that a batch is computed in, one after the other, which divides the memory for activations.
-        clip_norm: greatest global norm of the gradients of all that learns.
-        ema: decay of an exponential moving average of all that learns, which is then what is measured and kept; it
-            rises to this value as min(ema, (1 + step) / (10 + step)).
+        grad_accum_steps: parts of a batch, computed one after the other; this divides the memory for activations.
+        clip_grad_norm: greatest global norm of the trainable parameters' gradients.
+        ema_decay: decay of an exponential moving average of the trainable parameters, which is then measured and saved.
+            It rises to this value as min(ema_decay, (1 + step) / (10 + step)).
         augment: what is done at random to each training image; nothing by default.
         mixup, cutmix: alpha of the Beta distribution that pairs of images are mixed by (Zhang et al. 2018,
             arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899); where both are given each batch takes one of them.
-        precision: dtype of the computation; what learns is float32 in either case.
-        frozen_precision: dtype that frozen parameters are held in during the stage; afterwards they are as before.
+        compute_dtype: dtype of the computation; trainable parameters are float32 in either case.
+        frozen_dtype: dtype that frozen parameters are held in during the stage; afterwards they are as before.
         remat: recompute each block's activations in the backward pass instead of keeping them.
-        optimizer_state: keep the state of the stage before for partitions that learned in it by the same optimizer.
+        carry_optimizer_state: start from the optimizer state of the stage before, for partitions that it trained with
+            the same optimizer.
     """
 
-    tag: ClassVar[str] = "train"
-
+    type: Literal["train"] = "train"
     name: Name = "finetune"
     epochs: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1)
     examples: int | None = Field(None, ge=1)
     batch_size: int = Field(64, ge=1)
-    accumulate: int = Field(1, ge=1)
-    clip_norm: float | None = Field(None, gt=0)
-    ema: Fraction | None = None
+    grad_accum_steps: int = Field(1, ge=1)
+    clip_grad_norm: float | None = Field(None, gt=0)
+    ema_decay: Fraction | None = None
     loss: Loss = CrossEntropy()
     augment: Augment = Augment()
     mixup: float = Field(0.0, ge=0)
     cutmix: float = Field(0.0, ge=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
-    frozen_precision: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
-    optimizer_state: Literal["fresh", "keep"] = "fresh"
+    carry_optimizer_state: bool = False
     partitions: list[Partition] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -142,8 +140,10 @@ class TrainStage(Part):
             raise ValueError("a stage needs either epochs, steps or examples")
         if all(partition.frozen for partition in self.partitions):
             raise ValueError("every partition is frozen: nothing would learn")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if self.batch_size % self.grad_accum_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of grad_accum_steps {self.grad_accum_steps}"
+            )
         labels = [partition.label for partition in self.partitions if not partition.frozen]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
@@ -151,9 +151,10 @@ class TrainStage(Part):
         return self
 
 
-def _kind(value: Any) -> str:
-    keys = value if isinstance(value, dict) else getattr(value, "model_fields_set", ())
-    return ProbeStage.tag if "solver" in keys else TrainStage.tag
+def _type(value: Any) -> Any:
+    return value.get("type", "train") if isinstance(value, dict) else getattr(value, "type", "train")
 
 
-Stage = Annotated[Annotated[ProbeStage, Tag("probe")] | Annotated[TrainStage, Tag("train")], Discriminator(_kind)]
+Stage = Annotated[
+    Annotated[LinearProbeStage, Tag("linear_probe")] | Annotated[TrainStage, Tag("train")], Discriminator(_type)
+]

@@ -24,7 +24,7 @@ class Log:
     step: int
     loss: float
     accuracy: float
-    gradient_norm: dict[str, float]
+    grad_norm: dict[str, float]
     images_per_second: float
 
 
@@ -56,7 +56,7 @@ def fit(
         on_first: called with the first batch.
     """
     step = int(state.step)
-    ahead = _Ahead(batches, total_steps - step)
+    ahead = Prefetcher(batches, total_steps - step)
     sums, since = None, time.perf_counter()
     while step < total_steps:
         batch, position = ahead.take()
@@ -73,7 +73,7 @@ def fit(
         if step % log_every == 0 or end:
             totals = jax.tree.map(float, jax.device_get(sums))
             count, now = totals["count"], time.perf_counter()
-            norms = {name: norm / totals["steps"] for name, norm in totals["gradient_norm"].items()}
+            norms = {name: norm / totals["steps"] for name, norm in totals["grad_norm"].items()}
             on_log(Log(step, totals["loss"] / count, totals["correct"] / count, norms, count / (now - since)))
             sums, since = None, now
         if step % pause_every == 0 or end:
@@ -85,7 +85,7 @@ def fit(
     return state
 
 
-class _Ahead:
+class Prefetcher:
     """Batches on their way to the device before they are needed, each with the loader's position behind it."""
 
     def __init__(self, batches: Any, count: int) -> None:

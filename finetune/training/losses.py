@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from finetune.data.split import count_classes
+from finetune.data.labeled_images import count_classes
 from finetune.errors import RecipeError
 from finetune.recipe import Loss
 
@@ -34,11 +34,11 @@ def per_example_loss(
     hard = targets.ndim == 1
     distribution = jax.nn.one_hot(targets, classes) if hard else targets
     losses = (_LOSSES[loss.name](loss, logits, distribution) * per_class).sum(-1)
-    counts = hard and weights is not None and loss.name != "sigmoid"
+    counts = hard and weights is not None and loss.name != "binary_cross_entropy"
     return losses, per_class[targets] if counts else jnp.ones_like(losses)
 
 
-def hits(logits: jax.Array, labels: jax.Array, *, sets: bool) -> jax.Array:
+def correct_predictions(logits: jax.Array, labels: jax.Array, *, sets: bool) -> jax.Array:
     """bool [N]: whether each image is right.
 
     Args:
@@ -84,7 +84,7 @@ def _focal(loss: Any, logits: jax.Array, targets: jax.Array) -> jax.Array:
     return -targets * others**loss.gamma * log_probabilities
 
 
-def _sigmoid(loss: Any, logits: jax.Array, targets: jax.Array) -> jax.Array:
+def _binary_cross_entropy(loss: Any, logits: jax.Array, targets: jax.Array) -> jax.Array:
     """The mean over classes, written as the sum of its shares."""
     return optax.sigmoid_binary_cross_entropy(logits, _smooth(targets, loss.label_smoothing)) / logits.shape[-1]
 
@@ -96,5 +96,5 @@ def _smooth(targets: jax.Array, share: float) -> jax.Array:
 _LOSSES: dict[str, Callable[[Any, jax.Array, jax.Array], jax.Array]] = {
     "cross_entropy": _cross_entropy,
     "focal": _focal,
-    "sigmoid": _sigmoid,
+    "binary_cross_entropy": _binary_cross_entropy,
 }

@@ -13,20 +13,19 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
-from finetune.data.image_spec import ImageSpec
+from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
-from finetune.models.held_statistics import hold_statistics
+from finetune.models.frozen_batch_norm import freeze_batch_norm
 from finetune.models.lora import adapted
 from finetune.optim.partitions import LORA, kernel_of, map_paths, merge, pick
 from finetune.recipe import Loss
-from finetune.recipe.augment import Erase
-from finetune.recipe.learning import CrossEntropy
-from finetune.training.erasing import erase
-from finetune.training.losses import hits, per_example_loss
-from finetune.training.mixing import mix
+from finetune.recipe.augment import RandomErasing
+from finetune.recipe.optimization import CrossEntropy
+from finetune.training.device_augment import erase, mix
+from finetune.training.losses import correct_predictions, per_example_loss
 from finetune.training.state import TrainState
 
-Metrics = dict[str, Any]  # sums over examples: loss, correct, count; over steps: steps, gradient_norm by partition
+Metrics = dict[str, Any]  # sums over examples: loss, correct, count; over steps: steps, grad_norm by partition
 TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
 
 
@@ -36,11 +35,11 @@ class StepOptions:
 
     Attributes:
         loss: and ``class_weights``, float32 [num_classes], by which images count.
-        accumulate: parts that the batch is computed in, one after the other.
-        clip_norm: greatest global norm of all gradients.
+        grad_accum_steps: parts that the batch is computed in, one after the other.
+        clip_grad_norm: greatest global norm of all gradients.
         average: decay of the moving average of what learns.
         mixup, cutmix: alphas, 0 for none.
-        erase: boxes of images are blanked, before any mixing.
+        random_erasing: boxes of images are blanked, before any mixing.
         labels: path -> partition, for the gradient norms.
         pull: path -> strength of the pull to ``frozen["anchor"]``, or to zero where it has no such leaf.
         held: modules, by path, whose running statistics are used and do not change.
@@ -50,12 +49,12 @@ class StepOptions:
 
     loss: Loss = CrossEntropy()
     class_weights: np.ndarray | None = None
-    accumulate: int = 1
-    clip_norm: float | None = None
+    grad_accum_steps: int = 1
+    clip_grad_norm: float | None = None
     average: float | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
-    erase: Erase | None = None
+    random_erasing: RandomErasing | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     pull: Mapping[str, float] = field(default_factory=dict)
     held: frozenset[str] = frozenset()
@@ -84,10 +83,10 @@ def make_train_step(
 
     def train_step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        if options.accumulate == 1:
+        if options.grad_accum_steps == 1:
             gradients, collections, sums = part(state.params, state.collections, frozen, batch, key)
         else:
-            gradients, collections, sums = _accumulate(part, options.accumulate, state, frozen, batch, key)
+            gradients, collections, sums = _accumulate(part, options.grad_accum_steps, state, frozen, batch, key)
         weight = jnp.maximum(sums.pop("weight"), jnp.finfo(jnp.float32).tiny)  # a batch may weigh nothing
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         sums["loss"] = sums["loss"] / weight * sums["count"]
@@ -97,7 +96,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new = TrainState(state.step + 1, params, collections, opt_state, state.rng, _average(state, params, options))
-        return new, {**sums, "steps": jnp.float32(1), "gradient_norm": norms}
+        return new, {**sums, "steps": jnp.float32(1), "grad_norm": norms}
 
     return jax.jit(train_step, donate_argnums=0, compiler_options=_compiler_options(options))
 
@@ -114,10 +113,16 @@ def _make_part(classifier: Classifier, spec: ImageSpec, options: StepOptions) ->
 
     def summed_loss(params: Any, collections: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
         labels = batch["label"]
-        images, targets = altered(spec.normalize(batch["image"]), labels, classifier.num_classes, key, options)
+        images, targets = augment_on_device(
+            spec.normalize(batch["image"]), labels, classifier.num_classes, key, options
+        )
         logits, collections = _apply(classifier, options, params, collections, frozen, images, key)
         losses, weights = per_example_loss(options.loss, logits, targets, options.class_weights)
-        correct = hits(logits, labels, sets=options.loss.name == "sigmoid").sum().astype(jnp.float32)
+        correct = (
+            correct_predictions(logits, labels, sets=options.loss.name == "binary_cross_entropy")
+            .sum()
+            .astype(jnp.float32)
+        )
         sums = {"loss": losses.sum(), "weight": weights.sum(), "correct": correct}
         return sums["loss"], (collections, {**sums, "count": jnp.float32(len(labels))})
 
@@ -128,13 +133,15 @@ def _make_part(classifier: Classifier, spec: ImageSpec, options: StepOptions) ->
     return part
 
 
-def altered(
+def augment_on_device(
     images: jax.Array, labels: jax.Array, num_classes: int, key: jax.Array, options: StepOptions
 ) -> tuple[jax.Array, jax.Array]:
     """Normalized images and their targets after what is done to them on the device: erasing, then mixing."""
     targets = labels
-    if options.erase is not None:
-        images = erase(images, jax.random.fold_in(key, 1), options.erase.probability, options.erase.area)
+    if options.random_erasing is not None:
+        images = erase(
+            images, jax.random.fold_in(key, 1), options.random_erasing.probability, options.random_erasing.area
+        )
     if options.mixup or options.cutmix:
         targets = jax.nn.one_hot(labels, num_classes) if labels.ndim == 1 else labels
         images, targets = mix(images, targets, jax.random.fold_in(key, 0), options.mixup, options.cutmix)
@@ -153,7 +160,7 @@ def _apply(
     mutable = sorted(collections.keys() | (names - {"batch_stats"})) if learns else []
     with ExitStack() as inside:
         if options.held:
-            inside.enter_context(hold_statistics(options.held))
+            inside.enter_context(freeze_batch_norm(options.held))
         if LORA in params:
             inside.enter_context(adapted(params[LORA], options.scales))
         logits, updated = classifier.apply(
@@ -205,14 +212,14 @@ def _pull(gradients: Any, params: Any, anchor: Any, strengths: Mapping[str, floa
 
 
 def _measure_and_clip(gradients: Any, options: StepOptions) -> tuple[Any, dict[str, jax.Array]]:
-    """Gradients whose global norm is at most ``clip_norm``, and the norm of each partition before that."""
+    """Gradients whose global norm is at most ``clip_grad_norm``, and the norm of each partition before that."""
     squares: dict[str, jax.Array] = {}
     for path, gradient in flatten_dict(gradients, sep="/").items():
         label = options.labels.get(kernel_of(path), "all")
         squares[label] = squares.get(label, jnp.float32(0)) + jnp.square(gradient.astype(jnp.float32)).sum()
-    if options.clip_norm is not None:
+    if options.clip_grad_norm is not None:
         norm = jnp.sqrt(sum(squares.values(), jnp.float32(0)))
-        factor = jnp.minimum(1.0, options.clip_norm / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
+        factor = jnp.minimum(1.0, options.clip_grad_norm / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
         gradients = jax.tree.map(lambda g: g * factor, gradients)
     return gradients, {label: jnp.sqrt(square) for label, square in squares.items()}
 

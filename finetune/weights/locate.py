@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune import bundled
+from finetune import resources
 from finetune.errors import ModelError, first_line
 
 # Of a repository's top folder: configuration, image processor and tokenizer. The weights are named one by one, and
@@ -36,7 +36,7 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     if revision is not None and (text.startswith("builtin:") or path.exists()):
         raise ModelError(f"{text}: revision {revision!r} is for hub ids; this is on disk: leave the revision out")
     if text.startswith("builtin:"):
-        return bundled.checkpoint(text.removeprefix("builtin:"))
+        return resources.checkpoint(text.removeprefix("builtin:"))
     if path.is_dir():
         return path
     if path.is_file():

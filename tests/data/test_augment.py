@@ -1,29 +1,26 @@
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from photographs import encoded, photograph
 from PIL import Image
 from pydantic import ValidationError
 
 from finetune.data.augment import jitter, make_training_transform, random_box
-from finetune.data.image_spec import ImageSpec
-from finetune.data.images import open_image
-from finetune.recipe.augment import Augment, ColorJitter, Crop
-
-sys.path.insert(0, str(Path(__file__).parent))
-from photographs import encoded, photograph
+from finetune.images.open import open_image
+from finetune.images.spec import ImageSpec
+from finetune.recipe.augment import Augment, ColorJitter, RandomResizedCrop
 
 SPEC = ImageSpec(32, 48, 40, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 PHOTOGRAPH = encoded(photograph(100, 75))
 EVERYTHING = {
-    "crop": {"scale": [0.2, 0.9]},
-    "flip": 0.5,
-    "vertical_flip": 0.5,
+    "random_resized_crop": {"scale": [0.2, 0.9]},
+    "hflip": 0.5,
+    "vflip": 0.5,
     "color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
-    "policy": "randaugment",
+    "auto_augment": "randaugment",
 }
 
 
@@ -46,13 +43,13 @@ def test_each_part_is_a_function_of_the_generator_and_keeps_the_form(key):
 
 
 def test_a_certain_flip_mirrors():
-    np.testing.assert_array_equal(apply({"flip": 1.0}), apply({})[:, ::-1])
-    np.testing.assert_array_equal(apply({"vertical_flip": 1.0}), apply({})[::-1])
+    np.testing.assert_array_equal(apply({"hflip": 1.0}), apply({})[:, ::-1])
+    np.testing.assert_array_equal(apply({"vflip": 1.0}), apply({})[::-1])
 
 
 def test_boxes_lie_within_the_image_with_the_areas_and_shapes_asked_for():
     rng = np.random.default_rng(0)
-    crop = Crop(scale=(0.2, 0.6), ratio=(0.5, 2.0))
+    crop = RandomResizedCrop(scale=(0.2, 0.6), ratio=(0.5, 2.0))
     boxes = np.array([random_box(400, 400, crop, rng) for _ in range(2000)])
     left, top, right, bottom = boxes.T
     assert (left >= 0).all()
@@ -71,7 +68,7 @@ def test_boxes_lie_within_the_image_with_the_areas_and_shapes_asked_for():
 
 @pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (1, 1), (1, 50)])
 def test_where_no_box_fits_the_largest_central_one_is_taken(size):
-    left, top, right, bottom = random_box(*size, Crop(scale=(1.0, 1.0)), np.random.default_rng(0))
+    left, top, right, bottom = random_box(*size, RandomResizedCrop(scale=(1.0, 1.0)), np.random.default_rng(0))
     assert 0 <= left < right <= size[0]
     assert 0 <= top < bottom <= size[1]
     assert abs(left - (size[0] - right)) <= 1
@@ -80,7 +77,7 @@ def test_where_no_box_fits_the_largest_central_one_is_taken(size):
 def test_the_same_images_are_drawn_in_a_worker_without_jax():
     code = (
         "import sys, hashlib, numpy as np; from finetune.data.augment import make_training_transform as make;"
-        "from finetune.data.image_spec import ImageSpec; from finetune.recipe.augment import Augment;"
+        "from finetune.images.spec import ImageSpec; from finetune.recipe.augment import Augment;"
         "spec = ImageSpec(32, 48, 40, 'bicubic', (.5,) * 3, (.5,) * 3);"
         "image = np.arange(60 * 70 * 3, dtype=np.uint8).reshape(60, 70, 3);"
         f"found = make(Augment.model_validate({EVERYTHING!r}), spec)(image, np.random.default_rng(3));"
@@ -112,15 +109,15 @@ def test_brightness_stays_within_its_range():
 @pytest.mark.parametrize(
     "augment",
     [
-        {"crop": {"scale": [0.5]}},
-        {"crop": {"scale": [0.9, 0.5]}},
-        {"crop": {"scale": [0.5, 1.5]}},
-        {"erase": {"area": [0.5, 2.0]}},
-        {"crop": {"ratio": [0, 1]}},
-        {"flip": 1.5},
-        {"policy": "autoaugment"},
+        {"random_resized_crop": {"scale": [0.5]}},
+        {"random_resized_crop": {"scale": [0.9, 0.5]}},
+        {"random_resized_crop": {"scale": [0.5, 1.5]}},
+        {"random_erasing": {"area": [0.5, 2.0]}},
+        {"random_resized_crop": {"ratio": [0, 1]}},
+        {"hflip": 1.5},
+        {"auto_augment": "autoaugment"},
         {"color_jitter": {"hue": 0.7}},
-        {"erase": {"probability": -1}},
+        {"random_erasing": {"probability": -1}},
         {"crops": {}},
     ],
 )
@@ -130,5 +127,5 @@ def test_what_makes_no_sense_is_refused(augment):
 
 
 def test_true_stands_for_the_default_crop():
-    assert Augment.model_validate({"crop": True}).crop == Crop()
-    assert math.isclose(Crop().ratio[0] * Crop().ratio[1], 1.0)
+    assert Augment.model_validate({"random_resized_crop": True}).random_resized_crop == RandomResizedCrop()
+    assert math.isclose(RandomResizedCrop().ratio[0] * RandomResizedCrop().ratio[1], 1.0)

@@ -1,22 +1,18 @@
 import io
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from photographs import encoded, photograph
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from finetune.data.checks import examine
 from finetune.data.duplicates import Duplicate, duplicates_across
-from finetune.data.split import Split
-
-sys.path.insert(0, str(Path(__file__).parent))
-from photographs import encoded, photograph
+from finetune.data.image_scan import scan_images
+from finetune.data.labeled_images import Split
 
 
 def split_of(images):
-    return examine(Split(images, np.zeros(len(images), np.int32)))
+    return scan_images(Split(images, np.zeros(len(images), np.int32)))
 
 
 TRAIN = [encoded(photograph(200, 150, seed), "PNG") for seed in range(4)]

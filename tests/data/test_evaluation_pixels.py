@@ -1,16 +1,15 @@
 """Evaluation's pixels beside timm's, on images of odd sizes; those of transformers are in test_image_spec.py."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from paths import GOLDENS
 from PIL import Image
 
-from finetune.data.images import open_image
-from finetune.data.preprocessor import read_image_spec
+from finetune.images.open import open_image
 from finetune.weights.layout import Checkpoint
+from finetune.weights.preprocessor import read_image_spec
 
-GOLDEN = dict(np.load(Path(__file__).parent.parent / "goldens" / "timm-pixels" / "expected.npz"))
+GOLDEN = dict(np.load(GOLDENS / "timm-pixels" / "expected.npz"))
 CONFIGS = {
     "bicubic": (32, "bicubic", 0.875, "center"),
     "bilinear": (33, "bilinear", 0.9, "center"),

@@ -4,7 +4,7 @@ from PIL import Image
 
 from finetune.data import image_cache
 from finetune.data.image_cache import cached
-from finetune.data.split import Split
+from finetune.data.labeled_images import Split
 from finetune.errors import DataError
 
 

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data.image_spec import ImageSpec
-from finetune.data.images import open_image
+from finetune.data.labeled_images import Split
 from finetune.data.loader import evaluation_batches, steps_per_epoch, training_batches
-from finetune.data.split import Split
 from finetune.errors import DataError
+from finetune.images.open import open_image
+from finetune.images.spec import ImageSpec
 
 SPEC = ImageSpec(8, 8, None, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 COUNT = 23
@@ -64,7 +64,7 @@ def test_a_saved_state_resumes_with_the_very_next_batch(taken):
 
 def test_processes_that_decode_do_not_change_the_order():
     expected = labels(training_batches(SPLIT, exact, 5, seed=2), 6)
-    iterator = training_batches(SPLIT, exact, 5, seed=2, workers=2)
+    iterator = training_batches(SPLIT, exact, 5, seed=2, num_workers=2)
     assert labels(iterator, 6) == expected
     iterator.close()
 
@@ -143,7 +143,7 @@ def touches_a_device(image, rng):
 
 def test_processes_that_decode_touch_no_device():
     jnp.zeros(1).block_until_ready()  # while this process has
-    iterator = training_batches(SPLIT, touches_a_device, 5, seed=2, workers=1)
+    iterator = training_batches(SPLIT, touches_a_device, 5, seed=2, num_workers=1)
     assert not next(iterator)["image"].any()
     iterator.close()
 

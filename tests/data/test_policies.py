@@ -42,7 +42,7 @@ def test_magnitudes_are_a_share_of_each_range():
     assert magnitude("posterize", 0.5, wide=False, negative=True) == 2.0
 
 
-@pytest.mark.parametrize("policy", [RandAugment(layers=3), TrivialAugment()])
+@pytest.mark.parametrize("policy", [RandAugment(num_ops=3), TrivialAugment()])
 def test_a_policy_is_a_function_of_the_generator_and_reaches_many_outcomes(policy):
     def outcome(seed):
         return np.asarray(apply_policy(IMAGE, policy, np.random.default_rng(seed))).tobytes()

@@ -2,15 +2,15 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 
 @pytest.fixture
 def run_example(tmp_path):
     """``run_example(name, *arguments)``: what ``python examples/NAME`` prints in an empty folder; it has to succeed."""
-    folder = Path(__file__).parents[2] / "examples"
+    folder = ROOT / "examples"
 
     def run(name, *arguments):
         command = [sys.executable, str(folder / name), *arguments]

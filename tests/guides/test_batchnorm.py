@@ -12,12 +12,12 @@ from flax.training import train_state
 from sklearn.datasets import load_digits
 
 from finetune import build_classifier
-from finetune.data.image_spec import ImageSpec
 from finetune.evaluation.steps import make_eval_step
-from finetune.models.convolution import BatchNorm
-from finetune.optim.schedules import Clock
+from finetune.images.spec import ImageSpec
+from finetune.models.layers.convolution import BatchNorm
+from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
-from finetune.training.preparation import Training
+from finetune.training.stage_trainer import StageTrainer
 
 SPEC = ImageSpec(8, 8, None, "bilinear", (0.3,), (0.4,))
 RATE, BATCH, STEPS = 0.01, 64, 10
@@ -72,7 +72,7 @@ def ours(module):
     classifier, variables = build_classifier((module, variables), 10, head_init=None, example=example)
     rules = [{"match": ".*", "optimizer": OPTIMIZERS[module.norm][0], "learning_rate": RATE}]
     stage = TrainStage(steps=STEPS, batch_size=BATCH, partitions=rules)
-    return classifier, variables, Training(stage, classifier, variables, SPEC, Clock(STEPS))
+    return classifier, variables, StageTrainer(stage, classifier, variables, SPEC, StageLength(STEPS))
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -84,7 +84,7 @@ def test_every_step_is_the_guides(norm):
         apply_fn=module.apply, params=variables["params"], batch_stats=statistics, tx=OPTIMIZERS[norm][1]
     )
     _, _, training = ours(module)
-    state = training.start()
+    state = training.init_state()
     for batch in batches():
         guide, loss = guides_step(guide, batch)
         state, metrics = training.step(state, training.frozen, batch)
@@ -104,7 +104,7 @@ def test_statistics_are_initialized_updated_in_training_and_used_as_they_are_in_
     np.testing.assert_array_equal(start["mean"], np.zeros(32))
     np.testing.assert_array_equal(start["var"], np.ones(32))
     batch = next(batches())
-    state, _ = training.step(training.start(), training.frozen, batch)
+    state, _ = training.step(training.init_state(), training.frozen, batch)
     after = training.variables(state)
     x = SPEC.normalize(batch["image"]).reshape(BATCH, -1) @ variables["params"]["backbone"]["Dense_0"]["kernel"]
     moved = after["batch_stats"]["backbone"]["BatchNorm_0"]

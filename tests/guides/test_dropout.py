@@ -10,11 +10,11 @@ from flax.training import train_state
 from sklearn.datasets import load_digits
 
 from finetune import build_classifier
-from finetune.data.image_spec import ImageSpec
 from finetune.evaluation.steps import make_eval_step
-from finetune.optim.schedules import Clock
+from finetune.images.spec import ImageSpec
+from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
-from finetune.training.preparation import Training
+from finetune.training.stage_trainer import StageTrainer
 
 SPEC = ImageSpec(8, 8, None, "bilinear", (0.0,), (1.0,))
 SEED, BATCH = 3, 64
@@ -59,7 +59,9 @@ def prepare(module=None):
     example = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
     classifier, variables = build_classifier((module, variables), 10, head_init=None, example=example)
     rules = [{"match": ".*", "optimizer": "adam", "learning_rate": 1e-3}]
-    training = Training(TrainStage(steps=10, partitions=rules), classifier, variables, SPEC, Clock(10), seed=SEED)
+    training = StageTrainer(
+        TrainStage(steps=10, partitions=rules), classifier, variables, SPEC, StageLength(10), seed=SEED
+    )
     return classifier, variables, training
 
 
@@ -79,7 +81,7 @@ def test_every_step_is_the_guides():
         params=jax.tree.map(jnp.copy, variables["params"]),
         tx=optax.adam(1e-3),
     )
-    state = training.start()
+    state = training.init_state()
     for batch in batches():
         guide, loss = jax.jit(guides_step)(guide, batch, key)
         state, metrics = training.step(state, training.frozen, batch)
@@ -94,7 +96,7 @@ def test_a_step_is_reproducible_and_no_two_drop_the_same(module):
     batch = next(batches())
 
     def loss_at(step):
-        state = training.start().replace(step=jnp.int32(step))
+        state = training.init_state().replace(step=jnp.int32(step))
         return float(training.step(state, training.frozen, batch)[1]["loss"])
 
     losses = [loss_at(step) for step in range(5)]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import finetune
-from finetune.comparison import compare_runs
 from finetune.models.lenet import LeNet
+from finetune.report.compare import compare_runs
 
 RECIPES = ("lenet", "lenet_batchnorm")
 CONSTANT = "stages.0.partitions.0.schedule=constant"

@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 import finetune
-from finetune.optim.schedules import Clock, build_schedule
+from finetune.optim.schedules import StageLength, build_schedule
 from finetune.recipe import Schedule
 
 
@@ -24,8 +24,8 @@ def guides_function(base_learning_rate, warmup_epochs, num_epochs, steps_per_epo
 
 @pytest.mark.parametrize(("warmup", "epochs", "steps"), [(2, 10, 37), (1, 3, 5), (5, 100, 4)])
 def test_a_schedule_in_epochs_is_the_guides_function_at_every_step(warmup, epochs, steps):
-    written = {"name": "cosine", "warmup": {"epochs": warmup}, "warmup_from": 0.0}
-    clock = Clock(epochs * steps, steps_per_epoch=steps)
+    written = {"name": "cosine", "warmup": {"epochs": warmup}, "warmup_init_factor": 0.0}
+    clock = StageLength(epochs * steps, steps_per_epoch=steps)
     ours = build_schedule(TypeAdapter(Schedule).validate_python(written), 0.1, clock)
     guide = guides_function(0.1, warmup, epochs, steps)
     every = np.arange(epochs * steps)
@@ -46,7 +46,7 @@ def test_the_metrics_of_a_run_hold_the_guides_rates(tmp_path):
             partitions:
               - match: head
                 learning_rate: 0.01
-                schedule: {name: cosine, warmup: {epochs: 2}, warmup_from: 0.0}
+                schedule: {name: cosine, warmup: {epochs: 2}, warmup_init_factor: 0.0}
               - {match: backbone, frozen: true}
         """,
         encoding="utf-8",

@@ -1,7 +1,6 @@
 """Flax's guide on transfer learning: the walk by the public API, and the guide's own step beside it."""
 
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,12 @@ import numpy as np
 import optax
 from flax.training import train_state
 from flax.traverse_util import path_aware_map
+from paths import ROOT
 
 import finetune
-from finetune.optim.schedules import Clock
+from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
-from finetune.training.preparation import Training
+from finetune.training.stage_trainer import StageTrainer
 
 RULES = [
     {"match": "head", "name": "trainable", "optimizer": "adam", "learning_rate": 5e-3},
@@ -46,8 +46,8 @@ def test_every_step_is_the_guides(tiny_clip):
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
         return state.apply_gradients(grads=grads), loss
 
-    training = Training(TrainStage(steps=10, partitions=RULES), classifier, variables, spec, Clock(10))
-    state, rng = training.start(), np.random.default_rng(0)
+    training = StageTrainer(TrainStage(steps=10, partitions=RULES), classifier, variables, spec, StageLength(10))
+    state, rng = training.init_state(), np.random.default_rng(0)
     for _ in range(10):
         batch = {
             "image": rng.integers(0, 256, (16, *spec.shape), dtype=np.uint8),
@@ -63,7 +63,7 @@ def test_every_step_is_the_guides(tiny_clip):
 
 
 def test_the_examples_are_listed_where_a_reader_looks():
-    root = Path(__file__).parents[2]
+    root = ROOT
     guide = (root / "docs" / "guides.md").read_text(encoding="utf-8")
     for example in (root / "examples").glob("*.py"):
         assert f"examples/{example.name}" in guide

@@ -1,20 +1,18 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from paths import GOLDENS
 from safetensors.numpy import load_file, save_file
 
 import finetune
 from finetune.errors import ModelError, TransferError
 from finetune.models.backbone import load_backbone, load_clip
-from finetune.models.described import build_module, describe
-
-OWN = Path(__file__).parent.parent / "goldens"
+from finetune.models.build import build_module, describe
 
 
 def rewrite(file, **changes):
@@ -208,12 +206,12 @@ def test_a_checkpoint_without_a_tokenizer_says_so_when_texts_are_embedded(golden
 
 def test_a_submodule_of_a_vision_model_alone_is_refused():
     with pytest.raises(ModelError, match=r"vit is a vision model alone, with no part 'vision_model' that takes images"):
-        load_backbone(OWN / "vit", submodule="vision_model")
+        load_backbone(GOLDENS / "vit", submodule="vision_model")
 
 
 def test_an_image_smaller_than_a_patch_is_refused():
     with pytest.raises(ModelError, match="image_size: smaller than one patch of 8 pixels"):
-        load_backbone(OWN / "vit", image_size=7)
+        load_backbone(GOLDENS / "vit", image_size=7)
 
 
 def test_at_another_image_size_only_the_positions_change_and_the_resize_rule_scales_along(tiny_clip):
@@ -240,8 +238,8 @@ def test_a_submodule_is_named_from_the_whole_module_and_has_to_take_images(tiny_
 
 @pytest.mark.parametrize("name", ["clip-vision-interpolated", "siglip", "vit", "dinov2-swiglu"])
 def test_dropout_and_stochastic_depth_replace_those_of_the_checkpoint(name):
-    plain = load_backbone(OWN / name)
-    changed = load_backbone(OWN / name, dropout=0.1, drop_path=0.2, dtype=jnp.bfloat16)
+    plain = load_backbone(GOLDENS / name)
+    changed = load_backbone(GOLDENS / name, dropout=0.1, drop_path=0.2, dtype=jnp.bfloat16)
     assert changed.config == replace(plain.config, dropout=0.1, drop_path_rate=0.2)
     assert changed.module == plain.module.clone(config=changed.config, dtype=jnp.bfloat16)
     assert build_module(**json.loads(json.dumps(describe(changed)))) == changed.module.clone(dtype=jnp.float32)
@@ -249,13 +247,13 @@ def test_dropout_and_stochastic_depth_replace_those_of_the_checkpoint(name):
 
 @pytest.mark.parametrize("name", ["timm-resnet50d", "timm-convnext", "mobilenet-v2"])
 def test_convolutional_backbones_have_stochastic_depth_and_no_dropout_inside(name):
-    assert load_backbone(OWN / name, drop_path=0.2).module.config.drop_path_rate == 0.2
+    assert load_backbone(GOLDENS / name, drop_path=0.2).module.config.drop_path_rate == 0.2
     with pytest.raises(ModelError, match=r"dropout: \w+ has none inside; the head's own dropout is another setting"):
-        load_backbone(OWN / name, dropout=0.1)
+        load_backbone(GOLDENS / name, dropout=0.1)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 @pytest.mark.parametrize("option", ["dropout", "drop_path"])
 def test_a_rate_that_is_no_probability_below_one_is_refused_by_the_options_name(option, rate):
     with pytest.raises(ModelError, match=rf"^{option}: a rate from 0 to below 1 is needed; received {rate}"):
-        load_backbone(OWN / "vit", **{option: rate})
+        load_backbone(GOLDENS / "vit", **{option: rate})

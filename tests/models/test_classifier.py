@@ -7,7 +7,7 @@ from flax.traverse_util import flatten_dict
 
 from finetune.errors import ModelError, TransferError
 from finetune.models.classifier import Classifier, build_classifier
-from finetune.models.layers import BackboneOutput
+from finetune.models.layers.base import BackboneOutput
 
 
 class WithTrain(nn.Module):

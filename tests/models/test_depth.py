@@ -6,12 +6,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from finetune.errors import ModelError
-from finetune.models.backbone import FAMILIES, depth_of
-from finetune.models.convnext import ConvNeXtConfig
+from finetune.models.backbone import depth_of
 from finetune.models.depth import DepthOrder, depths
-from finetune.models.mobilenet_v2 import MobileNetV2Config
-from finetune.models.resnet import ResNetConfig
-from finetune.models.transformer import ViTConfig
+from finetune.models.families.convnext import ConvNeXtConfig
+from finetune.models.families.mobilenet_v2 import MobileNetV2Config
+from finetune.models.families.resnet import ResNetConfig
+from finetune.models.layers.transformer import ViTConfig
+from finetune.models.registry import FAMILIES
 
 SIZES = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 BY_NAME = {family.name: family for family in FAMILIES}

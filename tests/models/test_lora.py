@@ -9,8 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from finetune.errors import PartitionError
+from finetune.models.layers.transformer import VisionTransformer, ViTConfig
 from finetune.models.lora import adapted, init_adapters, merge_adapters
-from finetune.models.transformer import VisionTransformer, ViTConfig
 
 SCALES = {"block/up": 2.0, "block/down": 0.5}
 

@@ -5,11 +5,11 @@ import pytest
 import transformers
 
 from finetune import build_classifier, extract_submodule
-from finetune.data.image_spec import ImageSpec
-from finetune.models.clip import CLIPModule, from_transformers
-from finetune.optim.schedules import Clock
+from finetune.images.spec import ImageSpec
+from finetune.models.families.clip import CLIPModule, from_transformers
+from finetune.optim.schedules import StageLength
 from finetune.recipe import Partition, TrainStage
-from finetune.training.preparation import Training
+from finetune.training.stage_trainer import StageTrainer
 
 pytestmark = pytest.mark.skipif(
     not transformers.__version__.startswith("4.5"), reason="needs transformers 4.57, which still has Flax classes"
@@ -52,8 +52,8 @@ def test_its_vision_module_is_extracted_and_becomes_a_classifier_that_trains(fla
     )
     rules = [Partition(match="head", learning_rate=0.1), Partition(match="backbone", frozen=True)]
     spec = ImageSpec(16, 16, None, "bicubic", (0.5,) * 3, (0.5,) * 3)
-    training = Training(TrainStage(steps=60, partitions=rules), classifier, variables, spec, Clock(60))
-    state = training.start()
+    training = StageTrainer(TrainStage(steps=60, partitions=rules), classifier, variables, spec, StageLength(60))
+    state = training.init_state()
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8), "label": np.array([0, 1, 2, 0])}
     losses = []

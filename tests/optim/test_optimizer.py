@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 from finetune.errors import PartitionError
 from finetune.optim.optimizer import build_optimizer, learning_rates
 from finetune.optim.partitions import split_frozen
-from finetune.optim.schedules import Clock
+from finetune.optim.schedules import StageLength
 from finetune.recipe import Partition
 
 RNG = np.random.default_rng(0)
@@ -153,6 +153,6 @@ def test_a_duration_in_epochs_needs_to_know_an_epoch():
 
 
 def test_the_learning_rates_of_all_that_learns_are_listed_by_partition():
-    found = learning_rates([Partition(match="head/.*", learning_rate=0.3), HEAD_ONLY[1]], Clock(10))
+    found = learning_rates([Partition(match="head/.*", learning_rate=0.3), HEAD_ONLY[1]], StageLength(10))
     assert list(found) == ["head/.*"]
     assert float(found["head/.*"](0)) == pytest.approx(0.3)

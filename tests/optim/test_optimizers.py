@@ -1,16 +1,15 @@
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from paths import GOLDENS
 
 from finetune.optim.optimizer import build_optimizer
 from finetune.optim.optimizers import build_core
 from finetune.recipe import Partition
 
-GOLDEN = np.load(Path(__file__).parents[1] / "goldens" / "optimizers" / "expected.npz")
+GOLDEN = np.load(GOLDENS / "optimizers" / "expected.npz")
 OURS = {
     "adam": {"optimizer": "adam", "learning_rate": 0.02},
     "adamw": {"optimizer": "adamw", "learning_rate": 0.02},

@@ -30,7 +30,7 @@ def train(total, *, pause_every=2, stop_after=None):
         fetched.append(batches.fetched)
         sums = {"loss": jnp.ones(()), "correct": jnp.ones(()), "count": jnp.ones(()), "steps": jnp.ones(())}
         new = TrainState(state.step + 1, state.params, {}, state.opt_state, state.rng, None)
-        return new, {**sums, "gradient_norm": {}}
+        return new, {**sums, "grad_norm": {}}
 
     state = fit(
         step,

@@ -1,9 +1,8 @@
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from paths import GOLDENS
 from pydantic import TypeAdapter
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -11,7 +10,7 @@ from finetune.errors import RecipeError
 from finetune.recipe import Loss
 from finetune.training.losses import class_weights, per_example_loss
 
-GOLDEN = np.load(Path(__file__).parents[1] / "goldens" / "losses" / "expected.npz")
+GOLDEN = np.load(GOLDENS / "losses" / "expected.npz")
 SMOOTH = {"name": "cross_entropy", "label_smoothing": 0.1}
 
 
@@ -35,8 +34,8 @@ def mean(written, targets, weights=None, logits=None):
         ("smooth_weighted", SMOOTH, "labels", True),
         ("of_soft", "cross_entropy", "soft", False),
         ("of_soft_smooth_weighted", SMOOTH, "soft", True),
-        ("sigmoid", "sigmoid", "several", False),
-        ("sigmoid_smooth", {"name": "sigmoid", "label_smoothing": 0.1}, "labels", False),
+        ("binary_cross_entropy", "binary_cross_entropy", "several", False),
+        ("sigmoid_smooth", {"name": "binary_cross_entropy", "label_smoothing": 0.1}, "labels", False),
     ],
 )
 def test_losses_are_pytorchs(expected, written, targets, weighted):
@@ -52,7 +51,7 @@ def test_the_focal_loss_is_its_closed_form_and_cross_entropy_where_gamma_is_zero
     np.testing.assert_allclose(found, GOLDEN["plain"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("written", ["cross_entropy", "focal", {"name": "focal", "gamma": 0.5}, "sigmoid"])
+@pytest.mark.parametrize("written", ["cross_entropy", "focal", {"name": "focal", "gamma": 0.5}, "binary_cross_entropy"])
 def test_extreme_logits_have_finite_losses_and_gradients(written):
     logits = jnp.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [0.0, 0.0, 0.0]])
 
@@ -70,7 +69,7 @@ def test_balanced_weights_are_scikit_learns_and_a_class_without_images_has_none(
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     np.testing.assert_allclose(class_weights(balanced, labels, 3), expected, rtol=1e-6)
     assert class_weights(balanced, labels, 4)[3] == 0
-    assert class_weights(loss("sigmoid"), labels, 3) is None
+    assert class_weights(loss("binary_cross_entropy"), labels, 3) is None
 
 
 def test_as_many_weights_as_classes_are_needed():

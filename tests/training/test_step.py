@@ -5,12 +5,12 @@ import numpy as np
 import optax
 import pytest
 
-from finetune.data.image_spec import ImageSpec
 from finetune.evaluation.steps import make_eval_step
+from finetune.images.spec import ImageSpec
 from finetune.models.classifier import build_classifier
-from finetune.optim.schedules import Clock
+from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
-from finetune.training.preparation import Training
+from finetune.training.stage_trainer import StageTrainer
 
 SPEC = ImageSpec(8, 8, None, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 ADAM = {"optimizer": "adam", "learning_rate": 5e-3}
@@ -47,7 +47,7 @@ def prepare(rules, dropout=0.0, backbone=None, **stage):
         (module, variables), 3, head_init="lecun_normal", dropout=dropout, image_size=8
     )
     stage = TrainStage.model_validate({"steps": 10, "partitions": rules, "batch_size": 6, **stage})
-    training = Training(stage, classifier, variables, SPEC, Clock(10), seed=7)
+    training = StageTrainer(stage, classifier, variables, SPEC, StageLength(10), seed=7)
     return classifier, variables, training
 
 
@@ -57,7 +57,7 @@ def leaves_equal(a, b):
 
 def test_three_steps_equal_the_guides_step_written_out():
     classifier, variables, training = prepare(ALL)
-    state, batch = training.start(), a_batch()
+    state, batch = training.init_state(), a_batch()
     for _ in range(3):
         state, _ = training.step(state, training.frozen, batch)
 
@@ -86,7 +86,7 @@ def test_three_steps_equal_the_guides_step_written_out():
 
 
 def run(training, steps=3):
-    state, found = training.start(), []
+    state, found = training.init_state(), []
     for seed in range(steps):
         state, metrics = training.step(state, training.frozen, a_batch(seed=seed))
         found.append(jax.device_get(metrics))
@@ -109,7 +109,7 @@ def test_running_statistics_move_when_the_backbone_learns():
 
 def test_neither_state_nor_optimizer_holds_an_array_for_a_frozen_leaf():
     _, variables, training = prepare(HEAD_ONLY)
-    state = training.start()
+    state = training.init_state()
     head = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["head"]))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == head
     assert state.collections == {}
@@ -120,7 +120,7 @@ def test_neither_state_nor_optimizer_holds_an_array_for_a_frozen_leaf():
 
 def test_a_step_donates_its_state_and_leaves_the_callers_variables_alone():
     _, variables, training = prepare(HEAD_ONLY)
-    state = training.start()
+    state = training.init_state()
     before = jax.tree.leaves(state.params)
     training.step(state, training.frozen, a_batch())
     assert all(leaf.is_deleted() for leaf in before)
@@ -131,7 +131,7 @@ def test_dropout_differs_at_every_step_and_repeats_with_the_seed():
     def losses():
         rules = [{"match": ".*", "optimizer": {"name": "sgd", "momentum": 0.0}, "learning_rate": 1e-30}]
         _, _, training = prepare(rules, dropout=0.5)  # nothing moves
-        state, found = training.start(), []
+        state, found = training.init_state(), []
         for _ in range(4):
             state, metrics = training.step(state, training.frozen, a_batch())
             found.append(float(metrics["loss"]))
@@ -155,7 +155,7 @@ class Plain(nn.Module):
 
 def gradients(training, before):
     """Of the last step, as plain gradient descent shows them, and what the step measured."""
-    state, metrics = training.step(training.start(), training.frozen, a_batch())
+    state, metrics = training.step(training.init_state(), training.frozen, a_batch())
     return jax.tree.map(lambda a, b: (np.asarray(b) - np.asarray(a)) / 0.1, state.params, before), metrics
 
 
@@ -163,19 +163,19 @@ def gradients(training, before):
 def test_a_batch_in_parts_gives_the_gradient_of_the_whole_batch(weights):
     whole = []
     for parts in (1, 3):
-        _, variables, training = prepare([{"match": ".*", **SGD}], backbone=Plain(), accumulate=parts)
+        _, variables, training = prepare([{"match": ".*", **SGD}], backbone=Plain(), grad_accum_steps=parts)
         stage = training.stage
         classifier, _ = build_classifier((Plain(), {"params": variables["params"]["backbone"]}), 3, image_size=8)
-        training = Training(stage, classifier, variables, SPEC, Clock(10), class_weights=weights)
+        training = StageTrainer(stage, classifier, variables, SPEC, StageLength(10), class_weights=weights)
         whole.append(gradients(training, variables["params"]))
     for a, b in zip(jax.tree.leaves(whole[0]), jax.tree.leaves(whole[1]), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_parts_of_a_batch_update_running_statistics_one_after_the_other():
-    _, variables, training = prepare(ALL, accumulate=2)
+    _, variables, training = prepare(ALL, grad_accum_steps=2)
     batch = a_batch()
-    state, _ = training.step(training.start(), training.frozen, batch)
+    state, _ = training.step(training.init_state(), training.frozen, batch)
     stats, pixels = variables["batch_stats"], SPEC.normalize(jnp.asarray(batch["image"]))
     for half in (pixels[:3], pixels[3:]):
         _, stats = ConvNet().apply(
@@ -195,9 +195,9 @@ def test_clipping_scales_the_gradients_of_all_that_learns_by_their_global_norm_a
     _, variables, training = prepare(rules, backbone=Plain())
     free, metrics = gradients(training, {"head": variables["params"]["head"]})
     norm = float(optax.tree.norm(free))
-    np.testing.assert_allclose(metrics["gradient_norm"]["head"], norm, rtol=1e-4)
+    np.testing.assert_allclose(metrics["grad_norm"]["head"], norm, rtol=1e-4)
     for limit in (norm / 4, norm * 4):
-        _, _, clipping = prepare(rules, backbone=Plain(), clip_norm=limit)
+        _, _, clipping = prepare(rules, backbone=Plain(), clip_grad_norm=limit)
         clipped, _ = gradients(clipping, {"head": variables["params"]["head"]})
         np.testing.assert_allclose(optax.tree.norm(clipped), min(norm, limit), rtol=1e-4)
 
@@ -207,14 +207,14 @@ def test_gradient_norms_are_told_by_partition():
     _, variables, training = prepare(rules, backbone=Plain())
     found, metrics = gradients(training, variables["params"])
     kernel = found["head"].pop("kernel")
-    assert set(metrics["gradient_norm"]) == {"head/kernel", "rest"}
-    np.testing.assert_allclose(metrics["gradient_norm"]["head/kernel"], np.linalg.norm(kernel), rtol=1e-3)
-    np.testing.assert_allclose(metrics["gradient_norm"]["rest"], optax.tree.norm(found), rtol=1e-3)
+    assert set(metrics["grad_norm"]) == {"head/kernel", "rest"}
+    np.testing.assert_allclose(metrics["grad_norm"]["head/kernel"], np.linalg.norm(kernel), rtol=1e-3)
+    np.testing.assert_allclose(metrics["grad_norm"]["rest"], optax.tree.norm(found), rtol=1e-3)
 
 
 def test_the_moving_average_is_its_closed_form_and_is_what_is_measured():
     _, variables, training = prepare([{"match": ".*", **SGD}], backbone=Plain(), ema=0.3)
-    state, average = training.start(), variables["params"]
+    state, average = training.init_state(), variables["params"]
     for number in range(4):
         state, _ = training.step(state, training.frozen, a_batch(seed=number))
         decay = min(0.3, (1 + number) / (10 + number))
@@ -232,7 +232,7 @@ def test_the_pull_to_the_pretrained_values_adds_its_gradient_and_the_head_is_pul
     moved = {"params": {**variables["params"], "backbone": start}}
     classifier, _ = build_classifier((Plain(), {"params": start}), 3, image_size=8)
     made = [
-        Training(t.stage, classifier, moved, SPEC, Clock(10), pretrained=variables["params"]["backbone"])
+        StageTrainer(t.stage, classifier, moved, SPEC, StageLength(10), pretrained=variables["params"]["backbone"])
         for t in (free, pulled)
     ]
     (a, _), (b, _) = (gradients(training, moved["params"]) for training in made)
@@ -250,8 +250,8 @@ def test_mixed_images_are_learned_from_and_soft_labels_are_taken_as_they_are():
     _, _, plain = prepare(ALL)
     batch = a_batch()
     soft = {**batch, "label": np.eye(3, dtype=np.float32)[batch["label"]]}
-    hard_state, hard = plain.step(plain.start(), plain.frozen, batch)
-    soft_state, same = plain.step(plain.start(), plain.frozen, soft)
+    hard_state, hard = plain.step(plain.init_state(), plain.frozen, batch)
+    soft_state, same = plain.step(plain.init_state(), plain.frozen, soft)
     np.testing.assert_allclose(hard["loss"], same["loss"], rtol=1e-6)
     assert float(hard["correct"]) == float(same["correct"])
     for a, b in zip(jax.tree.leaves(hard_state.params), jax.tree.leaves(soft_state.params), strict=True):
@@ -273,14 +273,14 @@ def flops(jitted, *arguments):
     return jitted.lower(*arguments).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("extra", [{}, {"clip_norm": 1.0, "ema": 0.99, "loss": "focal"}])
+@pytest.mark.parametrize("extra", [{}, {"clip_grad_norm": 1.0, "ema_decay": 0.99, "loss": "focal"}])
 def test_a_frozen_step_costs_the_flops_of_forward_alone(tiny_clip, extra):
     classifier, variables = build_classifier(tiny_clip, 10)
     rules = [{"match": "head", "learning_rate": 1e-3}, {"match": ".*", "frozen": True}]
     stage = TrainStage.model_validate({"steps": 10, "partitions": rules, **extra})
-    training = Training(stage, classifier, variables, tiny_clip.image_spec, Clock(10))
+    training = StageTrainer(stage, classifier, variables, tiny_clip.image_spec, StageLength(10))
     batch = {"image": np.zeros((32, 32, 32, 3), np.uint8), "label": np.zeros(32, np.int32)}
-    step = flops(training.step, training.start(), training.frozen, batch)
+    step = flops(training.step, training.init_state(), training.frozen, batch)
     forward = flops(
         make_eval_step(classifier, tiny_clip.image_spec), variables, {**batch, "weight": np.ones(32, np.float32)}
     )

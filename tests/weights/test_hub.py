@@ -9,15 +9,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent))  # the tests are no package
-
 from hub_server import Hub
+from paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 TINY_CLIP = ROOT / "checkpoints" / "tiny-clip"
 
 LOCATE = """

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune.data.sources.arrays import read_digits, read_npz
 from finetune.data.sources.folders import read_folders
-from finetune.data.sources.labelled import Labelled
+from finetune.data.sources.labels import LabeledImages
 from finetune.errors import DataError, nearest
 from finetune.recipe import DataConfig
 
@@ -16,7 +16,7 @@ MEMORY = "memory"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def read_source(config: DataConfig, memory: Any = None) -> dict[str, Labelled]:
+def read_source(config: DataConfig, memory: Any = None) -> dict[str, LabeledImages]:
     """The source's own splits, by their names here: train, and validation and test where it has them.
 
     Args:
@@ -46,7 +46,7 @@ def is_path(source: str) -> bool:
     return source not in ("digits", MEMORY) and Path(source).expanduser().exists()
 
 
-def _read_file(path: Path, config: DataConfig) -> dict[str, Labelled]:
+def _read_file(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
     match path.suffix.lower():
         case ".csv" | ".tsv":
             return _tables().read_csv(path, config)
@@ -57,7 +57,7 @@ def _read_file(path: Path, config: DataConfig) -> dict[str, Labelled]:
     raise DataError(f"data.source: {path}: a file of this kind is not read; these are: .csv, .tsv, .parquet, .npz")
 
 
-def _read_folder(path: Path, config: DataConfig) -> dict[str, Labelled]:
+def _read_folder(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _tables().read_saved(path, config)
     if next(path.glob("*.parquet"), None) or next(path.glob("*/*.parquet"), None):
@@ -72,4 +72,4 @@ def _tables() -> Any:
     return tables
 
 
-__all__ = ["MEMORY", "Labelled", "is_path", "read_source"]
+__all__ = ["MEMORY", "LabeledImages", "is_path", "read_source"]

@@ -7,23 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.sources.labelled import Labelled, from_names, sorted_names
+from finetune.data.sources.labels import LabeledImages, from_names, sorted_names
 from finetune.errors import DataError
 
 _PARTS = {"train": ("x_train", "y_train"), "validation": ("x_val", "y_val"), "test": ("x_test", "y_test")}
 _FORM = "needs images and labels, or x_train and y_train (also x_val, y_val, x_test, y_test)"
 
 
-def read_digits() -> dict[str, Labelled]:
+def read_digits() -> dict[str, LabeledImages]:
     """scikit-learn's 1,797 handwritten digits (UCI optdigits), 8x8 pixels in 17 shades."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
     images = np.round(data.images * (255 / 16)).astype(np.uint8)
-    return {"train": Labelled(images, data.target.astype(np.int32), tuple("0123456789"), "digits")}
+    return {"train": LabeledImages(images, data.target.astype(np.int32), tuple("0123456789"), "digits")}
 
 
-def read_npz(path: Path) -> dict[str, Labelled]:
+def read_npz(path: Path) -> dict[str, LabeledImages]:
     """``images`` uint8 [n, H, W] or [n, H, W, 3] and ``labels``, or x_train, y_train and so on; ``class_names`` where
     labels are numbers. Labels are ints or names [n], or 0 and 1 [n, C]."""
     try:
@@ -42,7 +42,7 @@ def read_npz(path: Path) -> dict[str, Labelled]:
     return {split: _labelled(path, arrays, keys, names) for split, keys in found.items()}
 
 
-def _labelled(path: Path, arrays: dict[str, np.ndarray], keys: tuple[str, str], names: Any) -> Labelled:
+def _labelled(path: Path, arrays: dict[str, np.ndarray], keys: tuple[str, str], names: Any) -> LabeledImages:
     where = f"{path}: {keys[0]}"
     images, labels = arrays[keys[0]], arrays.get(keys[1])
     if labels is None:
@@ -53,10 +53,10 @@ def _labelled(path: Path, arrays: dict[str, np.ndarray], keys: tuple[str, str], 
     if len(images) != len(labels):
         raise DataError(f"{where}: {len(images)} images and {len(labels)} labels")
     if labels.ndim == 2:
-        return Labelled(images, *_sets(labels, names, where), where)
+        return LabeledImages(images, *_sets(labels, names, where), where)
     if labels.dtype.kind in "US":
-        return Labelled(images, *from_names([str(value) for value in labels], where), where)
-    return Labelled(images, *_numbers(labels, names, where), where)
+        return LabeledImages(images, *from_names([str(value) for value in labels], where), where)
+    return LabeledImages(images, *_numbers(labels, names, where), where)
 
 
 def _numbers(labels: np.ndarray, names: tuple[str, ...] | None, where: str) -> tuple[np.ndarray, tuple[str, ...]]:

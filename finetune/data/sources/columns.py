@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from finetune.data.images import EXTENSIONS
-from finetune.data.sources.labelled import split_called
+from finetune.data.sources.labels import split_called
 from finetune.errors import DataError, nearest
+from finetune.images.open import EXTENSIONS
 from finetune.recipe import Columns
 
 

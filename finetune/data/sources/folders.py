@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.images import EXTENSIONS
-from finetune.data.sources.labelled import SPLIT_NAMES, Labelled
+from finetune.data.sources.labels import SPLIT_NAMES, LabeledImages
 from finetune.errors import DataError
+from finetune.images.open import EXTENSIONS
 
 
-def read_folders(root: Path) -> dict[str, Labelled]:
+def read_folders(root: Path) -> dict[str, LabeledImages]:
     """Class folders at the top, or inside train/, validation/ and test/. Labels go by name, never by position."""
     inside = {path.name.lower(): path for path in _folders(root)}
     named = {split: next((inside[n] for n in names if n in inside), None) for split, names in SPLIT_NAMES.items()}
@@ -20,7 +20,7 @@ def read_folders(root: Path) -> dict[str, Labelled]:
     return {split: _read(path) for split, path in named.items() if path is not None}
 
 
-def _read(folder: Path) -> Labelled:
+def _read(folder: Path) -> LabeledImages:
     names = tuple(sorted(path.name for path in _folders(folder)))
     if len(names) < 2:
         raise DataError(f"data.source: {folder}: needs a folder for each of at least two classes; has {len(names)}")
@@ -32,7 +32,7 @@ def _read(folder: Path) -> Labelled:
             raise DataError(f"{folder / name}: no images ({', '.join(sorted(EXTENSIONS))}); each class needs some")
         paths += found
         labels += [label] * len(found)
-    return Labelled(paths, np.array(labels, np.int32), names, str(folder))
+    return LabeledImages(paths, np.array(labels, np.int32), names, str(folder))
 
 
 def _folders(path: Path) -> list[Path]:

@@ -10,16 +10,16 @@ from typing import Any
 import datasets
 import numpy as np
 
+from finetune.data.labeled_images import EncodedImages, Images
 from finetune.data.sources.columns import Roles, find_roles
-from finetune.data.sources.labelled import Labelled, by_split, from_names, from_sets, one_hot
-from finetune.data.split import Encoded, Images
+from finetune.data.sources.labels import LabeledImages, by_split, from_names, from_sets, one_hot
 from finetune.errors import DataError, first_line
 from finetune.recipe import Columns, DataConfig
 
 datasets.disable_progress_bars()
 
 
-def read_csv(path: Path, config: DataConfig) -> dict[str, Labelled]:
+def read_csv(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
     """Comma- or tab-separated, with a header; paths are relative to the file's folder, class names are as written."""
     table = _parse(path, {})
     roles = find_roles(table, config.columns, str(path))
@@ -40,7 +40,7 @@ def _parse(path: Path, types: dict[str, str]) -> datasets.Dataset:
     return datasets.Dataset(table)
 
 
-def read_parquet(path: Path, config: DataConfig) -> dict[str, Labelled]:
+def read_parquet(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
     """A file, or a folder of files that begin with their split's name, or are in a folder of that name."""
     files = [path] if path.is_file() else sorted([*path.glob("*.parquet"), *path.glob("*/*.parquet")])
     groups: dict[str, list[str]] = {}
@@ -56,7 +56,7 @@ def read_parquet(path: Path, config: DataConfig) -> dict[str, Labelled]:
     return _splits(found, config, str(path), path if path.is_dir() else path.parent)
 
 
-def read_saved(path: Path, config: DataConfig) -> dict[str, Labelled]:
+def read_saved(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
     """What ``save_to_disk`` wrote."""
     try:
         found = datasets.load_from_disk(str(path))
@@ -65,7 +65,7 @@ def read_saved(path: Path, config: DataConfig) -> dict[str, Labelled]:
     return _splits(_mapping(found, str(path)), config, str(path), path)
 
 
-def read_hub(config: DataConfig) -> dict[str, Labelled]:
+def read_hub(config: DataConfig) -> dict[str, LabeledImages]:
     """A dataset of the Hugging Face hub; none that comes as code."""
     try:
         found = datasets.load_dataset(config.source, config.subset, revision=config.revision)
@@ -76,7 +76,7 @@ def read_hub(config: DataConfig) -> dict[str, Labelled]:
     return _splits(_mapping(found, config.source), config, config.source, None)
 
 
-def read_memory(memory: Any, config: DataConfig) -> dict[str, Labelled]:
+def read_memory(memory: Any, config: DataConfig) -> dict[str, LabeledImages]:
     """A ``datasets.Dataset``, or a mapping of split names to some."""
     if memory is None:
         raise DataError("data.source: memory needs the datasets themselves: finetune.run(recipe, data=...)")
@@ -93,7 +93,7 @@ def _mapping(found: Any, where: str) -> dict[str, datasets.Dataset]:
 
 def _splits(
     found: dict[str, datasets.Dataset], config: DataConfig, where: str, base: Path | None
-) -> dict[str, Labelled]:
+) -> dict[str, LabeledImages]:
     found = {split: dataset.with_format(None) for split, dataset in found.items() if len(dataset)}
     if "train" not in found:
         raise DataError(f"{where}: has no rows to train on")
@@ -114,13 +114,13 @@ def _by_column(dataset: datasets.Dataset, column: str, where: str) -> dict[str, 
     return by_split(rows, f"{where}: column {column!r}")
 
 
-def _labelled(dataset: datasets.Dataset, roles: Roles, where: str, base: Path | None) -> Labelled | None:
+def _labelled(dataset: datasets.Dataset, roles: Roles, where: str, base: Path | None) -> LabeledImages | None:
     """None for a split whose labels are withheld, as hub datasets do with their test sets."""
     needed = [roles.image, *(roles.label if isinstance(roles.label, list) else [roles.label])]
     if missing := [name for name in needed if name not in dataset.column_names]:
         raise DataError(f"{where}: has no column {missing[0]!r}; it has {', '.join(dataset.column_names)}")
     found = _labels(dataset, roles.label, where)
-    return None if found is None else Labelled(_images(dataset, roles.image, base, where), *found, where)
+    return None if found is None else LabeledImages(_images(dataset, roles.image, base, where), *found, where)
 
 
 def _images(dataset: datasets.Dataset, column: str, base: Path | None, where: str) -> Images:
@@ -130,7 +130,7 @@ def _images(dataset: datasets.Dataset, column: str, base: Path | None, where: st
         if empty := [i for i, path in enumerate(paths) if not path]:
             raise DataError(f"{where}: column {column!r} is empty in {len(empty)} rows, the first is row {empty[0]}")
         return [(base or Path()) / path for path in paths]
-    return Encoded(dataset.cast_column(column, datasets.Image(decode=False)), column)
+    return EncodedImages(dataset.cast_column(column, datasets.Image(decode=False)), column)
 
 
 def _labels(

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data.images import open_image
 from finetune.data.splits import load_splits
 from finetune.errors import DataError
+from finetune.images.open import open_image
 from finetune.recipe import Columns, DataConfig
 
 

@@ -1,0 +1,1 @@
+"""Model bundles: a trained classifier as files."""

@@ -1,0 +1,137 @@
+"""The model bundle: a folder that holds all that prediction needs, and nothing that runs code.
+
+model.json    format, backbone family and configuration, head, class names, image spec, hash of the weights
+weights/      every parameter and statistic, by Orbax
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
+
+from finetune.checkpoint import on_this_device
+from finetune.errors import CheckpointError, first_line, require_space
+from finetune.images.spec import ImageSpec
+from finetune.models.backbone import Backbone
+from finetune.models.build import build_module, describe
+from finetune.models.classifier import Classifier, init_shapes
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A classifier ready to serve: module, variables, names of its outputs, how its images are prepared, and whether an
+    image may be of several classes."""
+
+    classifier: Classifier
+    variables: dict[str, Any]
+    class_names: tuple[str, ...]
+    image_spec: ImageSpec
+    multi_label: bool = False
+
+
+def hash_variables(variables: Any) -> str:
+    """SHA-256 over path, dtype, shape and bytes of every array, in path order."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(("/".join(key), leaf) for key, leaf in flatten_dict(variables).items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {array.dtype} {np.shape(leaf)}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save_bundle(
+    directory: Path,
+    classifier: Classifier,
+    variables: Any,
+    *,
+    backbone: Backbone,
+    class_names: tuple[str, ...],
+    multi_label: bool = False,
+) -> str:
+    """Writes the bundle, replacing an earlier one only once the new one is whole.
+
+    Returns:
+        The hash of the weights.
+
+    Raises:
+        CheckpointError: it cannot be written, for example because the disk is full.
+    """
+    weights = hash_variables(variables)
+    model = {
+        "format": FORMAT,
+        "backbone": describe(backbone),
+        "head": {name: getattr(classifier, name) for name in ("num_classes", "pool", "dropout", "headless")},
+        "class_names": list(class_names),
+        "multi_label": multi_label,
+        "image_spec": backbone.image_spec.to_json(),
+        "weights_sha256": weights,
+    }
+    directory = directory.absolute()
+    require_space(directory, sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
+    fresh, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(fresh / "weights", variables)
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise CheckpointError(f"{directory}: the model cannot be written: {first_line(error)}; make room") from None
+    (fresh / "model.json").write_text(json.dumps(model, indent=1) + "\n", encoding="utf-8")
+    if directory.exists():
+        directory.rename(old)
+    fresh.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+    return weights
+
+
+def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
+    """Reads a bundle onto this process's default device, whatever machine wrote it.
+
+    Args:
+        allow_local_code: import the module of your own that the bundle names, if it does.
+
+    Raises:
+        CheckpointError: not a bundle, or one whose parts are missing, damaged or do not fit each other.
+        ModelError: it names a module that is not allowed, or is not there.
+    """
+    file = directory / "model.json"
+    try:
+        model = json.loads(file.read_text(encoding="utf-8"))
+        if model["format"] != FORMAT:
+            raise CheckpointError(f"{file}: format {model['format']}, made by another version; this one reads {FORMAT}")
+        spec = ImageSpec.from_json(model["image_spec"])
+        module = build_module(**model["backbone"], allow_local_code=allow_local_code)
+        classifier = Classifier(module, **model["head"])
+        class_names = tuple(model["class_names"])
+        multi_label = bool(model.get("multi_label", False))
+        expected = model["weights_sha256"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory}: not a model bundle: it has no model.json") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: not a model description: {type(error).__name__}: {error}") from None
+    variables = _load_weights(directory / "weights", classifier, spec)
+    if hash_variables(variables) != expected:
+        raise CheckpointError(f"{directory / 'weights'}: the weights are not those that model.json was written with")
+    return Bundle(classifier, variables, class_names, spec, multi_label)
+
+
+def _load_weights(folder: Path, classifier: Classifier, spec: ImageSpec) -> dict[str, Any]:
+    pixels = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
+    try:
+        _, shapes = init_shapes(classifier, pixels)
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder.absolute(), on_this_device(shapes))
+    except Exception as error:  # Orbax, TensorStore, or code of your own that is another by now
+        raise CheckpointError(f"{folder}: the weights cannot be read: {first_line(error)}") from None

@@ -1,0 +1,1 @@
+"""Image files to pixels. Free of JAX, below models and data."""

@@ -1,0 +1,67 @@
+"""Models by description, in plain data: a recipe's, or that of a saved bundle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from finetune.errors import ModelError
+from finetune.images.spec import ImageSpec
+from finetune.models.backbone import Backbone, load_backbone
+from finetune.models.classifier import Classifier, build_classifier
+from finetune.models.custom_module import FAMILY, CustomModule, load_module
+from finetune.models.registry import FAMILIES
+from finetune.recipe import HeadConfig, ImageConfig, ModuleConfig, PretrainedConfig
+
+
+def open_backbone(
+    config: PretrainedConfig | ModuleConfig, *, seed: int = 0, allow_local_code: bool = False
+) -> Backbone:
+    """The backbone that a recipe asks for; errors as in :func:`load_backbone` and :func:`load_module`.
+
+    Args:
+        seed: of a module that starts from its own initializers.
+        allow_local_code: import modules from outside of this toolkit.
+    """
+    if isinstance(config, PretrainedConfig):
+        return load_backbone(**config.model_dump())
+    own = CustomModule(config.module, config.kwargs)
+    return load_module(own, _spec(config.image), seed=seed, weights=config.weights, allow_local_code=allow_local_code)
+
+
+def attach_head(
+    backbone: Backbone, head: HeadConfig, num_classes: int, *, seed: int = 0
+) -> tuple[Classifier, dict[str, Any]]:
+    """The classifier that a recipe asks for, before its first stage; a zero-shot head starts as zeros."""
+    init: Any = {"zero_shot": "zeros", "none": None}.get(head.init, head.init)
+    return build_classifier(backbone, num_classes, head_init=init, dropout=head.dropout, rng=jax.random.key(seed))
+
+
+def describe(backbone: Backbone) -> dict[str, Any]:
+    """What :func:`build_module` needs, as plain JSON values."""
+    return {"family": backbone.family, "config": asdict(backbone.config)}
+
+
+def build_module(family: str, config: dict[str, Any], *, allow_local_code: bool = False) -> nn.Module:
+    """The vision module of a saved bundle, from its family and its configuration as :func:`describe` gave it."""
+    if family == FAMILY:
+        return CustomModule(**config).build(allow_local_code=allow_local_code)
+    known = {member.name: member for member in FAMILIES}
+    if family not in known:
+        raise ModelError(f"unknown model family {family!r}; supported: {', '.join(known)}, {FAMILY}")
+    values = {key: _tuples(value) for key, value in config.items()}
+    return known[family].module(known[family].config(**values))
+
+
+def _spec(image: ImageConfig) -> ImageSpec:
+    mean, std = (
+        tuple(value) if isinstance(value, list) else (value,) * image.channels for value in (image.mean, image.std)
+    )
+    return ImageSpec(image.size, image.size, image.size, "bilinear", mean, std)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

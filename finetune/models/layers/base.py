@@ -1,0 +1,75 @@
+"""Building blocks that several model families share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from finetune.errors import ModelError
+
+Block = TypeVar("Block", bound=nn.Module)
+
+
+@struct.dataclass
+class BackboneOutput:
+    """What every vision backbone returns.
+
+    Attributes:
+        last_hidden_state: float [N, tokens, features] (or [N, H, W, features] for a convolutional network);
+            None when only the pooled features were asked for.
+        pooler_output: float [N, features].
+    """
+
+    last_hidden_state: jax.Array | None
+    pooler_output: jax.Array
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """``x * sigmoid(1.702 x)``, the approximation of GELU that OpenAI trained CLIP with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The activation that a checkpoint's ``hidden_act`` names."""
+    if name not in ACTIVATIONS:
+        raise ModelError(f"hidden_act: unknown activation {name!r}; supported: {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[name]
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """Vectors of length one along the last axis."""
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def drop_path(rate: float, dimensions: int) -> nn.Dropout:
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382) for a branch [N, ...] of so many dimensions.
+
+    In training each image's whole branch is zero with probability ``rate``, and is scaled up otherwise.
+    """
+    return nn.Dropout(rate, broadcast_dims=tuple(range(1, dimensions)))
+
+
+def rematerialized(block: type[Block], remat: bool, *, static: tuple[int, ...]) -> type[Block]:
+    """The class of a block, made to recompute its activations in the backward pass where ``remat`` is set.
+
+    Args:
+        static: which arguments of its ``__call__`` are no arrays; ``self`` is number 0.
+    """
+    return nn.remat(block, static_argnums=static) if remat else block

@@ -1,0 +1,54 @@
+"""Optimizer state from one stage to the next, for what learns in both by the same optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+from finetune.recipe import Partition
+
+
+def transfer_state(
+    old: optax.transforms.PartitionState,
+    new: optax.transforms.PartitionState,
+    before: Sequence[Partition],
+    now: Sequence[Partition],
+) -> tuple[optax.transforms.PartitionState, list[str]]:
+    """``new`` with the moments and counts of ``old`` where they fit, and the names of the partitions where they did.
+
+    A partition takes over the state of an earlier one that has the same optimizer and holds all of its leaves: moments
+    and the count that corrects their bias belong together, so there is no partial transfer. Learning-rate schedules
+    begin anew.
+
+    Args:
+        old, new: states of two optimizers from :func:`build_optimizer`; ``new`` is fresh.
+        before, now: their partitions.
+    """
+    optimizers = {rule.label: rule.optimizer for rule in before if not rule.frozen}
+    states, carried = dict(new.inner_states), []
+    for rule in now:
+        for label in [label for label, optimizer in optimizers.items() if optimizer == rule.optimizer]:
+            if rule.frozen:
+                continue
+            core, *rest = states[rule.label].inner_state
+            earlier = _leaves(old.inner_states[label].inner_state[0])
+            wanted = _leaves(core)
+            if wanted and all(earlier.get(key) is not None and _fits(earlier[key], wanted[key]) for key in wanted):
+                core = jax.tree_util.tree_map_with_path(
+                    lambda keys, _, earlier=earlier: earlier[jax.tree_util.keystr(keys)], core
+                )
+                states[rule.label] = states[rule.label]._replace(inner_state=(core, *rest))
+                carried.append(rule.label)
+                break
+    return new._replace(inner_states=states), carried
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _fits(a: Any, b: Any) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype

@@ -1,0 +1,1 @@
+"""What a run will do, what it did, and how runs compare."""

@@ -1,0 +1,159 @@
+"""What a recipe will do, told before any image is read: who learns, how fast, and what a step costs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from finetune.data.splits import class_names_of
+from finetune.models.backbone import Backbone
+from finetune.models.build import attach_head, open_backbone
+from finetune.models.classifier import Classifier
+from finetune.optim.optimizer import decays, rate_factors
+from finetune.optim.schedules import StageLength
+from finetune.recipe import Recipe, TrainStage
+from finetune.training.stage_trainer import StageTrainer
+
+_EPOCH = 1000  # steps; how long an epoch really is only the data tells, and nothing here depends on it
+_USABLE = 0.9  # of a device's memory; the rest is for fragments and for the images on their way
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of one compiled train step, by XLA's own analysis.
+
+    Attributes:
+        flops: of the whole batch. XLA counts the body of a loop once; with ``grad_accum_steps`` that is multiplied out.
+        bytes: ``arguments`` (state, frozen variables, images), ``temporary`` (activations, gradients), and ``peak``,
+            both with what the outputs need beyond the donated arguments.
+    """
+
+    flops: float
+    bytes: dict[str, int]
+
+
+def inspect_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, Any]:
+    """Plain JSON values about every training stage.
+
+    Args:
+        allow_local_code: import the module of your own that the recipe names, if it does.
+
+    Returns:
+        ``stages``: for each ``name``, ``leaves`` (path, shape, size, partition, optimizer, learning_rate at its peak,
+        weight_decay, batch_stats), ``totals`` (values that learn and that are frozen, bytes of the optimizer's state),
+        ``step`` (batch_size, flops, bytes) and ``largest_batch`` for the device's memory.
+
+    Raises:
+        FinetuneError: anything that would stop the run before its first step.
+    """
+    backbone = open_backbone(recipe.backbone, seed=recipe.seed, allow_local_code=allow_local_code)
+    count = recipe.head.num_classes or len(class_names_of(recipe.data))
+    classifier, variables = attach_head(backbone, recipe.head, count, seed=recipe.seed)
+    stages = [stage for stage in recipe.stages if isinstance(stage, TrainStage)]
+    return {
+        "name": recipe.name,
+        "backbone": recipe.backbone.origin,
+        "num_classes": count,
+        "device": _device(),
+        "stages": [_inspect_stage(stage, classifier, variables, backbone) for stage in stages],
+    }
+
+
+def _inspect_stage(stage: TrainStage, classifier: Classifier, variables: Any, backbone: Backbone) -> dict[str, Any]:
+    training = prepare(stage, classifier, variables, backbone)
+    cost, size = step_cost(training, backbone, stage.batch_size), stage.batch_size
+    state = jax.eval_shape(training.init_state)
+    learns = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    adapted = sum(flatten_dict(variables["params"], sep="/")[path].size for path in training.division.adapted)
+    own = sum(flatten_dict(variables["params"], sep="/")[path].size for path in training.division.learning) - adapted
+    return {
+        "name": stage.name,
+        "leaves": describe_leaves(training, variables),
+        "totals": {"learns": learns, "frozen": params - own, "optimizer_bytes": _bytes(state.opt_state)},
+        "step": {"batch_size": size, "flops": cost.flops, "bytes": cost.bytes},
+        "largest_batch": largest_batch(training, backbone, cost),
+    }
+
+
+def prepare(stage: TrainStage, classifier: Classifier, variables: Any, backbone: Backbone) -> StageTrainer:
+    """The stage as it will run, but for the length of an epoch."""
+    total = stage.steps or (stage.epochs or 0) * _EPOCH or -(-(stage.examples or 0) // stage.batch_size)
+    return StageTrainer(stage, classifier, variables, backbone.image_spec, StageLength(total, _EPOCH, stage.batch_size))
+
+
+def describe_leaves(training: StageTrainer, variables: Any) -> list[dict[str, Any]]:
+    """One record for each parameter, in the tree's order; ``batch_stats`` is None where a module has none."""
+    division = training.division
+    factors = {rule.label: rate_factors(rule, division.labels) for rule in training.stage.partitions}
+    statistics = {path.rsplit("/", 1)[0] for path in flatten_dict(variables.get("batch_stats", {}), sep="/")}
+    records = []
+    for path, leaf in flatten_dict(variables["params"], sep="/").items():
+        rule, module = division.rules[path], path.rsplit("/", 1)[0]
+        rate = None if rule.learning_rate is None else rule.learning_rate * factors[rule.label].get(path, 1.0)
+        record = {"path": path, "shape": list(leaf.shape), "size": leaf.size, "partition": rule.label}
+        learning = {
+            "optimizer": None if rule.frozen else rule.optimizer.name,
+            "learning_rate": rate,
+            "weight_decay": rule.weight_decay if not rule.frozen and decays(path, leaf, rule) else 0.0,
+            "lora": None if rule.lora is None else rule.lora.rank,
+            "batch_stats": ("frozen" if module in division.held else "update") if module in statistics else None,
+        }
+        records.append({**record, **learning})
+    return records
+
+
+def step_cost(training: StageTrainer, backbone: Backbone, batch_size: int) -> StepCost:
+    """Compiles the stage's step for a batch size, and reads what XLA says of it."""
+    spec = backbone.image_spec
+    batch = {
+        "image": jax.ShapeDtypeStruct((batch_size, *spec.shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+    }
+    compiled = training.step.lower(jax.eval_shape(training.init_state), training.frozen, batch).compile()  # type: ignore[attr-defined]
+    memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
+    arguments, temporary = int(memory.argument_size_in_bytes), int(memory.temp_size_in_bytes)
+    beyond = max(0, int(memory.output_size_in_bytes) - int(memory.alias_size_in_bytes))
+    peak = arguments + temporary + beyond
+    flops = float(analysis["flops"]) * training.stage.grad_accum_steps
+    return StepCost(flops, {"arguments": arguments, "temporary": temporary, "peak": peak})
+
+
+def largest_batch(training: StageTrainer, backbone: Backbone, cost: StepCost) -> int | None:
+    """The largest batch whose step this device's memory should hold, found by compiling; None if none does.
+
+    Memory grows with the batch, but not quite in proportion: each guess goes through the two peaks known last, and the
+    answer is one that was compiled.
+    """
+    size, parts = training.stage.batch_size, training.stage.grad_accum_steps
+    room = _USABLE * _device()["memory_bytes"]
+    peaks = {0: cost.bytes["arguments"], size: cost.bytes["peak"]}
+    last, newest = 0, size
+    for _ in range(4):
+        slope = max(1.0, (peaks[newest] - peaks[last]) / (newest - last))
+        guess = newest + int((0.975 * room - peaks[newest]) / slope)  # to end up below, and close
+        guess = guess // (8 * parts) * 8 * parts or guess // parts * parts
+        if guess in peaks or guess < 1:
+            break
+        peaks[guess] = step_cost(training, backbone, guess).bytes["peak"]
+        last, newest = newest, guess
+        if 0.95 * room <= peaks[guess] <= room:
+            break
+    return max(size for size, peak in peaks.items() if peak <= room or size == 0) or None
+
+
+def _device() -> dict[str, Any]:
+    """The default device, and the bytes of memory that it has: for a CPU, the machine's."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"kind": device.device_kind, "platform": device.platform, "memory_bytes": int(memory)}
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,107 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.errors import DataError
+from finetune.images.open import open_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+
+
+def encoded(form, **options):
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS).save(stream, form, **options)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """One file for each way in which an image can be broken."""
+    (tmp_path / "notes.png").write_text("these are notes")
+    (tmp_path / "half.jpg").write_bytes(encoded("JPEG")[:-300])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("notes.png", "not an image in a format that Pillow reads"),
+        ("half.jpg", "cannot be used as an image: .*truncated"),
+        ("empty.png", "an empty file"),
+        ("folder.jpg", "a folder, not an image"),
+        ("absent.jpg", "no such file"),
+    ],
+)
+def test_a_file_that_is_no_image_is_named_with_the_reason(broken, name, message):
+    for path in (broken / name, str(broken / name)):
+        with pytest.raises(DataError, match=f"{name}: {message}"):
+            open_image(path)
+
+
+def test_bytes_that_are_no_image_are_refused():
+    with pytest.raises(DataError, match="the given bytes: not an image"):
+        open_image(b"these are notes")
+
+
+def test_a_pil_image_of_a_truncated_file_is_named(broken):
+    with (
+        Image.open(broken / "half.jpg") as image,
+        pytest.raises(DataError, match=r"half.jpg: cannot be used as an image"),
+    ):
+        open_image(image)
+
+
+# stored pixels are turned by what the orientation tag says
+UPRIGHT = {1: PIXELS, 3: PIXELS[::-1, ::-1], 6: np.rot90(PIXELS, -1), 8: np.rot90(PIXELS, 1), 2: PIXELS[:, ::-1]}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_images_are_upright_as_exif_says_however_they_come(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded("PNG", exif=exif)
+    (tmp_path / "a.png").write_bytes(data)
+    for image in (data, tmp_path / "a.png", Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal(np.asarray(open_image(image)), UPRIGHT[orientation])
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
+def test_every_mode_becomes_rgb(mode):
+    image = Image.fromarray(PIXELS).convert(mode)
+    assert open_image(image).mode == "RGB"
+    assert open_image(image).size == (30, 20)
+
+
+def test_arrays_are_taken_grey_or_rgb():
+    np.testing.assert_array_equal(np.asarray(open_image(PIXELS)), PIXELS)
+    grey = PIXELS[..., 0]
+    for array in (grey, grey[..., None]):
+        np.testing.assert_array_equal(np.asarray(open_image(array)), np.repeat(grey[..., None], 3, axis=-1))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        PIXELS.astype(np.float32),
+        PIXELS.astype(np.int64),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((2, 4, 4, 3), np.uint8),
+        np.zeros(5, np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}",
+)
+def test_other_arrays_are_refused_with_what_was_received(array):
+    with pytest.raises(DataError, match=r"must be uint8 \[H, W\] or \[H, W, 3\]; received") as raised:
+        open_image(array)
+    assert f"{array.dtype} {list(array.shape)}" in str(raised.value)
+
+
+def test_sixteen_bit_grey_keeps_its_shades(tmp_path):
+    ramp = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "wide.png")
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "wide.png"))[..., 0].ravel(), np.arange(256))

@@ -1,0 +1,121 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.images.open import open_image
+from finetune.images.spec import ImageSpec
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SPEC = ImageSpec(32, 32, 32, "bicubic", MEAN, STD)
+CLIP = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+UINT8 = {"do_rescale": False, "do_normalize": False}
+SIZES = [(37, 61), (61, 37), (33, 32), (32, 32), (20, 11), (11, 20), (200, 199), (5, 64)]
+
+
+def picture(width, height, mode="RGB"):
+    rng = np.random.default_rng(width * 1000 + height)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
+
+
+def processor(**options):
+    try:
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as Processor
+    except ImportError:  # transformers 4.57 has it under another name
+        from transformers.models.clip.image_processing_clip import CLIPImageProcessor as Processor
+    return Processor(**options)
+
+
+def theirs(image, **options):
+    return processor(**options)(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+def test_pixels_are_those_of_transformers_bit_for_bit(size, mode):
+    image = picture(*size, mode)
+    expected = theirs(image, **CLIP, **UINT8)
+    ours = SPEC.to_uint8(open_image(image))
+    assert ours.dtype == expected.dtype == np.uint8
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_normalized_pixels_are_those_of_transformers():
+    image = picture(61, 37)
+    expected = theirs(image, **CLIP, image_mean=MEAN, image_std=STD)
+    ours = jax.jit(SPEC.normalize)(jnp.asarray(SPEC.to_uint8(image))[None])[0]
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("resize", [32, (20, 24), None])
+def test_a_spec_survives_json(resize):
+    spec = ImageSpec(32, 30, resize, "bilinear", MEAN, STD)
+    assert ImageSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+@pytest.mark.parametrize(
+    ("resize", "size", "expected"),
+    [
+        (32, 64, 64),
+        (36, 64, 72),
+        (36, 48, 54),
+        (36, 16, 18),
+        ((36, 36), 64, (72, 72)),
+        ((40, 36), 48, (60, 54)),
+        (37, 33, 38),  # 38.2, in whole pixels
+        (None, 64, None),
+    ],
+)
+def test_at_another_size_what_is_resized_to_scales_along(resize, size, expected):
+    spec = ImageSpec(32, 32, resize, "bilinear", MEAN, STD)
+    assert spec.at(size) == ImageSpec(size, size, expected, "bilinear", MEAN, STD)
+
+
+def test_at_its_own_size_a_spec_is_itself():
+    spec = ImageSpec(224, 224, (256, 248), "bicubic", MEAN, STD)
+    assert spec.at(224) == spec
+
+
+def test_at_another_size_an_image_shows_the_same_part_of_the_picture():
+    ramp = np.broadcast_to(np.linspace(0, 255, 160).astype(np.uint8)[None, :, None], (120, 160, 3))
+    spec = ImageSpec(32, 32, 40, "bilinear", MEAN, STD)
+    small, large = (each.to_uint8(Image.fromarray(ramp)).astype(float) for each in (spec, spec.at(96)))
+    assert large.shape == (96, 96, 3)
+    np.testing.assert_allclose(large.reshape(32, 3, 32, 3, 3).mean(axis=(1, 3)), small, atol=4)
+
+
+@pytest.mark.parametrize(
+    ("margin", "floor", "even"), [(0, 0, 0), (1, 0, 0), (2, 1, 1), (3, 1, 2), (5, 2, 2), (7, 3, 4)]
+)
+def test_half_a_pixel_of_margin_goes_as_each_library_has_it(margin, floor, even):
+    columns = np.broadcast_to(np.arange(4 + margin, dtype=np.uint8)[:, None], (4, 4 + margin, 3))
+    image = Image.fromarray(np.ascontiguousarray(columns))
+    for rounding, left in (("floor", floor), ("even", even)):
+        spec = ImageSpec(4, 4, None, "bicubic", MEAN, STD, rounding)
+        assert spec.to_uint8(image)[0, 0, 0] == left
+
+
+@pytest.mark.parametrize("size", [(8, 8), (37, 61)], ids=str)
+def test_grey_is_pillows(size):
+    spec = ImageSpec(8, 8, 8, "bilinear", (0.5,), (0.25,))
+    grey, colour = spec.to_uint8(picture(*size)), ImageSpec(8, 8, 8, "bilinear", (0.5,) * 3, (0.25,) * 3)
+    assert grey.shape == spec.shape == (8, 8, 1)
+    np.testing.assert_array_equal(grey[..., 0], Image.fromarray(colour.to_uint8(picture(*size))).convert("L"))
+    np.testing.assert_allclose(spec.normalize(grey), (grey / 255 - 0.5) / 0.25, atol=1e-6)
+    np.testing.assert_array_equal(spec.denormalize(spec.normalize(grey)), grey)
+
+
+def test_every_grey_level_stays_itself():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    spec = ImageSpec(16, 16, None, "bilinear", (0.0,), (1.0,))
+    np.testing.assert_array_equal(spec.to_uint8(open_image(levels))[..., 0], levels)
+
+
+def test_only_images_of_the_models_size_stay_as_they_are():
+    for resize, kept in ((None, True), (8, True), (9, False), ((8, 8), False)):
+        assert ImageSpec(8, 8, resize, "bilinear", (0.0,), (1.0,)).keeps(8, 8) == kept
+    assert not ImageSpec(8, 8, None, "bilinear", (0.0,), (1.0,)).keeps(9, 8)

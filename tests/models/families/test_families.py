@@ -1,0 +1,271 @@
+"""What every model family has to do. A new family adds its reference checkpoints to CASES, and one to ROUTINE."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from paths import GOLDENS
+
+from finetune.export.bundle import load_bundle, save_bundle
+from finetune.models.backbone import load_backbone
+from finetune.models.classifier import build_classifier
+from finetune.models.registry import FAMILIES
+from finetune.models.surgery import extract_submodule
+from finetune.optim.schedules import StageLength
+from finetune.recipe import TrainStage
+from finetune.training.stage_trainer import StageTrainer
+
+TOLERANCE = 2e-5  # of the output's largest magnitude
+
+# Reference checkpoints: PyTorch's outputs of small random models, as each library saves them.
+CASES = {
+    "own": [
+        "clip-vision-interpolated",
+        "deit",
+        "dinov2-registers",
+        "dinov2-swiglu",
+        "mobilenet-v2",
+        "open-clip",
+        "siglip",
+        "timm-convnext",
+        "timm-convnextv2",
+        "timm-deit-distilled",
+        "timm-resnet50d",
+        "timm-resnext",
+        "timm-vit-48",
+        "timm-vit-registers",
+        "timm-vit-siglip",
+        "vit",
+        "vit-classifier",
+    ],
+    "shared": [
+        "clip-gelu-sharded",
+        "clip-legacy-eos-half",
+        "clip-quick-gelu",
+        "clip-vision-only",
+        "convnext",
+        "convnextv2",
+        "dinov2",
+        "dinov2-registers",
+        "open-clip",
+        "resnet-basic",
+        "resnet-bottleneck",
+        "siglip-vision",
+        "timm-resnet18",
+        "timm-vit",
+        "timm-vit-clip",
+        "vit",
+    ],
+}
+# One checkpoint of each family (two where two variants share no code), and a submodule to take out of it.
+ROUTINE = {
+    "clip-vision-interpolated": "encoder",
+    "siglip": "pooler",
+    "vit": "embeddings",
+    "deit": "encoder",
+    "dinov2-swiglu": "encoder",
+    "dinov2-registers": "encoder",
+    "timm-resnet50d": "stages.0",
+    "timm-convnext": "stages.0",
+    "timm-convnextv2": "stages.1",
+    "mobilenet-v2": "blocks.1",
+}
+
+
+def assert_close(ours, theirs, tolerance=TOLERANCE):
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+
+
+def outputs(backbone, pixels):
+    return jax.jit(backbone.module.apply)(backbone.variables, pixels)
+
+
+@pytest.fixture(params=[(where, name) for where, names in CASES.items() for name in names], ids="/".join)
+def golden(request) -> Path:
+    where, name = request.param
+    return GOLDENS / name if where == "own" else request.getfixturevalue("goldens") / name
+
+
+def test_features_agree_with_pytorch(golden):
+    expected = np.load(golden / "expected.npz")
+    # MobileNetV2's random weights and statistics amplify rounding from layer to layer, in PyTorch as well
+    tolerance = 1e-4 if golden.name == "mobilenet-v2" else TOLERANCE
+    compared = 0
+    for key in (key for key in expected if key.startswith("pixel_values")):
+        other = key.removeprefix("pixel_values")  # such as _48: at another image size than the checkpoint's
+        backbone = load_backbone(golden, image_size=int(other[1:]) if other else None)
+        assert backbone.report.transferred
+        assert backbone.report.fresh == ()
+        output = outputs(backbone, expected[key])
+        for name in ("pooler_output", "features"):
+            if name + other in expected:
+                theirs = expected[name + other]
+                assert_close(output.pooler_output, theirs.reshape(len(theirs), -1), tolerance)
+                compared += 1
+        if "last_hidden_state" + other in expected:
+            theirs = expected["last_hidden_state" + other]
+            theirs = theirs.transpose(0, 2, 3, 1) if theirs.ndim == 4 else theirs
+            assert_close(output.last_hidden_state, theirs, tolerance)
+            compared += 1
+        if "image_embeds" + other in expected:
+            embeds = output.pooler_output @ backbone.text.image_projection
+            assert_close(embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True), expected["image_embeds" + other])
+            compared += 1
+    assert compared
+
+
+@pytest.fixture(scope="module", params=ROUTINE)
+def member(request):
+    """(name, backbone, images of its size)."""
+    backbone = load_backbone(GOLDENS / request.param)
+    size = backbone.image_spec.height if hasattr(backbone.config, "image_size") else 64
+    images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3)).astype(np.uint8)
+    return request.param, backbone, images
+
+
+def test_every_tensor_of_the_checkpoint_is_accounted_for(member):
+    name, backbone, _ = member
+    variables = backbone.text.variables if backbone.text else backbone.variables
+    targets = {target for _, target in backbone.report.transferred}
+    assert targets == {"/".join(path) for path in flatten_dict(variables)}
+    assert all(
+        tensor.rsplit(".", 1)[-1] in {"num_batches_tracked", "mask_token"} for tensor in backbone.report.unused
+    ), name
+
+
+def test_bfloat16_compute_stays_close_to_float32(member):
+    name, backbone, images = member
+    half = load_backbone(GOLDENS / name, dtype=jnp.bfloat16, image_size=None)
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.variables)} == {jnp.dtype("float32")}
+    pixels = backbone.image_spec.normalize(images)
+    ours, exact = outputs(half, pixels).pooler_output, outputs(backbone, pixels).pooler_output
+    assert ours.dtype == jnp.bfloat16
+    assert half.module == backbone.module.clone(dtype=jnp.bfloat16)
+    assert np.linalg.norm(ours.astype(jnp.float32) - exact) < 0.1 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_in_bfloat16_every_module_inside_gives_bfloat16(member, train):
+    _, backbone, images = member
+    apply = partial(
+        backbone.module.clone(dtype=jnp.bfloat16).apply,
+        train=train,
+        capture_intermediates=True,
+        mutable=["intermediates", *backbone.variables],
+    )
+    pixels = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+    _, collections = jax.eval_shape(apply, backbone.variables, pixels, rngs={"dropout": jax.random.key(0)})
+    given = flatten_dict(collections.pop("intermediates"), sep="/")
+    assert len(given) > 10
+    wide = {name for name, value in given.items() for leaf in jax.tree.leaves(value) if leaf.dtype != jnp.bfloat16}
+    assert not wide
+    assert {leaf.dtype for leaf in jax.tree.leaves(collections)} == {jnp.dtype("float32")}
+
+
+def test_another_image_size_gives_features_of_the_same_width(member):
+    name, backbone, _ = member
+    other = load_backbone(GOLDENS / name, image_size=96)
+    assert (other.image_spec.height, other.image_spec.width) == (96, 96)
+    shapes = jax.eval_shape(other.module.apply, other.variables, jnp.zeros((2, 96, 96, 3)))
+    assert shapes.pooler_output.shape == (2, backbone.num_features)
+
+
+def test_a_submodule_can_be_taken_out(member):
+    name, backbone, _ = member
+    module, variables = extract_submodule(backbone.module, backbone.variables, ROUTINE[name])
+    assert jax.tree.leaves(variables["params"])
+    inside = {id(leaf) for leaf in jax.tree.leaves(backbone.variables)}
+    assert {id(leaf) for leaf in jax.tree.leaves(variables)} <= inside
+    assert type(module).__name__ != type(backbone.module).__name__
+
+
+@pytest.mark.slow
+def test_one_training_step_moves_every_leaf_and_every_running_statistic(member):
+    _, backbone, images = member
+    classifier, variables = build_classifier(backbone, 3, head_init="lecun_normal")
+    stage = TrainStage(steps=10, partitions=[{"match": ".*", "optimizer": "sgd", "learning_rate": 1.0}])
+    training = StageTrainer(stage, classifier, variables, backbone.image_spec, StageLength(10))
+    before = jax.tree.map(np.array, variables)
+    batch = {"image": images, "label": np.array([0, 1, 2, 0])}
+    state, metrics = training.step(training.init_state(), training.frozen, batch)
+    assert np.isfinite(metrics["loss"])
+    after = flatten_dict({"params": state.params, **state.collections})
+    for path, old in flatten_dict(before).items():
+        new = after[path]
+        assert np.isfinite(new).all(), path
+        # softmax does not see what is added to all keys alike
+        assert path[-2:] == ("k_proj", "bias") or np.abs(new - old).max() > 0, path
+
+
+def test_a_bundle_gives_the_same_module_and_the_same_bytes(member, tmp_path):
+    _, backbone, _ = member
+    classifier, variables = build_classifier(backbone, 3)
+    save_bundle(tmp_path / "model", classifier, variables, backbone=backbone, class_names=("a", "b", "c"))
+    bundle = load_bundle(tmp_path / "model")
+    assert bundle.classifier == classifier
+    assert bundle.image_spec == backbone.image_spec
+    restored = flatten_dict(bundle.variables)
+    assert restored.keys() == flatten_dict(variables).keys()
+    for path, leaf in flatten_dict(variables).items():
+        np.testing.assert_array_equal(restored[path], leaf, err_msg="/".join(path))
+
+
+def test_a_training_step_leaves_the_running_statistics_and_gradients_of_pytorch():
+    expected = np.load(GOLDENS / "batchnorm-step" / "expected.npz")
+    backbone = load_backbone(GOLDENS / "batchnorm-step")
+    statistics = backbone.variables["batch_stats"]
+
+    @jax.jit
+    def step(params):
+        def loss_fn(params):
+            variables = {"params": params, "batch_stats": statistics}
+            output, updated = backbone.module.apply(
+                variables, expected["pixel_values"], train=True, mutable=["batch_stats"]
+            )
+            return (output.pooler_output**2).mean(), (output.pooler_output, updated["batch_stats"])
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(params)
+
+    (loss, (pooled, after)), gradients = step(backbone.variables["params"])
+    assert_close(pooled, expected["pooler_output"].reshape(pooled.shape))
+    np.testing.assert_allclose(loss, expected["loss"], rtol=1e-5)
+    compared = 0
+    for tensor, target in backbone.report.transferred:
+        collection, *path = target.split("/")
+        theirs = expected[f"grad/{tensor}" if collection == "params" else f"after/{tensor}"]
+        ours = flatten_dict(gradients if collection == "params" else after)[tuple(path)]
+        assert_close(ours, theirs.transpose(2, 3, 1, 0) if theirs.ndim == 4 else theirs)
+        compared += 1
+    assert compared == 30
+
+
+def test_what_is_listed_as_verified_has_a_reference_checkpoint(goldens):
+    found: dict[tuple[str, str], set[str]] = {}
+    for where, names in CASES.items():
+        for name in [*names, *(["batchnorm-step"] if where == "own" else [])]:
+            folder = GOLDENS / name if where == "own" else goldens / name
+            expected = np.load(folder / "expected.npz")
+            file = next(file for file in (folder / "config.json", folder / "open_clip_config.json") if file.is_file())
+            config = json.loads(file.read_text())
+            layout = "timm" if "architecture" in config else "transformers" if "model_type" in config else "open_clip"
+            kind = config.get("architecture") or config.get("model_type") or "open_clip"
+            family, reader = next((f, r) for f in FAMILIES for r in f.readers if f.reader(layout, kind) is r)
+            claims = found.setdefault((family.name, reader.kinds), set())
+            claims |= {"features"} if {"pooler_output", "features", "image_embeds"} & set(expected) else set()
+            claims |= {"other image sizes"} if any(key.startswith("pixel_values_") for key in expected) else set()
+            own_text = "text_embeds" in expected and not (where == "shared" and name == "open-clip")
+            claims |= {"text features"} if own_text else set()
+            claims |= {"a training step"} if "loss" in expected else set()
+    listed = {(family.name, reader.kinds): set(reader.verified) for family in FAMILIES for reader in family.readers}
+    timm_mobilenet = next((f.name, r.kinds) for f in FAMILIES for r in f.readers if r.label == "mobilenetv2_*")
+    found[timm_mobilenet] = {"features"}  # real weights: test_mobilenet_v2.py
+    assert listed == found

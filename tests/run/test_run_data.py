@@ -1,0 +1,130 @@
+"""Runs on images of one's own: what becomes of broken, cached, augmented and many-labelled ones."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import finetune
+from finetune.errors import CheckpointError, DataError, RecipeError
+from finetune.evaluation.evaluate_run import evaluate_run
+
+BACKBONE = {"source": "builtin:tiny-clip"}
+HEAD_ALONE = [{"match": "head", "learning_rate": 1e-2}, {"match": ".*", "frozen": True}]
+
+
+def recipe(tmp_path, data, **stage):
+    stage = {"epochs": 2, "batch_size": 16, "partitions": HEAD_ALONE, **stage}
+    document = {"name": "own", "backbone": BACKBONE, "data": data, "stages": [stage]}
+    (tmp_path / "own.yaml").write_text(json.dumps(document))
+    return finetune.load_recipe(tmp_path / "own.yaml")
+
+
+def digits(count):
+    data = load_digits()
+    return (data.images[:count] * 15).astype(np.uint8), data.target[:count]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A run on digits that have two labels each: even or odd, and whether they are below five."""
+    folder = tmp_path_factory.mktemp("many")
+    images, target = digits(300)
+    labels = np.stack([target % 2 == 0, target % 2 == 1, target < 5], 1).astype(int)
+    np.savez(folder / "digits.npz", images=images, labels=labels, class_names=np.array(["even", "odd", "small"]))
+    data = {"source": str(folder / "digits.npz"), "test": 0.4, "validation": 0.2}
+    made = recipe(folder, data, loss="binary_cross_entropy", epochs=6)
+    return finetune.run(made, output=folder / "run", quiet=True), images, labels
+
+
+def test_images_with_several_labels_are_learned_and_measured_by_average_precision(many):
+    result, _, _ = many
+    (found,) = result.summary["results"]
+    assert 0.75 < found["mean_average_precision"] <= 1
+    assert 0.3 < found["accuracy"] < found["mean_average_precision"]
+    records = [json.loads(line) for line in (result.directory / "metrics.jsonl").read_text().splitlines()]
+    validated = [r for r in records if r["split"] == "validation"]
+    assert all("mean_average_precision" in r for r in validated)
+
+
+def test_the_model_of_such_a_run_gives_each_class_its_own_probability(many):
+    result, images, labels = many
+    predictions = result.predictor().predict(list(images[:100]))
+    sums = [sum(p.probabilities.values()) for p in predictions]
+    assert max(sums) > 1.5
+    for p in predictions:
+        assert set(p.labels) == {name for name, value in p.probabilities.items() if value > 0.5}
+    right = [
+        [name in p.labels for name in ("even", "odd", "small")] == row.astype(bool).tolist()
+        for p, row in zip(predictions, labels, strict=False)
+    ]
+    assert np.mean(right) > 0.4
+
+
+def test_such_a_run_is_measured_again_to_the_same_figures(many):
+    result, _, _ = many
+    found = evaluate_run(result.directory)
+    assert found["mean_average_precision"] == pytest.approx(result.summary["results"][0]["mean_average_precision"])
+
+
+def test_a_loss_that_chooses_one_class_is_refused_for_several_labels(many, tmp_path):
+    result, _, _ = many
+    source = finetune.load_recipe(result.directory / "recipe.yaml").data.source
+    with pytest.raises(
+        RecipeError, match=r"stages.0.loss: .*several labels each: cross_entropy .*; use loss: binary_cross_entropy"
+    ):
+        finetune.run(recipe(tmp_path, {"source": source}), output=tmp_path / "run", quiet=True)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Digits as PNG files, one of them broken."""
+    images, target = digits(120)
+    for i, (image, label) in enumerate(zip(images, target, strict=True)):
+        path = tmp_path / "data" / str(label) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((24, 24), Image.Resampling.NEAREST).save(path)
+    (tmp_path / "data" / "3" / "3.png").write_bytes(b"no image")
+    return tmp_path / "data"
+
+
+def test_a_broken_image_stops_the_run_before_anything_is_written(folder, tmp_path):
+    with pytest.raises(DataError, match=r"3\.png: not an image"):
+        finetune.run(recipe(tmp_path, {"source": str(folder)}), output=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_skipped_images_are_listed_and_what_was_learned_from_is_shown(folder, tmp_path):
+    data = {
+        "source": str(folder),
+        "on_broken_image": "skip",
+        "validation": 0,
+        "cache_shortest_edge": 16,
+        "sampling": "balanced",
+    }
+    augment = {"random_resized_crop": True, "hflip": 0.5, "auto_augment": "trivialaugment", "random_erasing": {}}
+    result = finetune.run(recipe(tmp_path, data, augment=augment, mixup=0.2), output=tmp_path / "run", quiet=True)
+    assert result.summary["skipped_images"] == {"train": 1, "test": 0}
+    (line,) = (result.directory / "skipped_images.txt").read_text().splitlines()
+    assert line.startswith("train: ")
+    assert "3.png: not an image" in line
+    with Image.open(result.directory / "figures" / "finetune_batch.png") as sheet:
+        assert sheet.size == (8 * 128, 2 * 142)
+        assert len(set(sheet.convert("L").tobytes())) > 50
+
+
+def test_datasets_in_memory_are_trained_on_and_a_run_goes_on_with_no_others(tmp_path):
+    images, target = digits(120)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    rows = {"image": [Image.fromarray(image) for image in images], "label": target.tolist()}
+    data = datasets.Dataset.from_dict(rows, features=features)
+    made = recipe(tmp_path, {"source": "memory", "validation": 0}, epochs=1)
+    result = finetune.run(made, output=tmp_path / "run", quiet=True, data=data)
+    assert result.summary["results"][0]["n"] == 24
+    again = finetune.run(made, output=tmp_path / "run", quiet=True, data=data, resume=True)
+    assert again.summary == result.summary
+    with pytest.raises(CheckpointError, match="cannot resume: data.source has other images or labels"):
+        finetune.run(made, output=tmp_path / "run", quiet=True, data=data.shuffle(seed=0), resume=True)
