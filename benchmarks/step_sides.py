@@ -65,34 +65,26 @@ class Ours:
         stage = TrainStage.model_validate(
             {"steps": 1000, "partitions": [{"match": "head", **adam}, {"match": "backbone", **rest}]}
         )
-        training = StageTrainer(stage, self.classifier, self.variables, self.spec, StageLength(stage.steps or 0))
-        return training.step, training.init_state(), training.frozen
+        self.trainer = StageTrainer(stage, self.classifier, self.variables, self.spec, StageLength(stage.steps or 0))
+        return self.trainer.step, self.trainer.init_state(), self.trainer.frozen
 
     def train(self, count: int, batches: Any = None) -> None:
         """The full step in the trainer's own loop: batches from the host, metrics, logs and the progress bar."""
+        from finetune.optim.schedules import StageLength
         from finetune.run.progress import Progress
-        from finetune.training.loop import Log, fit
+        from finetune.training.loop import Finished, Logged, fit
 
         step, state, frozen = self.steps.get("full") or self._step("full")
         total = int(state.step) + count
-
-        def show(log: Log) -> None:
-            progress.advance(log.step, log.loss, log.accuracy, LEARNING_RATE, log.images_per_second)
-
+        self.trainer.length = StageLength(total)
         with Progress(quiet=False) as progress:
             progress.stage("trainer", total, int(state.step))
-            state = fit(
-                step,
-                state,
-                frozen,
-                batches or Batches(self.host_batch),
-                total_steps=total,
-                log_every=max(1, count // 2),
-                pause_every=total,
-                on_log=show,
-                on_pause=lambda *_: None,
-                stopping=lambda: False,
-            )
+            for event in fit(self.trainer, state, batches or Batches(self.host_batch), log_every=max(1, count // 2)):
+                match event:
+                    case Logged():
+                        progress.advance(event.step, event.loss, event.accuracy, LEARNING_RATE, event.images_per_second)
+                    case Finished():
+                        state = event.state
         jax.block_until_ready(state)
         self.steps = {"full": (step, state, frozen)}
 

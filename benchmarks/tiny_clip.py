@@ -28,8 +28,8 @@ from finetune.data.splits import Splits, load_splits
 from finetune.evaluation.metrics import evaluate
 from finetune.evaluation.steps import make_eval_step
 from finetune.recipe import Recipe, TrainStage
-from finetune.run.stages import StageHooks, prepare_stage, train_stage
-from finetune.signals import StopSignal
+from finetune.run.setup import stage_length
+from finetune.training.loop import Finished, fit
 
 SCRATCH = TrainStage.model_validate(
     {
@@ -59,12 +59,14 @@ def main() -> None:
         splits = load_splits(recipe.data, recipe.seed)
         with tempfile.TemporaryDirectory() as folder:
             results = finetune.run(recipe, output=Path(folder) / "run", quiet=True).summary["results"]
-        found = {result["name"]: result["accuracy"] for result in results}
-        found["raw pixels, logistic regression"] = raw_pixels(splits)
-        found["same architecture from scratch"] = from_scratch(recipe, splits)
-        for name, accuracy in found.items():
+        accuracies = {result["name"]: result["accuracy"] for result in results}
+        accuracies["raw pixels, logistic regression"] = raw_pixels(splits)
+        accuracies["same architecture from scratch"] = from_scratch(recipe, splits)
+        for name, accuracy in accuracies.items():
             rows.setdefault(name, []).append(accuracy)
-        print(f"seed {seed}: " + ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in found.items()), flush=True)
+        print(
+            f"seed {seed}: " + ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in accuracies.items()), flush=True
+        )
     result = {"shots_per_class": 20, "test_images": len(splits.test), "accuracy": rows}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -89,19 +91,14 @@ def from_scratch(recipe: Recipe, splits: Splits) -> float:
     spec = pretrained.image_spec
     random = pretrained.module.init(jax.random.key(recipe.seed), jnp.zeros((1, spec.height, spec.width, 3)))
     classifier, variables = finetune.build_classifier((pretrained.module, random), len(splits.class_names))
-    hooks = StageHooks(
-        validate=lambda _: None,
-        save=lambda _: None,
-        show=lambda _: None,
-        load=lambda _: None,
-        log=lambda _: None,
-        progress=lambda *_: None,
-    )
-    training = prepare_stage(SCRATCH, classifier, variables, splits.train, spec, seed=recipe.seed)
+    length = stage_length(SCRATCH, splits.train)
+    trainer = finetune.StageTrainer(SCRATCH, classifier, variables, spec, length, seed=recipe.seed)
     transform = make_training_transform(SCRATCH.augment, spec)
     batches = training_batches(splits.train, transform, SCRATCH.batch_size, seed=recipe.seed)
-    trained = train_stage(training, batches, hooks=hooks, signal=StopSignal())
-    return evaluate(make_eval_step(classifier, spec), trained.variables, splits.test, spec, 256).accuracy
+    *_, finished = fit(trainer, trainer.init_state(), batches, log_every=50)
+    assert isinstance(finished, Finished)
+    trained = trainer.variables(finished.state)
+    return evaluate(make_eval_step(classifier, spec), trained, splits.test, spec, 256).accuracy
 
 
 if __name__ == "__main__":

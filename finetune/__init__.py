@@ -12,7 +12,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from finetune.checkpoint import RunCheckpoints as RunCheckpoints
     from finetune.errors import FinetuneError as FinetuneError
+    from finetune.evaluation.evaluate_run import evaluate_run as evaluate_run
+    from finetune.export.bundle import load_bundle as load_bundle
+    from finetune.export.bundle import save_bundle as save_bundle
+    from finetune.images.spec import ImageSpec as ImageSpec
     from finetune.inference.predictor import Prediction as Prediction
     from finetune.inference.predictor import Predictor as Predictor
     from finetune.inference.predictor import restore as restore
@@ -22,40 +27,65 @@ if TYPE_CHECKING:
     from finetune.models.backbone import load_clip as load_clip
     from finetune.models.classifier import Classifier as Classifier
     from finetune.models.classifier import build_classifier as build_classifier
+    from finetune.models.depth import DepthOrder as DepthOrder
+    from finetune.models.layers.convolution import BatchNorm as BatchNorm
     from finetune.models.surgery import TransferReport as TransferReport
     from finetune.models.surgery import extract_submodule as extract_submodule
     from finetune.models.surgery import transplant as transplant
     from finetune.models.zero_shot import zero_shot_head as zero_shot_head
     from finetune.optim.optimizer import build_optimizer as build_optimizer
+    from finetune.optim.parameter_plan import ParameterPlan as ParameterPlan
     from finetune.optim.partitions import label_params as label_params
+    from finetune.optim.schedules import StageLength as StageLength
+    from finetune.recipe import LinearProbeStage as LinearProbeStage
     from finetune.recipe import Partition as Partition
     from finetune.recipe import Recipe as Recipe
+    from finetune.recipe import TrainStage as TrainStage
     from finetune.recipe import load_recipe as load_recipe
+    from finetune.recipe.schema import recipe_schema as recipe_schema
+    from finetune.report.compare import compare_runs as compare_runs
+    from finetune.report.plan import plan_recipe as plan_recipe
     from finetune.run.run import RunResult as RunResult
     from finetune.run.run import run as run
+    from finetune.training.stage_trainer import StageTrainer as StageTrainer
     from finetune.training.state import TrainState as TrainState
 
 _HOME = {
     "Backbone": "models.backbone",
+    "BatchNorm": "models.layers.convolution",
     "Classifier": "models.classifier",
     "Clip": "models.backbone",
+    "DepthOrder": "models.depth",
     "FinetuneError": "errors",
+    "ImageSpec": "images.spec",
+    "LinearProbeStage": "recipe",
+    "ParameterPlan": "optim.parameter_plan",
     "Partition": "recipe",
     "Prediction": "inference.predictor",
     "Predictor": "inference.predictor",
     "Recipe": "recipe",
+    "RunCheckpoints": "checkpoint",
     "RunResult": "run.run",
+    "StageLength": "optim.schedules",
+    "StageTrainer": "training.stage_trainer",
+    "TrainStage": "recipe",
     "TrainState": "training.state",
     "TransferReport": "models.surgery",
     "build_classifier": "models.classifier",
     "build_optimizer": "optim.optimizer",
+    "compare_runs": "report.compare",
+    "evaluate_run": "evaluation.evaluate_run",
     "extract_submodule": "models.surgery",
     "label_params": "optim.partitions",
     "load_backbone": "models.backbone",
+    "load_bundle": "export.bundle",
     "load_clip": "models.backbone",
     "load_recipe": "recipe",
+    "plan_recipe": "report.plan",
+    "recipe_schema": "recipe.schema",
     "restore": "inference.predictor",
     "run": "run.run",
+    "save_bundle": "export.bundle",
     "transplant": "models.surgery",
     "zero_shot_head": "models.zero_shot",
 }

@@ -10,7 +10,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from finetune.errors import CheckpointError, first_line, require_space
+from finetune.errors import CheckpointError, first_line
+from finetune.files import require_space
 
 
 class RunCheckpoints:

@@ -224,18 +224,18 @@ def inspect(
     if is_recipe and param is not None:
         raise RecipeError(f"--param is for checkpoints and trained models; {what} has no values yet")
     if is_recipe:
-        _inspect_recipe(what, overrides or [], as_json, allow_local_code)
+        _plan_recipe(what, overrides or [], as_json, allow_local_code)
     elif is_run:
         _inspect_run(Path(what), param, as_json, allow_local_code)
     else:
         _inspect_source(what, image_size, param, as_json)
 
 
-def _inspect_recipe(recipe: str, overrides: list[str], as_json: bool, allow_local_code: bool) -> None:
+def _plan_recipe(recipe: str, overrides: list[str], as_json: bool, allow_local_code: bool) -> None:
     from finetune.recipe import load_recipe
-    from finetune.report.plan import inspect_recipe
+    from finetune.report.plan import plan_recipe
 
-    found = inspect_recipe(load_recipe(recipe, overrides), allow_local_code=allow_local_code)
+    found = plan_recipe(load_recipe(recipe, overrides), allow_local_code=allow_local_code)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return

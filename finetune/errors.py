@@ -7,9 +7,7 @@ exits with 2; in Python they are ordinary exceptions.
 from __future__ import annotations
 
 import difflib
-import shutil
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 
 class FinetuneError(Exception):
@@ -57,21 +55,6 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 def listed(names: Sequence[str], most: int = 10) -> str:
     """``a, b, c``, cut off after ``most``."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def require_space(directory: Path, needed: int) -> None:
-    """Before ``needed`` bytes are written below ``directory``, which need not exist yet.
-
-    Raises:
-        CheckpointError: the disk has less room than that.
-    """
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise CheckpointError(
-            f"{directory}: no room: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free; "
-            "make room, then continue with --resume"
-        )
 
 
 def first_line(error: BaseException) -> str:

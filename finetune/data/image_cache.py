@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from finetune.data.labeled_images import Images, Split
-from finetune.errors import DataError, require_space
+from finetune.errors import DataError
+from finetune.files import require_space
 from finetune.images.open import open_image
 
 _AT_ONCE = 256  # images decoded before they are written

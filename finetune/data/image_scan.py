@@ -39,13 +39,6 @@ def scan_images(split: Split, cache: Path | None = None) -> Split:
     return replace(split, stats=stats)
 
 
-def cache_folder() -> Path:
-    """$FINETUNE_CACHE, or a folder ``finetune`` in the user's cache folder."""
-    if own := os.environ.get("FINETUNE_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
-
-
 def fingerprint(images: Images) -> str | None:
     """Of the files that images come from; None for images in memory."""
     if isinstance(images, EncodedImages):

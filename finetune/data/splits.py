@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.image_scan import cache_folder, scan_images
+from finetune.data.image_scan import scan_images
 from finetune.data.labeled_images import Split, count_classes
 from finetune.data.sources import LabeledImages, read_source
 from finetune.errors import DataError, listed
+from finetune.files import cache_folder
 from finetune.recipe import DataConfig
 
 

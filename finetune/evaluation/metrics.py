@@ -31,6 +31,11 @@ class Evaluation:
     mean_average_precision: float | None = None
 
     @property
+    def metric(self) -> str:
+        """Name of the metric by which models are compared."""
+        return "accuracy" if self.mean_average_precision is None else "mean_average_precision"
+
+    @property
     def score(self) -> float:
         """By which models are compared."""
         return self.accuracy if self.mean_average_precision is None else self.mean_average_precision

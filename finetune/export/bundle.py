@@ -6,27 +6,25 @@ weights/      every parameter and statistic, by Orbax
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict
 
 from finetune.checkpoint import on_this_device
-from finetune.errors import CheckpointError, first_line, require_space
+from finetune.errors import CheckpointError, first_line
+from finetune.files import folder_written_atomically, require_space, write_json
 from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import build_module, describe
 from finetune.models.classifier import Classifier, init_shapes
+from finetune.trees import hash_tree
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -39,16 +37,6 @@ class Bundle:
     class_names: tuple[str, ...]
     image_spec: ImageSpec
     multi_label: bool = False
-
-
-def hash_variables(variables: Any) -> str:
-    """SHA-256 over path, dtype, shape and bytes of every array, in path order."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(("/".join(key), leaf) for key, leaf in flatten_dict(variables).items()):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{path} {array.dtype} {np.shape(leaf)}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def save_bundle(
@@ -68,7 +56,7 @@ def save_bundle(
     Raises:
         CheckpointError: it cannot be written, for example because the disk is full.
     """
-    weights = hash_variables(variables)
+    weights = hash_tree(variables)
     model = {
         "format": FORMAT,
         "backbone": describe(backbone),
@@ -80,19 +68,13 @@ def save_bundle(
     }
     directory = directory.absolute()
     require_space(directory, sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
-    fresh, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(fresh / "weights", variables)
-    except Exception as error:  # Orbax and TensorStore raise many kinds
-        raise CheckpointError(f"{directory}: the model cannot be written: {first_line(error)}; make room") from None
-    (fresh / "model.json").write_text(json.dumps(model, indent=1) + "\n", encoding="utf-8")
-    if directory.exists():
-        directory.rename(old)
-    fresh.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
+    with folder_written_atomically(directory) as folder:
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(folder / "weights", variables)
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            raise CheckpointError(f"{directory}: cannot write the model: {first_line(error)}; make room") from None
+        write_json(folder / "model.json", model)
     return weights
 
 
@@ -122,7 +104,7 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: not a model description: {type(error).__name__}: {error}") from None
     variables = _load_weights(directory / "weights", classifier, spec)
-    if hash_variables(variables) != expected:
+    if hash_tree(variables) != expected:
         raise CheckpointError(f"{directory / 'weights'}: the weights are not those that model.json was written with")
     return Bundle(classifier, variables, class_names, spec, multi_label)
 

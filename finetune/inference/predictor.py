@@ -19,7 +19,7 @@ from finetune.export.bundle import Bundle, load_bundle
 from finetune.images.open import ImageLike, open_image
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
-from finetune.optim.partitions import merge
+from finetune.trees import merge
 
 _LARGEST_BATCH = 64
 

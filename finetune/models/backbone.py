@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,7 +16,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from finetune.errors import ModelError, first_line, nearest
 from finetune.images.spec import ImageSpec
-from finetune.models.depth import depths
 from finetune.models.families import clip, siglip
 from finetune.models.family import Family, Reader, Reading
 from finetune.models.layers.positions import resize_positions
@@ -191,11 +190,6 @@ def load_clip(
     loaded = _load(checkpoint, family, reader, image_size, dtype or jnp.float32)
     assert isinstance(loaded, Clip)
     return loaded
-
-
-def depth_of(paths: Collection[str]) -> dict[str, int]:
-    """Depth of each parameter of a backbone of any family, or of one whose tree is the same; see :func:`depths`."""
-    return depths(paths, [family.depth for family in FAMILIES])
 
 
 def _with_rates(config: Any, family: Family, **rates: float | None) -> Any:

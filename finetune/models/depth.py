@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from finetune.errors import ModelError
@@ -11,11 +11,13 @@ from finetune.errors import ModelError
 
 @dataclass(frozen=True)
 class DepthOrder:
-    """Regular expressions for whole parameter paths of a family's backbone.
+    """How a backbone's blocks follow each other: regular expressions for whole parameter paths.
+
+    A module class declares its own as ``depth_order: ClassVar[DepthOrder]``.
 
     Attributes:
         stem: what comes before the blocks.
-        blocks: with the numbers by which they follow each other as groups; a group that is absent counts as 0.
+        blocks: the blocks; the numbers by which they follow each other are groups, and an absent group counts as 0.
         top: what comes after them.
     """
 
@@ -24,12 +26,37 @@ class DepthOrder:
     top: str = "(?!)"  # nothing
 
     def key(self, path: str) -> tuple[int, ...] | None:
-        """By which the leaf is sorted; None where the order does not know it."""
+        """What the leaf is sorted by; None where the order does not know it."""
         if re.fullmatch(self.stem, path):
             return (0,)
         if block := re.fullmatch(self.blocks, path):
             return 1, *(int(number or 0) for number in block.groups())
         return (2,) if re.fullmatch(self.top, path) else None
+
+    def depths(self, paths: Collection[str]) -> dict[str, int]:
+        """Depth of each leaf: 0 in the stem, 1 ... L in the blocks, L + 1 above them.
+
+        Args:
+            paths: all parameters of the backbone.
+
+        Raises:
+            ModelError: a path that is in none of the three.
+        """
+        keys = {path: self.key(path) for path in paths}
+        if unknown := [path for path, key in keys.items() if key is None]:
+            raise ModelError(
+                f"the depth of {unknown[0]} is not known: it is neither in the stem, nor in a block, nor above the "
+                "blocks that the backbone's depth_order names; match it by a regular expression"
+            )
+        blocks = self._blocks(paths)
+        depth = {(0,): 0, (2,): len(blocks) + 1} | {block: i for i, block in enumerate(blocks, start=1)}
+        return {path: depth[key] for path, key in keys.items() if key}
+
+    def num_blocks(self, paths: Collection[str]) -> int:
+        return len(self._blocks(paths))
+
+    def _blocks(self, paths: Collection[str]) -> list[tuple[int, ...]]:
+        return sorted({key for path in paths if (key := self.key(path)) and key[0] == 1})
 
 
 TRANSFORMER = DepthOrder(
@@ -37,26 +64,7 @@ TRANSFORMER = DepthOrder(
 )
 
 
-def depths(paths: Collection[str], orders: Iterable[DepthOrder]) -> dict[str, int]:
-    """Depth of each leaf: 0 in the stem, 1 ... L in the blocks, L + 1 above them.
-
-    Args:
-        paths: all parameters of a backbone.
-        orders: the first that knows all of them counts.
-
-    Raises:
-        ModelError: none does.
-    """
-    strange = list(paths)
-    for order in orders:
-        keys = {path: order.key(path) for path in paths}
-        unknown = [path for path, key in keys.items() if key is None]
-        if not unknown:
-            blocks = sorted({key for key in keys.values() if key and key[0] == 1})
-            place = {(0,): 0, (2,): len(blocks) + 1} | {block: i for i, block in enumerate(blocks, start=1)}
-            return {path: place[key] for path, key in keys.items() if key}
-        strange = min(strange, unknown, key=len)  # to the order that knows the most
-    raise ModelError(
-        f"the order of this backbone's blocks is not known (it has {strange[0]}, for example): "
-        "match its parts by regular expressions, without blocks[...] and layer_decay"
-    )
+def depth_order_of(module: object) -> DepthOrder | None:
+    """The order that a module's class declares; None where it declares none."""
+    order = getattr(module, "depth_order", None)
+    return order if isinstance(order, DepthOrder) else None

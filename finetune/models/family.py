@@ -10,7 +10,6 @@ from typing import Any, Literal
 import flax.linen as nn
 
 from finetune.errors import ModelError
-from finetune.models.depth import DepthOrder
 from finetune.weights.layout import Layout
 from finetune.weights.names import Row
 
@@ -65,9 +64,8 @@ class Family:
     Attributes:
         name: as a saved bundle names it.
         title: as people name it.
-        module: ``module(config, dtype=...)``, from float32 [N, H, W, 3] to a BackboneOutput.
+        module: ``module(config, dtype=...)``, from float32 [N, H, W, 3] to a BackboneOutput; declares ``depth_order``.
         config: the class of its configuration; has ``num_features``, and ``image_size`` where the size is fixed.
-        depth: the order of its parameters.
         readers: one for each layout that it comes in.
     """
 
@@ -75,7 +73,6 @@ class Family:
     title: str
     module: type[nn.Module]
     config: type
-    depth: DepthOrder
     readers: tuple[Reader, ...]
 
     def reader(self, layout: Layout, kind: str) -> Reader | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from finetune.models.depth import DepthOrder, depth_order_of
 from finetune.models.families import clip, convnext, dinov2, mobilenet_v2, resnet, siglip, vit
 from finetune.models.family import Family
 
@@ -14,3 +17,13 @@ FAMILIES: tuple[Family, ...] = (
     convnext.FAMILY,
     mobilenet_v2.FAMILY,
 )
+
+
+def depth_order_of_tree(paths: Collection[str]) -> DepthOrder | None:
+    """The order of the families whose backbones have these paths; None where there is none, or more than one.
+
+    For trees that come without their module; a loaded backbone's module declares its order itself.
+    """
+    orders = {order for family in FAMILIES if (order := depth_order_of(family.module))}
+    known = [order for order in orders if all(order.key(path) for path in paths)]
+    return known[0] if len(known) == 1 else None

@@ -9,8 +9,8 @@ import jax
 import optax
 from optax import contrib
 
-from finetune.optim.partitions import map_paths
 from finetune.recipe import Optimizer
+from finetune.trees import map_paths
 
 Mask = Callable[[Any], Any]
 

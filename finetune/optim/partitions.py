@@ -1,110 +1,83 @@
-"""Rules over parameters: who learns and who is frozen. The first rule that matches a path decides."""
+"""Rules over parameters: which are trainable and which are frozen. The first rule that matches a path takes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
-import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from pydantic import ValidationError
 
 from finetune.errors import PartitionError, nearest
-from finetune.optim.selectors import SELECTORS, select
-from finetune.recipe import FROZEN, Partition
+from finetune.models.depth import DepthOrder
+from finetune.optim.selectors import SELECTORS, needs_depth, select
+from finetune.recipe import Partition
+from finetune.trees import Tree, paths_of, unflatten
 
-LORA = "lora"  # where adapters stand in the tree of what learns, beside backbone and head
-Params = Mapping[str, Any]
-Rules = Sequence[Partition] | Sequence[Mapping[str, Any]] | Sequence[tuple[str, str]]
-
-
-def as_partitions(rules: Sequence[Partition] | Sequence[Mapping[str, Any]]) -> list[Partition]:
-    """Rules as recipe parts; plain dicts are checked like a recipe's."""
-    try:
-        return [rule if isinstance(rule, Partition) else Partition.model_validate(dict(rule)) for rule in rules]
-    except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'rule'}: {e['msg']}" for e in error.errors())
-        raise PartitionError(f"partitions: not a valid rule: {found}") from None
+LORA = "lora"  # where adapters are in the tree of trainable parameters, beside backbone and head
+Rules = Sequence[Partition] | Sequence[Mapping[str, object]] | Sequence[tuple[str, str]]
 
 
-def label_params(params: Params, rules: Rules) -> dict[str, Any]:
+def label_params(params: Tree, rules: Rules, *, depth_order: DepthOrder | None = None) -> dict[str, object]:
     """The tree of partition names, one for each leaf of ``params``.
 
     Args:
         params: nested dicts, such as a classifier's; a leaf's path is its keys joined by ``/``.
         rules: partitions, or (match, name) pairs; ``match`` is a regular expression for the whole path or a selector
-            (see :class:`Partition`). The first that matches decides.
+            (see :class:`Partition`). The first that matches takes the leaf.
+        depth_order: of the backbone's blocks; by default that of the family whose backbones have these paths.
 
     Raises:
-        PartitionError: leaves that no rule covers, by name, with the nearest rule.
+        PartitionError: leaves that match no rule, by name, with the nearest rule.
     """
-    taken = assign_rules(paths_of(params), rules)
-    labels = [name for _, name in _pairs(rules)]
-    return unflatten_dict({tuple(path.split("/")): labels[number] for path, number in taken.items()})
+    pairs, paths = _pairs(rules), paths_of(params)
+    if any(needs_depth(match) for match, _ in pairs):
+        depth_order = depth_order or tree_depth_order(paths)
+    assigned = assign_rules(paths, [match for match, _ in pairs], depth_order)
+    return unflatten({path: pairs[number][1] for path, number in assigned.items()})
 
 
-def assign_rules(paths: Collection[str], rules: Rules) -> dict[str, int]:
-    """path -> number of the rule that decides about it.
+def as_partitions(rules: Sequence[Partition] | Sequence[Mapping[str, object]]) -> list[Partition]:
+    """Rules as recipe parts; plain dicts are checked like a recipe's."""
+    try:
+        return [rule if isinstance(rule, Partition) else Partition.model_validate(dict(rule)) for rule in rules]
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'rule'}: {e['msg']}" for e in error.errors())
+        raise PartitionError(f"partitions: not a valid rule: {problems}") from None
+
+
+def assign_rules(
+    paths: Collection[str], matches: Sequence[str], depth_order: DepthOrder | None = None
+) -> dict[str, int]:
+    """path -> number of the rule that takes it.
 
     Raises:
-        PartitionError: paths that no rule covers.
+        PartitionError: paths that no rule matches.
     """
-    pairs = _pairs(rules)
-    taken: dict[str, int] = {}
-    for number, (match, _) in enumerate(pairs):
-        for path in select(match, paths):
-            taken.setdefault(path, number)
-    uncovered = [path for path in paths if path not in taken]
+    assigned: dict[str, int] = {}
+    for number, match in enumerate(matches):
+        for path in select(match, paths, depth_order):
+            assigned.setdefault(path, number)
+    uncovered = [path for path in paths if path not in assigned]
     if uncovered:
-        matches = [match for match, _ in pairs]
         raise PartitionError(
             f"partitions: {len(uncovered)} parameters match no rule, such as {', '.join(uncovered[:3])}"
             f"{nearest(uncovered[0], matches)}; rules: {', '.join(matches)}; "
             'add one last rule such as {match: ".*", frozen: true}'
         )
-    return {path: taken[path] for path in paths}
+    return {path: assigned[path] for path in paths}
 
 
-def check_rules_match(params: Params, rules: Rules) -> None:
-    """Finds rules that are there for nothing.
+def check_every_rule_takes(assigned: Mapping[str, int], matches: Sequence[str], depth_order: DepthOrder | None) -> None:
+    """Refuses rules without an effect.
 
     Raises:
-        PartitionError: a rule that decides about no parameter.
+        PartitionError: a rule that takes no parameter: none matches, or earlier rules take them all.
     """
-    paths = paths_of(params)
-    left = set(paths)
-    for match, _ in _pairs(rules):
-        found = select(match, paths)
-        if not found & left:
-            why = "earlier rules take all that it matches" if found else f"no parameter matches{_hint(match, paths)}"
-            raise PartitionError(f"partitions: the rule {match!r} decides about nothing: {why}")
-        left -= found
-
-
-def split_frozen(params: Params, rules: Rules) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trainable, frozen): two trees with disjoint leaves that :func:`merge` puts together again."""
-    labels = flatten_dict(label_params(params, rules))
-    flat = flatten_dict(params)
-    trainable = {key: leaf for key, leaf in flat.items() if labels[key] != FROZEN}
-    frozen = {key: leaf for key, leaf in flat.items() if labels[key] == FROZEN}
-    return unflatten_dict(trainable), unflatten_dict(frozen)
-
-
-def merge(*trees: Params) -> dict[str, Any]:
-    """One tree of the leaves of all; a later tree's leaf replaces an earlier one's."""
-    flat: dict[tuple[str, ...], Any] = {}
-    for tree in trees:
-        flat |= flatten_dict(tree)
-    return unflatten_dict(flat)
-
-
-def pick(params: Params, paths: Collection[str]) -> dict[str, Any]:
-    """The part of a tree that has these paths."""
-    return unflatten_dict({key: leaf for key, leaf in flatten_dict(params).items() if "/".join(key) in paths})
-
-
-def paths_of(params: Params) -> list[str]:
-    return ["/".join(key) for key in flatten_dict(params)]
+    used, paths = set(assigned.values()), list(assigned)
+    for number, match in enumerate(matches):
+        if number not in used:
+            matched = select(match, paths, depth_order)
+            why = "earlier rules take all that it matches" if matched else f"no parameter matches{_hint(match, paths)}"
+            raise PartitionError(f"partitions: the rule {match!r} takes no parameter: {why}")
 
 
 def kernel_of(path: str) -> str:
@@ -114,9 +87,11 @@ def kernel_of(path: str) -> str:
     return f"{path.removeprefix(f'{LORA}/').rsplit('/', 1)[0]}/kernel"
 
 
-def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
-    """``function(path, leaf)`` of every leaf of nested dicts; what optax masks out stays masked."""
-    return jax.tree_util.tree_map_with_path(lambda keys, leaf: function("/".join(key.key for key in keys), leaf), tree)
+def tree_depth_order(paths: Collection[str]) -> DepthOrder | None:
+    """The depth order of a bare tree's backbone, where one family alone has such paths."""
+    from finetune.models.registry import depth_order_of_tree  # imports every family
+
+    return depth_order_of_tree([path.removeprefix("backbone/") for path in paths if path.startswith("backbone/")])
 
 
 def _pairs(rules: Rules) -> list[tuple[str, str]]:

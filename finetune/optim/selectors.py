@@ -6,34 +6,37 @@ import re
 from collections.abc import Collection
 
 from finetune.errors import PartitionError
+from finetune.models.depth import DepthOrder
+from finetune.trees import module_of
 
 SELECTORS = ("head", "backbone", "norms", "biases", "embeddings", "blocks[i]", "blocks[a:b]")
 _BLOCKS = re.compile(r"blocks\[(-?\d+|(-?\d*):(-?\d*))\]")
 _BACKBONE = "backbone/"
 
 
-def select(match: str, paths: Collection[str]) -> set[str]:
+def select(match: str, paths: Collection[str], depth_order: DepthOrder | None = None) -> set[str]:
     """The paths that a rule matches.
 
     Args:
         match: a name of ``SELECTORS``, or a regular expression for the whole path.
         paths: all parameters of a classifier, names joined by ``/``. A norm is a module with a ``scale``; blocks are
             the backbone's, counted from its input.
+        depth_order: the backbone's; ``blocks`` needs it.
 
     Raises:
-        PartitionError: not a regular expression, blocks that are not there, or a backbone without known blocks.
+        PartitionError: an invalid regular expression, blocks that do not exist, or a backbone without a depth order.
     """
     if match in ("head", "backbone"):
         return {path for path in paths if path.startswith(f"{match}/")}
     if match == "norms":
-        modules = {_module(path) for path in paths if _leaf(path) == "scale"}
-        return {path for path in paths if _module(path) in modules}
+        modules = {module_of(path) for path in paths if _leaf(path) == "scale"}
+        return {path for path in paths if module_of(path) in modules}
     if match == "biases":
         return {path for path in paths if _leaf(path) == "bias"}
     if match == "embeddings":
         return {path for path in paths if is_embedding(path)}
     if blocks := _BLOCKS.fullmatch(match):
-        return _blocks(blocks, paths)
+        return _blocks(blocks, paths, depth_order)
     try:
         pattern = re.compile(match)
     except re.error as error:
@@ -41,31 +44,44 @@ def select(match: str, paths: Collection[str]) -> set[str]:
     return {path for path in paths if pattern.fullmatch(path)}
 
 
+def needs_depth(match: str) -> bool:
+    """Whether a rule counts blocks."""
+    return _BLOCKS.fullmatch(match) is not None
+
+
 def is_embedding(path: str) -> bool:
     """Learned tokens and positions; a patch embedding's kernel and bias are not among them."""
     return _leaf(path).endswith("embedding")
 
 
-def depths(paths: Collection[str]) -> dict[str, int]:
-    """Depth of every leaf in its backbone's own order: 0 below the blocks, 1 ... L in them, L + 1 above, where the head
-    is too."""
-    from finetune.models.backbone import depth_of  # imports every family
+def classifier_depths(paths: Collection[str], depth_order: DepthOrder | None) -> dict[str, int]:
+    """Depth of each parameter of a classifier: 0 in the backbone's stem, 1 ... L in its blocks, L + 1 above them, where
+    the head is too.
 
-    inner = depth_of([path.removeprefix(_BACKBONE) for path in paths if path.startswith(_BACKBONE)])
-    top = max(inner.values())
-    return {path: inner[path.removeprefix(_BACKBONE)] if path.startswith(_BACKBONE) else top for path in paths}
+    Raises:
+        PartitionError: the backbone declares no order.
+        ModelError: a parameter that its order does not know.
+    """
+    if depth_order is None:
+        raise PartitionError(
+            "partitions: the order of this backbone's blocks is not known: match its parts by regular expressions, "
+            "without blocks[...] and layer_decay, or declare depth_order on the module's class"
+        )
+    inner = [path.removeprefix(_BACKBONE) for path in paths if path.startswith(_BACKBONE)]
+    depths, top = depth_order.depths(inner), depth_order.num_blocks(inner) + 1
+    return {path: depths[path.removeprefix(_BACKBONE)] if path.startswith(_BACKBONE) else top for path in paths}
 
 
-def _blocks(match: re.Match[str], paths: Collection[str]) -> set[str]:
-    depth = depths(paths)
-    count = max(depth.values()) - 1
+def _blocks(match: re.Match[str], paths: Collection[str], depth_order: DepthOrder | None) -> set[str]:
+    depths = classifier_depths(paths, depth_order)
+    count = max(depths.values()) - 1
     index, start, stop = match.groups()
-    chosen = list(range(1, count + 1))
+    blocks = list(range(1, count + 1))
     try:
-        wanted = chosen[_number(start) : _number(stop)] if ":" in index else [chosen[int(index)]]
+        chosen = blocks[_number(start) : _number(stop)] if ":" in index else [blocks[int(index)]]
     except IndexError:
         raise PartitionError(f"partitions: {match.group()!r}: the backbone has {count} blocks") from None
-    return {path for path in paths if depth[path] in wanted}
+    return {path for path in paths if depths[path] in chosen}
 
 
 def _number(text: str) -> int | None:
@@ -73,8 +89,4 @@ def _number(text: str) -> int | None:
 
 
 def _leaf(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
-
-
-def _module(path: str) -> str:
-    return path.rsplit("/", 1)[0]
+    return path.rpartition("/")[2]

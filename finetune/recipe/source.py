@@ -112,6 +112,10 @@ def dump(data: dict[str, Any]) -> str:
     return stream.getvalue()
 
 
+def dump_recipe(recipe: Any) -> str:
+    return dump(recipe.model_dump(exclude_unset=True))
+
+
 def purpose(path: Path) -> str:
     """What a recipe's header says it is for: the comment lines from ``# Purpose:`` to the next such key."""
     words: list[str] = []

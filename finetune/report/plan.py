@@ -1,4 +1,4 @@
-"""What a recipe will do, told before any image is read: who learns, how fast, and what a step costs."""
+"""What a recipe will do, before any image is read: what is trained, how fast, and what a step costs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 
 from finetune.data.splits import class_names_of
 from finetune.models.backbone import Backbone
 from finetune.models.build import attach_head, open_backbone
 from finetune.models.classifier import Classifier
-from finetune.optim.optimizer import decays, rate_factors
 from finetune.optim.schedules import StageLength
 from finetune.recipe import Recipe, TrainStage
 from finetune.training.stage_trainer import StageTrainer
+from finetune.trees import Variables, flatten, module_of, paths_of
 
 _EPOCH = 1000  # steps; how long an epoch really is only the data tells, and nothing here depends on it
 _USABLE = 0.9  # of a device's memory; the rest is for fragments and for the images on their way
@@ -37,16 +36,17 @@ class StepCost:
     bytes: dict[str, int]
 
 
-def inspect_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, Any]:
+def plan_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, Any]:
     """Plain JSON values about every training stage.
 
     Args:
         allow_local_code: import the module of your own that the recipe names, if it does.
 
     Returns:
-        ``stages``: for each ``name``, ``leaves`` (path, shape, size, partition, optimizer, learning_rate at its peak,
-        weight_decay, batch_stats), ``totals`` (values that learn and that are frozen, bytes of the optimizer's state),
-        ``step`` (batch_size, flops, bytes) and ``largest_batch`` for the device's memory.
+        ``stages``: for each ``name``, ``partitions`` (name, parameters, frozen, optimizer, learning_rate at its peak),
+        ``leaves`` (path, shape, size, partition, optimizer, learning_rate, weight_decay, lora, batch_norm), ``totals``
+        (trainable and frozen parameters, bytes of the optimizer's state), ``step`` (batch_size, flops, bytes) and
+        ``largest_batch`` for the device's memory.
 
     Raises:
         FinetuneError: anything that would stop the run before its first step.
@@ -60,77 +60,82 @@ def inspect_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[st
         "backbone": recipe.backbone.origin,
         "num_classes": count,
         "device": _device(),
-        "stages": [_inspect_stage(stage, classifier, variables, backbone) for stage in stages],
+        "stages": [_plan_stage(stage, classifier, variables, backbone) for stage in stages],
     }
 
 
-def _inspect_stage(stage: TrainStage, classifier: Classifier, variables: Any, backbone: Backbone) -> dict[str, Any]:
-    training = prepare(stage, classifier, variables, backbone)
-    cost, size = step_cost(training, backbone, stage.batch_size), stage.batch_size
-    state = jax.eval_shape(training.init_state)
-    learns = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    adapted = sum(flatten_dict(variables["params"], sep="/")[path].size for path in training.division.adapted)
-    own = sum(flatten_dict(variables["params"], sep="/")[path].size for path in training.division.learning) - adapted
+def _plan_stage(stage: TrainStage, classifier: Classifier, variables: Variables, backbone: Backbone) -> dict[str, Any]:
+    trainer = make_trainer(stage, classifier, variables, backbone)
+    cost, state = step_cost(trainer, backbone, stage.batch_size), jax.eval_shape(trainer.init_state)
+    sizes = {path: leaf.size for path, leaf in flatten(variables["params"]).items()}
+    changed = sum(sizes[path] for path in trainer.plan.trainable - trainer.plan.adapted)
     return {
         "name": stage.name,
-        "leaves": describe_leaves(training, variables),
-        "totals": {"learns": learns, "frozen": params - own, "optimizer_bytes": _bytes(state.opt_state)},
-        "step": {"batch_size": size, "flops": cost.flops, "bytes": cost.bytes},
-        "largest_batch": largest_batch(training, backbone, cost),
+        "partitions": trainer.plan.summarize(variables["params"]),
+        "leaves": describe_leaves(trainer, variables),
+        "totals": {
+            "trainable": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "frozen": sum(sizes.values()) - changed,
+            "optimizer_bytes": _bytes(state.opt_state),
+        },
+        "step": {"batch_size": stage.batch_size, "flops": cost.flops, "bytes": cost.bytes},
+        "largest_batch": largest_batch(trainer, backbone, cost),
     }
 
 
-def prepare(stage: TrainStage, classifier: Classifier, variables: Any, backbone: Backbone) -> StageTrainer:
+def make_trainer(stage: TrainStage, classifier: Classifier, variables: Any, backbone: Backbone) -> StageTrainer:
     """The stage as it will run, but for the length of an epoch."""
     total = stage.steps or (stage.epochs or 0) * _EPOCH or -(-(stage.examples or 0) // stage.batch_size)
     return StageTrainer(stage, classifier, variables, backbone.image_spec, StageLength(total, _EPOCH, stage.batch_size))
 
 
-def describe_leaves(training: StageTrainer, variables: Any) -> list[dict[str, Any]]:
-    """One record for each parameter, in the tree's order; ``batch_stats`` is None where a module has none."""
-    division = training.division
-    factors = {rule.label: rate_factors(rule, division.labels) for rule in training.stage.partitions}
-    statistics = {path.rsplit("/", 1)[0] for path in flatten_dict(variables.get("batch_stats", {}), sep="/")}
+def describe_leaves(trainer: StageTrainer, variables: Variables) -> list[dict[str, Any]]:
+    """One record for each parameter, in the tree's order; ``batch_norm`` is None where a module has no statistics."""
+    plan = trainer.plan
+    statistics = {module_of(path) for path in paths_of(variables.get("batch_stats", {}))}
     records = []
-    for path, leaf in flatten_dict(variables["params"], sep="/").items():
-        rule, module = division.rules[path], path.rsplit("/", 1)[0]
-        rate = None if rule.learning_rate is None else rule.learning_rate * factors[rule.label].get(path, 1.0)
-        record = {"path": path, "shape": list(leaf.shape), "size": leaf.size, "partition": rule.label}
-        learning = {
-            "optimizer": None if rule.frozen else rule.optimizer.name,
-            "learning_rate": rate,
-            "weight_decay": rule.weight_decay if not rule.frozen and decays(path, leaf, rule) else 0.0,
-            "lora": None if rule.lora is None else rule.lora.rank,
-            "batch_stats": ("frozen" if module in division.held else "update") if module in statistics else None,
-        }
-        records.append({**record, **learning})
+    for path, leaf in flatten(variables["params"]).items():
+        rule, module = plan.rules[path], module_of(path)
+        norm = "frozen" if module in plan.frozen_norms else "update"
+        records.append(
+            {
+                "path": path,
+                "shape": list(leaf.shape),
+                "size": leaf.size,
+                "partition": rule.label,
+                "optimizer": None if rule.frozen else rule.optimizer.name,
+                "learning_rate": None if rule.learning_rate is None else rule.learning_rate * plan.rate_factor(path),
+                "weight_decay": rule.weight_decay if not rule.frozen and plan.decays(path, leaf) else 0.0,
+                "lora": None if rule.lora is None else rule.lora.rank,
+                "batch_norm": norm if module in statistics else None,
+            }
+        )
     return records
 
 
-def step_cost(training: StageTrainer, backbone: Backbone, batch_size: int) -> StepCost:
+def step_cost(trainer: StageTrainer, backbone: Backbone, batch_size: int) -> StepCost:
     """Compiles the stage's step for a batch size, and reads what XLA says of it."""
     spec = backbone.image_spec
     batch = {
         "image": jax.ShapeDtypeStruct((batch_size, *spec.shape), jnp.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     }
-    compiled = training.step.lower(jax.eval_shape(training.init_state), training.frozen, batch).compile()  # type: ignore[attr-defined]
+    compiled = trainer.step.lower(jax.eval_shape(trainer.init_state), trainer.frozen, batch).compile()  # type: ignore[attr-defined]
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
     arguments, temporary = int(memory.argument_size_in_bytes), int(memory.temp_size_in_bytes)
     beyond = max(0, int(memory.output_size_in_bytes) - int(memory.alias_size_in_bytes))
     peak = arguments + temporary + beyond
-    flops = float(analysis["flops"]) * training.stage.grad_accum_steps
+    flops = float(analysis["flops"]) * trainer.stage.grad_accum_steps
     return StepCost(flops, {"arguments": arguments, "temporary": temporary, "peak": peak})
 
 
-def largest_batch(training: StageTrainer, backbone: Backbone, cost: StepCost) -> int | None:
+def largest_batch(trainer: StageTrainer, backbone: Backbone, cost: StepCost) -> int | None:
     """The largest batch whose step this device's memory should hold, found by compiling; None if none does.
 
     Memory grows with the batch, but not quite in proportion: each guess goes through the two peaks known last, and the
     answer is one that was compiled.
     """
-    size, parts = training.stage.batch_size, training.stage.grad_accum_steps
+    size, parts = trainer.stage.batch_size, trainer.stage.grad_accum_steps
     room = _USABLE * _device()["memory_bytes"]
     peaks = {0: cost.bytes["arguments"], size: cost.bytes["peak"]}
     last, newest = 0, size
@@ -140,7 +145,7 @@ def largest_batch(training: StageTrainer, backbone: Backbone, cost: StepCost) ->
         guess = guess // (8 * parts) * 8 * parts or guess // parts * parts
         if guess in peaks or guess < 1:
             break
-        peaks[guess] = step_cost(training, backbone, guess).bytes["peak"]
+        peaks[guess] = step_cost(trainer, backbone, guess).bytes["peak"]
         last, newest = newest, guess
         if 0.95 * room <= peaks[guess] <= room:
             break

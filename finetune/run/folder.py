@@ -1,4 +1,4 @@
-"""A run's folder: what is written there, and whether a run may start in it."""
+"""A run's folder: the only place that knows what its files are called."""
 
 from __future__ import annotations
 
@@ -12,23 +12,31 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError
+from finetune.files import REPLACED, UNFINISHED, write_json, write_text
 from finetune.recipe import Recipe, load_recipe
-from finetune.recipe.source import dump
+from finetune.recipe.source import dump_recipe
 
-_PARTIAL = ("run.json.new", "summary.json.new", "model.new", "model.old")
-_SKIPPED = "skipped_images.txt"
-_OWN = ("recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "state", "model", "figures", _SKIPPED, *_PARTIAL)
+_RECIPE, _RUN, _SUMMARY, _METRICS = "recipe.yaml", "run.json", "summary.json", "metrics.jsonl"
+_STATE, _MODEL, _FIGURES, _SKIPPED = "state", "model", "figures", "skipped_images.txt"
+_WRITTEN = (_RECIPE, _RUN, _SUMMARY, _METRICS, _STATE, _MODEL, _FIGURES, _SKIPPED)
 
 
 class RunFolder:
-    """``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``summary.json``, ``state/`` and ``model/`` of one run."""
+    """The folder of one run.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.state = directory / "state"
-        self.model = directory / "model"
-        self.figures = directory / "figures"
-        self._metrics = directory / "metrics.jsonl"
+    Attributes:
+        directory: the folder itself.
+        state: what it takes to resume, by Orbax.
+        model: the bundle.
+        figures: pictures.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.state = self.directory / _STATE
+        self.model = self.directory / _MODEL
+        self.figures = self.directory / _FIGURES
+        self._metrics = self.directory / _METRICS
 
     def start(self, recipe: Recipe, about: Mapping[str, Any]) -> None:
         """Makes the folder for a new run.
@@ -37,30 +45,28 @@ class RunFolder:
             CheckpointError: it already holds a run, or something else.
         """
         if self.directory.is_file():
-            raise CheckpointError(f"{self.directory}: the output is a folder, and a file of that name is there")
+            raise CheckpointError(f"{self.directory}: the output is a folder, and a file has that name")
         if self.directory.is_dir() and any(self.directory.iterdir()):
-            what = "already holds a run" if self.holds_run() else "is not empty"
+            state = "already holds a run" if self.holds_run() else "is not empty"
             raise CheckpointError(
-                f"{self.directory}: {what}; continue it with --resume, replace it with --overwrite, "
+                f"{self.directory}: {state}; continue it with --resume, replace it with --overwrite, "
                 "or choose another folder with --output"
             )
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._write("run.json", about)
-        (self.directory / "recipe.yaml").write_text(dump(recipe.model_dump(exclude_unset=True)), encoding="utf-8")
-
-    def list_skipped(self, lines: Sequence[str]) -> None:
-        (self.directory / _SKIPPED).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_json(self.directory / _RUN, about)
+        write_text(self.directory / _RECIPE, dump_recipe(recipe))
 
     def holds_run(self) -> bool:
-        return (self.directory / "run.json").is_file()
+        return (self.directory / _RUN).is_file()
 
     def clear(self) -> None:
         """Removes what a run wrote, and nothing else."""
         if not self.holds_run():
             return
-        for name in _OWN:
-            path = self.directory / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for name in _WRITTEN:
+            unfinished = self.directory.glob(f"{name}*{UNFINISHED}")
+            for path in (self.directory / name, self.directory / f"{name}{REPLACED}", *unfinished):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def check_same(self, recipe: Recipe, backbone_sha256: str, data_sha256: str) -> None:
         """Before a run goes on.
@@ -68,32 +74,52 @@ class RunFolder:
         Raises:
             CheckpointError: it was started with another recipe, other pretrained weights or other images.
         """
-        saved, given = _flat(self.recipe().model_dump()), _flat(recipe.model_dump())
-        differing = sorted(key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key))
+        saved, current = _dotted(self.recipe().model_dump()), _dotted(recipe.model_dump())
+        differing = sorted(key for key in saved.keys() | current.keys() if saved.get(key) != current.get(key))
         if differing:
             raise CheckpointError(
                 f"{self.directory}: cannot resume: the run was started with another {', '.join(differing[:5])}; "
                 "give the same recipe and overrides, or another --output"
             )
-        if self._read("run.json").get("backbone_sha256") != backbone_sha256:
+        about = self._read(_RUN)
+        if about.get("backbone_sha256") != backbone_sha256:
             raise CheckpointError(
-                f"{self.directory}: cannot resume: backbone.source has other weights than at the start"
+                f"{self.directory}: cannot resume: the backbone has other weights than at the start; "
+                "bring those back, or start anew with --overwrite"
             )
-        if self._read("run.json").get("data_sha256") != data_sha256:
+        if about.get("data_sha256") != data_sha256:
             raise CheckpointError(
                 f"{self.directory}: cannot resume: data.source has other images or labels than at the start; "
                 "bring those back, or start anew with --overwrite"
             )
 
     def recipe(self) -> Recipe:
-        return load_recipe(self.directory / "recipe.yaml")
+        """The recipe that the run was started with.
+
+        Raises:
+            CheckpointError: there is none: this is not a run's folder.
+        """
+        file = self.directory / _RECIPE
+        if not file.is_file():
+            raise CheckpointError(f"{self.directory}: has no {_RECIPE}; give the folder of a run")
+        return load_recipe(file)
+
+    def list_skipped(self, lines: Sequence[str]) -> None:
+        write_text(self.directory / _SKIPPED, "".join(f"{line}\n" for line in lines))
+
+    def figure(self, name: str) -> Path:
+        return self.figures / f"{name}.png"
 
     def log(self, record: Mapping[str, Any]) -> None:
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """All that was logged."""
+        """Everything that was logged.
+
+        Raises:
+            CheckpointError: the log is missing or damaged.
+        """
         try:
             return [json.loads(line) for line in self._metrics.read_text(encoding="utf-8").splitlines()]
         except (OSError, ValueError) as error:
@@ -103,17 +129,17 @@ class RunFolder:
         """Forgets what was logged after the state that a resumed run starts from."""
         if self._metrics.is_file():
             kept = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
-            self._metrics.write_text("".join(kept), encoding="utf-8")
+            write_text(self._metrics, "".join(kept))
 
     def log_lines(self) -> int:
         return len(self._metrics.read_text(encoding="utf-8").splitlines()) if self._metrics.is_file() else 0
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        self._write("summary.json", summary)
+        write_json(self.directory / _SUMMARY, summary)
 
     def summary(self) -> dict[str, Any] | None:
         """Of a finished run; None while it is not."""
-        return self._read("summary.json") if (self.directory / "summary.json").is_file() else None
+        return self._read(_SUMMARY) if (self.directory / _SUMMARY).is_file() else None
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
@@ -121,11 +147,10 @@ class RunFolder:
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.directory / name}: damaged: {error}; start anew with --overwrite") from None
 
-    def _write(self, name: str, data: Mapping[str, Any]) -> None:
-        """Whole or not at all: written beside, then renamed."""
-        beside = self.directory / f"{name}.new"
-        beside.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        beside.replace(self.directory / name)
+
+def is_run_or_bundle(directory: Path) -> bool:
+    """Whether a folder holds a run, finished or not, or is a model bundle."""
+    return any((directory / name).is_file() for name in (_RUN, "model.json", f"{_MODEL}/model.json"))
 
 
 def about_run(recipe: Recipe, backbone_sha256: str, data_sha256: str) -> dict[str, Any]:
@@ -144,8 +169,9 @@ def about_run(recipe: Recipe, backbone_sha256: str, data_sha256: str) -> dict[st
     }
 
 
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+def _dotted(tree: Any, path: str = "") -> dict[str, Any]:
+    """dotted key -> value of every leaf of nested dicts and lists."""
     if isinstance(tree, dict | list):
         items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        return {k: v for key, value in items for k, v in _flat(value, f"{path}.{key}" if path else str(key)).items()}
+        return {k: v for key, value in items for k, v in _dotted(value, f"{path}.{key}" if path else str(key)).items()}
     return {path: tree}

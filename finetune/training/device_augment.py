@@ -5,6 +5,29 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from finetune.recipe import TrainStage
+
+
+def augment_on_device(
+    images: jax.Array, labels: jax.Array, num_classes: int, key: jax.Array, stage: TrainStage
+) -> tuple[jax.Array, jax.Array]:
+    """Normalized images and their targets after a stage's random erasing, then mixup or CutMix.
+
+    Args:
+        images: float32 [N, H, W, C], normalized.
+        labels: int [N], or float32 [N, num_classes].
+
+    Returns:
+        The images, and the labels as they are, or float32 [N, num_classes] where images were mixed.
+    """
+    targets, erasing = labels, stage.augment.random_erasing
+    if erasing is not None:
+        images = erase(images, jax.random.fold_in(key, 1), erasing.probability, erasing.area)
+    if stage.mixup or stage.cutmix:
+        targets = jax.nn.one_hot(labels, num_classes) if labels.ndim == 1 else labels
+        images, targets = mix(images, targets, jax.random.fold_in(key, 0), stage.mixup, stage.cutmix)
+    return images, targets
+
 
 def erase(images: jax.Array, key: jax.Array, probability: float, area: tuple[float, float]) -> jax.Array:
     """A box of some images set to zero, which is the mean of normalized pixels.

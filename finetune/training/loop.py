@@ -1,25 +1,43 @@
-"""The training loop: dispatch a step, fetch the next batches meanwhile, look at the device now and then."""
+"""The training loop, as a generator of events: it trains, and the caller evaluates, saves and reports."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+import optax
 
+from finetune.training.stage_trainer import StageTrainer
 from finetune.training.state import TrainState
-from finetune.training.step import TrainStep
+from finetune.training.step import Batch, Metrics
 
 AHEAD = 2  # batches on the device besides the one in use
 
 
+class Batches(Protocol):
+    """An endless iterator of batches on the host, whose position goes through a checkpoint."""
+
+    def __next__(self) -> Batch: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
-class Log:
+class FirstBatch:
+    """The batch that the next step takes, on the device."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class Logged:
     """Means over the steps since the last log: loss in nats, accuracy in [0, 1], gradient norms by partition (before
-    clipping), and the rate."""
+    clipping), and images per second of training alone."""
 
     step: int
     loss: float
@@ -28,71 +46,88 @@ class Log:
     images_per_second: float
 
 
-def fit(
-    train_step: TrainStep,
-    state: TrainState,
-    frozen: Any,
-    batches: Any,
-    *,
-    total_steps: int,
-    log_every: int,
-    pause_every: int,
-    on_log: Callable[[Log], None],
-    on_pause: Callable[[TrainState, dict[str, Any]], None],
-    stopping: Callable[[], bool],
-    on_first: Callable[[Any], None] | None = None,
-) -> TrainState:
-    """Trains from ``state.step`` to ``total_steps``, or until ``stopping()``.
+@dataclass(frozen=True)
+class Evaluate:
+    """An epoch, or the stage, has ended: the time to evaluate."""
 
-    The host reads the device at logs and pauses alone; in between, steps queue up behind each other.
+    step: int
+    state: TrainState
 
-    Args:
-        frozen: variables that do not change.
-        batches: endless iterator with ``get_state``.
-        on_log: called every ``log_every`` steps and at the end.
-        on_pause: called with the state and the loader's position every ``pause_every`` steps, at the end, and when
-            stopping; the place to evaluate and to save. It must not keep the state's arrays, which the next step
-            donates.
-        on_first: called with the first batch.
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An epoch has ended before the stage has, or the loop was asked to stop: the time to save.
+
+    ``loader`` is the loader's position behind the last batch that was trained on.
     """
-    step = int(state.step)
-    ahead = Prefetcher(batches, total_steps - step)
-    sums, since = None, time.perf_counter()
-    while step < total_steps:
-        batch, position = ahead.take()
-        if on_first is not None:
-            on_first(batch)
-            on_first = None
-        state, metrics = train_step(state, frozen, batch)
+
+    step: int
+    state: TrainState
+    loader: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event: the stage's end, or the step at which the loop was asked to stop."""
+
+    step: int
+    state: TrainState
+
+
+Event = FirstBatch | Logged | Evaluate | Checkpoint | Finished
+
+
+def fit(
+    trainer: StageTrainer,
+    state: TrainState,
+    batches: Batches,
+    *,
+    log_every: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Trains from ``state.step`` to the end of the stage, or until ``should_stop()`` after a step.
+
+    The host reads the device at events alone; in between, steps queue up behind each other. An event's state is valid
+    until the loop goes on: the next step donates its arrays.
+    """
+    step, total = int(state.step), trainer.length.total_steps
+    epoch = trainer.length.steps_per_epoch or total
+    prefetched, meter = Prefetcher(batches, total - step), _Meter()
+    stop = False
+    if step < total:
+        with meter.paused():
+            yield FirstBatch(prefetched.next_batch)
+    while step < total and not stop:
+        batch, loader = prefetched.take()
+        state, metrics = trainer.step(state, trainer.frozen, batch)
         step += 1
-        sums = metrics if sums is None else _add(sums, metrics)
-        stop = stopping()
-        end = step == total_steps or stop
-        if not end:
-            ahead.fill()  # while the device computes
-        if step % log_every == 0 or end:
-            totals = jax.tree.map(float, jax.device_get(sums))
-            count, now = totals["count"], time.perf_counter()
-            norms = {name: norm / totals["steps"] for name, norm in totals["grad_norm"].items()}
-            on_log(Log(step, totals["loss"] / count, totals["correct"] / count, norms, count / (now - since)))
-            sums, since = None, now
-        if step % pause_every == 0 or end:
-            before = time.perf_counter()
-            on_pause(state, position)
-            since += time.perf_counter() - before  # the rate is that of training alone
-        if stop:
-            break
-    return state
+        meter.add(metrics)
+        stop = should_stop()
+        if step < total and not stop:
+            prefetched.fill()  # while the device computes
+        epoch_ended = step % epoch == 0 or step == total
+        if step % log_every == 0 or step == total or stop:
+            yield meter.read(step)
+        with meter.paused():
+            if epoch_ended:
+                yield Evaluate(step, state)
+            if step < total and (epoch_ended or stop):
+                yield Checkpoint(step, state, loader)
+    yield Finished(step, state)
 
 
 class Prefetcher:
     """Batches on their way to the device before they are needed, each with the loader's position behind it."""
 
-    def __init__(self, batches: Any, count: int) -> None:
+    def __init__(self, batches: Batches, count: int) -> None:
         """``count``: how many will be needed; no more are fetched."""
         self._batches, self._left = batches, count
-        self._queue: deque[tuple[Any, dict[str, Any]]] = deque()
+        self._queue: deque[tuple[Batch, dict[str, Any]]] = deque()
         self.fill()
+
+    @property
+    def next_batch(self) -> Batch:
+        return self._queue[0][0]
 
     def fill(self) -> None:
         while self._left and len(self._queue) < AHEAD:
@@ -100,11 +135,35 @@ class Prefetcher:
             self._queue.append((batch, self._batches.get_state()))
             self._left -= 1
 
-    def take(self) -> tuple[Any, dict[str, Any]]:
+    def take(self) -> tuple[Batch, dict[str, Any]]:
         return self._queue.popleft()
 
 
-@jax.jit
-def _add(sums: Any, metrics: Any) -> Any:
-    """One dispatch for all of them."""
-    return jax.tree.map(lambda a, b: a + b, sums, metrics)
+class _Meter:
+    """Sums of a step's metrics since the last log, and the time that training took."""
+
+    def __init__(self) -> None:
+        self._sums: Metrics | None = None
+        self._since = time.perf_counter()
+
+    def add(self, metrics: Metrics) -> None:
+        self._sums = metrics if self._sums is None else _add(self._sums, metrics)
+
+    def read(self, step: int) -> Logged:
+        """Waits for the device."""
+        sums = jax.tree.map(float, jax.device_get(self._sums))
+        count, now = sums["count"], time.perf_counter()
+        norms = {name: norm / sums["steps"] for name, norm in sums["grad_norm"].items()}
+        log = Logged(step, sums["loss"] / count, sums["correct"] / count, norms, count / (now - self._since))
+        self._sums, self._since = None, now
+        return log
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is not training."""
+        before = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - before
+
+
+_add = jax.jit(optax.tree.add)  # one dispatch for all of them

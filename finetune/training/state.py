@@ -16,9 +16,9 @@ class TrainState:
 
     Attributes:
         step: int32 scalar, steps taken.
-        params: the parameters that learn, adapters under ``lora``; frozen ones are passed beside the state and never
+        params: the trainable parameters, adapters under ``lora``; frozen ones are passed beside the state and never
             copied.
-        collections: the other collections that change, such as the ``batch_stats`` that are not held.
+        collections: the other collections that change, such as the ``batch_stats`` that are not frozen.
         opt_state: of the optimizer over ``params``.
         rng: key data uint32 [...]; each step folds its number in.
         average: exponential moving average of ``params``; None where none is kept.

@@ -4,7 +4,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from finetune.errors import PartitionError
-from finetune.optim.partitions import check_rules_match, kernel_of, label_params, merge, split_frozen
+from finetune.optim.partitions import kernel_of, label_params
 from finetune.recipe import Partition
 
 PARAMS = {
@@ -60,38 +60,6 @@ def test_a_pattern_that_is_no_regular_expression_is_named():
 def test_a_rule_given_as_a_dict_is_checked_like_a_recipes():
     with pytest.raises(PartitionError, match=r"learning_rte: .*not permitted"):
         label_params(PARAMS, [{"match": ".*", "learning_rte": 0.1}])
-
-
-@pytest.mark.parametrize(
-    ("rules", "message"),
-    [
-        (
-            [("neck/.*", "a"), (".*", "b")],
-            r"'neck/\.\*' decides about nothing: no parameter matches; paths look like",
-        ),
-        ([(".*", "a"), ("head/.*", "b")], r"'head/\.\*' decides about nothing: earlier rules take all"),
-    ],
-)
-def test_a_rule_that_decides_about_nothing_is_refused(rules, message):
-    with pytest.raises(PartitionError, match=message):
-        check_rules_match(PARAMS, rules)
-
-
-def test_splitting_and_merging_gives_the_same_tree_with_the_same_leaves():
-    trainable, frozen = split_frozen(PARAMS, [HEAD, FROZEN])
-    assert set(flat(trainable)) == {"head/kernel", "head/bias"}
-    assert len(flat(frozen)) == 3
-    together = merge(frozen, trainable)
-    assert jax.tree.structure(together) == jax.tree.structure(PARAMS)
-    assert all(a is b for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(PARAMS), strict=True))
-
-
-def test_with_everything_frozen_nothing_is_trainable():
-    assert split_frozen(PARAMS, [FROZEN]) == ({}, PARAMS)
-
-
-def test_a_later_tree_replaces_the_leaves_of_an_earlier_one():
-    assert merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}}) == {"a": {"b": 1, "c": 3}}
 
 
 def test_an_adapter_belongs_to_the_partition_of_its_kernel():

@@ -1,9 +1,11 @@
 import pytest
 from flax.traverse_util import flatten_dict
 
-from finetune.errors import ModelError, PartitionError
-from finetune.optim.partitions import check_rules_match, label_params
-from finetune.optim.selectors import depths, select
+from finetune.errors import PartitionError
+from finetune.models.depth import TRANSFORMER
+from finetune.optim.parameter_plan import ParameterPlan
+from finetune.optim.partitions import label_params
+from finetune.optim.selectors import classifier_depths, select
 from finetune.recipe import Partition
 
 
@@ -16,8 +18,8 @@ def paths(tiny_clip):
     ]
 
 
-def layers(found):
-    return sorted({int(path.split("/")[3]) for path in found})
+def layers(selected):
+    return sorted({int(path.split("/")[3]) for path in selected})
 
 
 def test_head_and_backbone_are_all_there_is(paths):
@@ -53,23 +55,23 @@ def test_embeddings_are_learned_tokens_and_positions_but_not_the_patches_kernel(
     ],
 )
 def test_blocks_are_counted_as_python_counts(paths, selector, expected):
-    found = select(selector, paths)
-    assert layers(found) == expected
-    assert len(found) == 16 * len(expected)
+    selected = select(selector, paths, TRANSFORMER)
+    assert layers(selected) == expected
+    assert len(selected) == 16 * len(expected)
 
 
 def test_a_block_that_is_not_there_is_refused_with_their_number(paths):
     with pytest.raises(PartitionError, match=r"'blocks\[4\]': the backbone has 4 blocks"):
-        select("blocks[4]", paths)
+        select("blocks[4]", paths, TRANSFORMER)
 
 
 def test_blocks_of_a_backbone_without_a_known_order_are_refused_with_the_way_out():
-    with pytest.raises(ModelError, match=r"not known \(it has conv/kernel.*by regular expressions"):
+    with pytest.raises(PartitionError, match=r"not known: match its parts by regular expressions, .*or declare"):
         select("blocks[0]", ["backbone/conv/kernel", "head/kernel"])
 
 
 def test_the_head_is_as_deep_as_the_top_of_the_backbone(paths):
-    depth = depths(paths)
+    depth = classifier_depths(paths, TRANSFORMER)
     assert depth["backbone/embeddings/class_embedding"] == depth["backbone/pre_layrnorm/scale"] == 0
     assert [depth[f"backbone/encoder/layers/{i}/mlp/fc1/kernel"] for i in range(4)] == [1, 2, 3, 4]
     assert depth["backbone/post_layernorm/scale"] == depth["head/kernel"] == 5
@@ -87,8 +89,8 @@ def test_selectors_and_expressions_mix_and_the_first_decides(paths):
 
 def test_a_misspelt_selector_is_answered_with_the_nearest(paths):
     rules = [Partition(match="norm", learning_rate=0.1), Partition(match=".*", frozen=True)]
-    with pytest.raises(PartitionError, match=r"'norm' decides about nothing.*did you mean 'norms'"):
-        check_rules_match(_nested(dict.fromkeys(paths, 0)), rules)
+    with pytest.raises(PartitionError, match=r"'norm' takes no parameter.*did you mean 'norms'"):
+        ParameterPlan.make({"params": _nested(dict.fromkeys(paths, 0))}, rules)
 
 
 def _nested(flat):

@@ -4,9 +4,10 @@ import optax
 import pytest
 
 from finetune.optim.optimizer import build_optimizer
-from finetune.optim.partitions import split_frozen
+from finetune.optim.parameter_plan import ParameterPlan
 from finetune.optim.transfer_state import transfer_state
 from finetune.recipe import Partition
+from finetune.trees import pick
 
 PARAMS = {
     "backbone": {"kernel": np.full((3, 2), 0.5, np.float32)},
@@ -19,7 +20,8 @@ ALL = [HEAD, Partition(match="backbone", learning_rate=0.01)]
 
 
 def fresh(rules):
-    params = jax.tree.map(jax.numpy.asarray, split_frozen(PARAMS, rules)[0])
+    plan = ParameterPlan.make({"params": PARAMS}, rules)
+    params = jax.tree.map(jax.numpy.asarray, pick(PARAMS, plan.trainable))
     optimizer = build_optimizer(rules, PARAMS, total_steps=10)
     return optimizer, params, optimizer.init(params)
 

@@ -8,12 +8,12 @@ from finetune.errors import DataError, PartitionError
 from finetune.models.classifier import build_classifier
 from finetune.recipe import Partition
 from finetune.report import plan
-from finetune.report.plan import inspect_recipe
+from finetune.report.plan import plan_recipe
 
 
 @pytest.fixture(scope="module")
 def found():
-    return inspect_recipe(finetune.load_recipe(SMALL, ["stages.1.partitions.0.weight_decay=0.1"]))
+    return plan_recipe(finetune.load_recipe(SMALL, ["stages.1.partitions.0.weight_decay=0.1"]))
 
 
 def by_path(stage):
@@ -51,7 +51,7 @@ def test_the_cost_of_a_step_is_xlas_own_and_the_largest_batch_fits_the_memory(fo
         leaf["size"] for leaf in stage["leaves"] if "mlp" in leaf["path"]
     )
     assert held["peak"] >= held["arguments"] + held["temporary"]
-    again = inspect_recipe(finetune.load_recipe(SMALL, [f"stages.1.batch_size={stage['largest_batch']}"]))
+    again = plan_recipe(finetune.load_recipe(SMALL, [f"stages.1.batch_size={stage['largest_batch']}"]))
     assert 0.8 < again["stages"][0]["step"]["bytes"]["peak"] / found["device"]["memory_bytes"] < 1
 
 
@@ -65,7 +65,7 @@ def without_the_search(monkeypatch):
 def test_accumulation_divides_the_temporary_memory_and_keeps_the_work():
     def step(*overrides):
         recipe = finetune.load_recipe(SMALL, ["stages.1.batch_size=64", *overrides])
-        return inspect_recipe(recipe)["stages"][0]["step"]
+        return plan_recipe(recipe)["stages"][0]["step"]
 
     whole, parts = step(), step("stages.1.grad_accum_steps=4")
     assert parts["bytes"]["temporary"] < 0.5 * whole["bytes"]["temporary"]
@@ -80,7 +80,7 @@ def test_layer_decay_and_adapters_show_in_the_table():
     ]
     recipe = finetune.load_recipe(SMALL)
     stage = recipe.stages[1].model_copy(update={"partitions": rules})
-    (shown,) = inspect_recipe(recipe.model_copy(update={"stages": [stage]}))["stages"]
+    (shown,) = plan_recipe(recipe.model_copy(update={"stages": [stage]}))["stages"]
     leaves = by_path(shown)
     assert leaves["backbone/encoder/layers/0/self_attn/q_proj/kernel"]["lora"] == 4
     assert leaves["backbone/encoder/layers/2/mlp/fc1/kernel"]["learning_rate"] == pytest.approx(1e-3 * 0.25)
@@ -94,13 +94,13 @@ def test_no_image_is_read(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").write_bytes(b"no image")
     recipe = finetune.load_recipe(SMALL, [f"data.source={tmp_path}", "~head.num_classes"])
-    found = inspect_recipe(recipe)
+    found = plan_recipe(recipe)
     assert found["num_classes"] == 3
     assert by_path(found["stages"][0])["head/bias"]["shape"] == [3]
 
 
 def test_what_would_stop_the_run_stops_the_inspection():
     with pytest.raises(DataError, match="no such file or folder"):
-        inspect_recipe(finetune.load_recipe(SMALL, ["data.source=nope", "~head.num_classes"]))
+        plan_recipe(finetune.load_recipe(SMALL, ["data.source=nope", "~head.num_classes"]))
     with pytest.raises(PartitionError, match="parameters match no rule"):
-        inspect_recipe(finetune.load_recipe(SMALL, ["~stages.1.partitions.2"]))
+        plan_recipe(finetune.load_recipe(SMALL, ["~stages.1.partitions.2"]))

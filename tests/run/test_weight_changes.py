@@ -1,6 +1,7 @@
 import numpy as np
 
-from finetune.run.weight_changes import hash_leaves, measure_change, unchanged
+from finetune.run.weight_changes import compare_frozen, measure_change
+from finetune.trees import hash_leaves
 
 VARIABLES = {
     "params": {"backbone": {"fc": {"kernel": np.ones((2, 2), np.float32)}, "norm": {"scale": np.ones(2, np.float32)}}},
@@ -10,19 +11,19 @@ VARIABLES = {
 
 def test_one_flipped_bit_dtype_or_shape_is_a_change_and_is_named():
     before = hash_leaves(VARIABLES)
-    assert unchanged(before, hash_leaves(VARIABLES)) == {"parameters": 2, "statistics": 1, "changed": []}
+    assert compare_frozen(before, hash_leaves(VARIABLES)) == {"parameters": 2, "statistics": 1, "changed": []}
     for other in (np.array([1, np.nextafter(np.float32(1), 2)], np.float32), np.ones(2), np.ones((1, 2), np.float32)):
         params = {"backbone": {**VARIABLES["params"]["backbone"], "norm": {"scale": other}}}
         after = hash_leaves({**VARIABLES, "params": params})
-        assert unchanged(before, after)["changed"] == ["params/backbone/norm/scale"]
+        assert compare_frozen(before, after)["changed"] == ["params/backbone/norm/scale"]
 
 
 def test_a_leaf_that_is_gone_is_a_change():
     after = hash_leaves({"params": VARIABLES["params"]})
-    assert unchanged(hash_leaves(VARIABLES), after)["changed"] == ["batch_stats/backbone/norm/mean"]
+    assert compare_frozen(hash_leaves(VARIABLES), after)["changed"] == ["batch_stats/backbone/norm/mean"]
 
 
-def test_movement_is_the_distance_from_the_pretrained_values_and_the_heads_is_from_zero():
+def test_change_is_the_distance_from_the_pretrained_values_and_the_heads_is_from_zero():
     params = {
         "backbone": {"fc": {"kernel": np.full((2, 2), 1.5, np.float32)}, "norm": {"scale": np.ones(2, np.float32)}},
         "head": {"kernel": np.full((3, 3), 2.0, np.float32)},

@@ -9,9 +9,10 @@ from finetune.images.spec import ImageSpec
 from finetune.models.backbone import load_backbone
 from finetune.models.classifier import build_classifier
 from finetune.models.families.resnet import ResNetConfig, ResNetModule
+from finetune.optim.parameter_plan import ParameterPlan
 from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
-from finetune.training.stage_trainer import ParameterPlan, StageTrainer
+from finetune.training.stage_trainer import StageTrainer
 
 SPEC = ImageSpec(32, 32, None, "bicubic", (0.5,) * 3, (0.25,) * 3)
 RESNET = ResNetConfig(stem_sizes=(4,), hidden_sizes=(4, 8), inner_sizes=(4, 8), depths=(1, 1), bottleneck=False)
@@ -73,12 +74,12 @@ def test_each_batch_norm_follows_its_partition(resnet):
 
 def test_statistics_may_be_held_where_the_module_learns_and_updated_where_it_is_frozen(resnet):
     _, variables = resnet
-    held = training(resnet, [HEAD, {"match": ".*", "learning_rate": 1e-2, "batch_stats": "frozen"}])
+    held = training(resnet, [HEAD, {"match": ".*", "learning_rate": 1e-2, "batch_norm": "frozen"}])
     state, _ = run(held)
     after = held.variables(state)
     assert changed(variables["batch_stats"], after["batch_stats"]) == set()
     assert len(changed(variables["params"], after["params"])) > 10
-    updated = training(resnet, [HEAD, {"match": ".*", "frozen": True, "batch_stats": "update"}])
+    updated = training(resnet, [HEAD, {"match": ".*", "frozen": True, "batch_norm": "update"}])
     state, _ = run(updated)
     after = updated.variables(state)
     assert changed(variables["batch_stats"], after["batch_stats"]) == set(flat(variables["batch_stats"]))
@@ -156,7 +157,7 @@ def test_a_state_that_was_saved_goes_on_bit_for_bit(clip, stage):
 
 def test_bfloat16_computes_near_float32_with_float32_masters(clip):
     rules = [HEAD, {"match": "blocks[-2:]", "learning_rate": 1e-4}, FROZEN]
-    wide, narrow = (training(clip, rules, precision=dtype) for dtype in ("float32", "bfloat16"))
+    wide, narrow = (training(clip, rules, compute_dtype=dtype) for dtype in ("float32", "bfloat16"))
     (_, a), (state, b) = run(wide, 1), run(narrow, 1)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert float(a["loss"]) != float(b["loss"])
@@ -203,8 +204,8 @@ def test_a_backbone_that_cannot_change_its_precision_says_so():
             return nn.Dense(3)(x.mean((1, 2)))
 
     model = build_classifier((Plain(), Plain().init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))), 10, image_size=32)
-    with pytest.raises(ModelError, match="precision: Plain has no attribute 'dtype' to set"):
-        training(model, [{"match": ".*", "learning_rate": 0.1}], precision="bfloat16")
+    with pytest.raises(ModelError, match="compute_dtype: Plain has no attribute 'dtype' to set"):
+        training(model, [{"match": ".*", "learning_rate": 0.1}], compute_dtype="bfloat16")
     with pytest.raises(ModelError, match="remat: Plain has no attribute 'remat' to set"):
         training(model, [{"match": ".*", "learning_rate": 0.1}], remat=True)
 
@@ -214,8 +215,8 @@ def test_a_norm_whose_scale_and_bias_part_ways_follows_its_scale(resnet):
     stage = TrainStage.model_validate(
         {"steps": 1, "partitions": [{"match": "biases", "learning_rate": 0.1}, HEAD, FROZEN]}
     )
-    division = ParameterPlan.of(variables, stage.partitions)
-    assert division.held == {path.rsplit("/", 1)[0] for path in flat(variables["batch_stats"])}
+    plan = ParameterPlan.make(variables, stage.partitions)
+    assert plan.frozen_norms == {path.rsplit("/", 1)[0] for path in flat(variables["batch_stats"])}
 
 
 def test_the_backward_pass_ends_at_the_lowest_block_that_learns(clip):

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from finetune.errors import ModelError
-from finetune.models.depth import TRANSFORMER
 from finetune.models.families.vit import read_timm
 from finetune.models.family import Family, Reader, Reading, parse_transformers
 from finetune.models.layers.base import BackboneOutput, l2_normalize
@@ -313,7 +312,6 @@ FAMILY = Family(
     title="CLIP",
     module=VisionTransformer,
     config=ViTConfig,
-    depth=TRANSFORMER,
     readers=(
         Reader("transformers", "clip", _read_both, "CLIP", module=CLIPModule, verified=("features", "text features")),
         Reader("transformers", "clip_vision_model", _read_vision, "CLIP", verified=("features", "other image sizes")),

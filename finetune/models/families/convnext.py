@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -194,6 +194,10 @@ class ConvNeXtModule(nn.Module):
     """float32 [N, H, W, 3] -> BackboneOutput of the last stage's map [N, H / 32, W / 32, C], which is not normalized,
     and the LayerNorm of its mean, [N, C]."""
 
+    depth_order: ClassVar[DepthOrder] = DepthOrder(
+        stem=r"stem/.*", blocks=r"stages_(\d+)/(?:downsample|blocks_(\d+))/.*", top=r"norm/.*"
+    )
+
     config: ConvNeXtConfig
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
@@ -344,7 +348,6 @@ FAMILY = Family(
     module=ConvNeXtModule,
     config=ConvNeXtConfig,
     # what halves the image belongs to the block behind it
-    depth=DepthOrder(stem=r"stem/.*", blocks=r"stages_(\d+)/(?:downsample|blocks_(\d+))/.*", top=r"norm/.*"),
     readers=(
         Reader(
             "transformers",

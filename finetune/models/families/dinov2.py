@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from finetune.models.depth import TRANSFORMER
 from finetune.models.families.vit import block_rows, embedding_rows, encoder_fields, read_timm
 from finetune.models.family import Family, Reader, Reading, parse_transformers
 from finetune.models.layers.transformer import VisionTransformer, ViTConfig
@@ -49,7 +48,6 @@ FAMILY = Family(
     title="DINOv2",
     module=VisionTransformer,
     config=ViTConfig,
-    depth=TRANSFORMER,
     readers=(
         Reader("transformers", "dinov2", _read_plain, "Bit", any_size=True, verified=("features", "other image sizes")),
         Reader(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -91,6 +91,8 @@ class InvertedResidual(nn.Module):
 
 class MobileNetV2Module(nn.Module):
     """float32 [N, H, W, 3] -> BackboneOutput of the map [N, H / 32, W / 32, num_features] and its mean."""
+
+    depth_order: ClassVar[DepthOrder] = DepthOrder(stem=r"stem/.*", blocks=r"blocks_(\d+)/.*", top=r"top/.*")
 
     config: MobileNetV2Config
     dtype: jnp.dtype = jnp.float32
@@ -247,7 +249,6 @@ FAMILY = Family(
     title="MobileNetV2",
     module=MobileNetV2Module,
     config=MobileNetV2Config,
-    depth=DepthOrder(stem=r"stem/.*", blocks=r"blocks_(\d+)/.*", top=r"top/.*"),
     readers=(
         Reader(
             "transformers",

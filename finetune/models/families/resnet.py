@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -126,6 +126,8 @@ class ResNetStage(nn.Module):
 
 class ResNetModule(nn.Module):
     """float32 [N, H, W, 3] -> BackboneOutput of the last stage's map [N, H / 32, W / 32, C] and its mean [N, C]."""
+
+    depth_order: ClassVar[DepthOrder] = DepthOrder(stem=r"stem_\d+/.*", blocks=r"stages_(\d+)/blocks_(\d+)/.*")
 
     config: ResNetConfig
     dtype: jnp.dtype = jnp.float32
@@ -273,7 +275,6 @@ FAMILY = Family(
     title="ResNet",
     module=ResNetModule,
     config=ResNetConfig,
-    depth=DepthOrder(stem=r"stem_\d+/.*", blocks=r"stages_(\d+)/blocks_(\d+)/.*"),
     readers=(
         Reader("transformers", "resnet", _read_transformers, "ConvNext", verified=("features", "a training step")),
         Reader(

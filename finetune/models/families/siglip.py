@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from finetune.models.depth import TRANSFORMER
 from finetune.models.families.clip import CLIPOutput, compare
 from finetune.models.families.vit import read_timm
 from finetune.models.family import Family, Reader, Reading, parse_transformers
@@ -145,7 +144,6 @@ FAMILY = Family(
     title="SigLIP, SigLIP 2",
     module=VisionTransformer,
     config=ViTConfig,
-    depth=TRANSFORMER,
     readers=(
         Reader(
             "transformers",

@@ -10,7 +10,6 @@ from collections.abc import Collection
 from typing import Any
 
 from finetune.errors import ModelError
-from finetune.models.depth import TRANSFORMER
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
 from finetune.models.layers.transformer import Pooling, VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, Split, convolution, flat, linear, unbatched, weight_and_bias
@@ -216,7 +215,6 @@ FAMILY = Family(
     title="ViT, DeiT",
     module=VisionTransformer,
     config=ViTConfig,
-    depth=TRANSFORMER,
     readers=(
         Reader("transformers", "vit", _read_vit, "ViT", verified=("features", "other image sizes")),
         Reader("transformers", "deit", _read_deit, "DeiT", verified=("features", "other image sizes")),

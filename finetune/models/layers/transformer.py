@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from finetune.errors import ModelError
+from finetune.models.depth import TRANSFORMER, DepthOrder
 from finetune.models.layers.attention import attention
 from finetune.models.layers.base import BackboneOutput, activation, drop_path, rematerialized
 
@@ -334,6 +335,8 @@ class VisionTransformer(nn.Module):
     Where the pooled output reads one token alone, ``pooled_only`` lets the last block compute that one token; the
     pooled values are the same and ``last_hidden_state`` is None.
     """
+
+    depth_order: ClassVar[DepthOrder] = TRANSFORMER
 
     config: ViTConfig
     dtype: jnp.dtype = jnp.float32

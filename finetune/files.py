@@ -1,0 +1,77 @@
+"""Files that are written atomically, room on the disk, and the cache folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import CheckpointError
+
+# Left by a process that was killed while it wrote.
+UNFINISHED = ".new"
+REPLACED = ".old"
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write a file to. It replaces ``path`` at the end, unless an error is raised."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with written_atomically(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+@contextmanager
+def folder_written_atomically(folder: Path) -> Iterator[Path]:
+    """An empty folder beside ``folder`` to fill. It replaces ``folder`` at the end, unless an error is raised."""
+    fresh, old = (folder.with_name(folder.name + suffix) for suffix in (UNFINISHED, REPLACED))
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def require_space(directory: Path, needed: int) -> None:
+    """Before ``needed`` bytes are written below ``directory``, which need not exist yet.
+
+    Raises:
+        CheckpointError: the disk has less room than that.
+    """
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise CheckpointError(
+            f"{directory}: no room: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free; "
+            "make room, then continue with --resume"
+        )
+
+
+def cache_folder() -> Path:
+    """$FINETUNE_CACHE, or a folder ``finetune`` in the user's cache folder."""
+    if chosen := os.environ.get("FINETUNE_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"

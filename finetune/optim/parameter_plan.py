@@ -1,0 +1,175 @@
+"""Which parameters a stage trains, how fast, and which statistics it freezes: decided once, before anything trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from finetune.models.depth import DepthOrder
+from finetune.optim.partitions import assign_rules, check_every_rule_takes
+from finetune.optim.selectors import classifier_depths, is_embedding
+from finetune.recipe import Partition
+from finetune.trees import Variables, flatten, module_of, paths_of
+
+
+@dataclass(frozen=True)
+class ParameterPlan:
+    """What a stage does with each leaf of a classifier's variables. Paths are joined by ``/``.
+
+    Attributes:
+        partitions: the stage's rules, in order.
+        rules: path of a parameter -> the partition that takes it.
+        frozen_norms: modules whose running statistics are frozen.
+        frozen_state: ``collection/path`` of frozen leaves outside of params and batch_stats.
+        depths: path of a parameter -> its depth (see :class:`~finetune.models.depth.DepthOrder`); empty where no
+            partition has a layer decay.
+    """
+
+    partitions: tuple[Partition, ...]
+    rules: Mapping[str, Partition]
+    frozen_norms: frozenset[str] = frozenset()
+    frozen_state: frozenset[str] = frozenset()
+    depths: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def make(
+        cls, variables: Variables, partitions: Sequence[Partition], depth_order: DepthOrder | None = None
+    ) -> ParameterPlan:
+        """Matches every rule against every leaf.
+
+        Args:
+            variables: ``{"params": ..., ...}``, arrays or shapes.
+            partitions: the first that matches a parameter takes it.
+            depth_order: of the backbone, which ``blocks[...]`` and ``layer_decay`` need.
+
+        Raises:
+            PartitionError: leaves that match no rule, rules that take no leaf, or blocks whose order is not known.
+        """
+        matches, paths = [partition.match for partition in partitions], paths_of(variables["params"])
+        assigned = assign_rules(paths, matches, depth_order)
+        check_every_rule_takes(assigned, matches, depth_order)
+        rules = {path: partitions[number] for path, number in assigned.items()}
+        decays = any(partition.layer_decay is not None for partition in partitions)
+        return cls(
+            tuple(partitions),
+            rules,
+            _frozen_norms(variables, rules, partitions, depth_order),
+            _frozen_state(variables, partitions, depth_order),
+            classifier_depths(paths, depth_order) if decays else {},
+        )
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """path of a parameter -> name of its partition."""
+        return {path: rule.label for path, rule in self.rules.items()}
+
+    @cached_property
+    def trainable(self) -> frozenset[str]:
+        """Parameters that the stage changes, directly or through adapters."""
+        return frozenset(path for path, rule in self.rules.items() if not rule.frozen)
+
+    @cached_property
+    def adapted(self) -> frozenset[str]:
+        """Kernels that are trained through adapters."""
+        return frozenset(path for path, rule in self.rules.items() if rule.lora is not None)
+
+    @cached_property
+    def lora_scales(self) -> dict[str, float]:
+        """path of a module with an adapter -> factor of the adapter's output."""
+        return {module_of(path): rule.lora.scale for path, rule in self.rules.items() if rule.lora is not None}
+
+    @cached_property
+    def l2_sp(self) -> dict[str, float]:
+        """path of a parameter -> strength of its pull to the pretrained value."""
+        return {path: rule.l2_sp for path, rule in self.rules.items() if rule.l2_sp}
+
+    def freezes(self, path: str) -> bool:
+        """Whether a leaf outside of params, ``collection/path``, stays as it is."""
+        collection, _, inner = path.partition("/")
+        return path in self.frozen_state or (collection == "batch_stats" and module_of(inner) in self.frozen_norms)
+
+    def changes(self, variables: Variables) -> set[str]:
+        """``collection/path`` of everything that the stage changes."""
+        others = {path for path in paths_of(variables) if not path.startswith("params/")}
+        return {f"params/{path}" for path in self.trainable} | {path for path in others if not self.freezes(path)}
+
+    def rate_factor(self, path: str) -> float:
+        """What a parameter's learning rate is multiplied by: its partition's layer decay to the power of the blocks
+        above it."""
+        decay = self.rules[path].layer_decay
+        return 1.0 if decay is None else decay ** (self._top - self.depths[path])
+
+    def decays(self, path: str, leaf: Any) -> bool:
+        """Whether weight decay acts on a leaf: on kernels, not on norms, biases, learned tokens and positions."""
+        rule = self.rules[path]
+        everything = rule.weight_decay_on == "all"
+        return rule.weight_decay > 0 and (everything or (leaf.ndim > 1 and not is_embedding(path)))
+
+    def summarize(self, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """One record for each partition: name, how many parameters it took, and what becomes of them."""
+        sizes: dict[str, int] = {}
+        for path, leaf in flatten(params).items():
+            sizes[self.labels[path]] = sizes.get(self.labels[path], 0) + leaf.size
+        rules = {rule.label: rule for rule in self.partitions}
+        return [
+            {
+                "name": label,
+                "parameters": size,
+                "frozen": rules[label].frozen,
+                "optimizer": None if rules[label].frozen else rules[label].optimizer.name,
+                "learning_rate": rules[label].learning_rate,
+                "lora": None if (lora := rules[label].lora) is None else lora.rank,
+            }
+            for label, size in sizes.items()
+        ]
+
+    def describe(self, params: Mapping[str, Any]) -> list[str]:
+        """The same as one line for each partition."""
+        return [
+            f"{record['name']}: {record['parameters']:,} parameters, {_treatment(record)}"
+            for record in self.summarize(params)
+        ]
+
+    @cached_property
+    def _top(self) -> int:
+        return max(self.depths.values())
+
+
+def _treatment(record: Mapping[str, Any]) -> str:
+    if record["frozen"]:
+        return "frozen"
+    adapters = "" if record["lora"] is None else f"adapters of rank {record['lora']}, "
+    return f"{adapters}{record['optimizer']}, peak learning rate {record['learning_rate']:g}"
+
+
+def _frozen_norms(
+    variables: Variables,
+    rules: Mapping[str, Partition],
+    partitions: Sequence[Partition],
+    depth_order: DepthOrder | None,
+) -> frozenset[str]:
+    """A norm's statistics follow its scale, or its bias; those of a norm with neither follow their own path."""
+    statistics = {module_of(path): path for path in paths_of(variables.get("batch_stats", {}))}
+    affine = {module_of(path): path for path in sorted(rules, key=lambda path: path.endswith("/scale"))}
+    alone = [path for module, path in statistics.items() if module not in affine]
+    assigned = (
+        assign_rules([*rules, *alone], [partition.match for partition in partitions], depth_order) if alone else {}
+    )
+    followed = {module: rules[affine[module]] for module in statistics if module in affine}
+    followed |= {module_of(path): partitions[assigned[path]] for path in alone}
+    return frozenset(module for module, rule in followed.items() if rule.freezes_statistics)
+
+
+def _frozen_state(
+    variables: Variables, partitions: Sequence[Partition], depth_order: DepthOrder | None
+) -> frozenset[str]:
+    """What a rule freezes of a module's other collections; what no rule matches changes as the module changes it."""
+    names = variables.keys() - {"params", "batch_stats"}
+    inner = {path: f"{name}/{path}" for name in names for path in paths_of(variables[name])}
+    if not inner:
+        return frozenset()
+    assigned = assign_rules(list(inner), [*(partition.match for partition in partitions), ".*"], depth_order)
+    by_rule = {path: partitions[number] for path, number in assigned.items() if number < len(partitions)}
+    return frozenset(inner[path] for path, rule in by_rule.items() if rule.freezes_statistics)

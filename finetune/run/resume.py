@@ -1,0 +1,103 @@
+"""How far a run is: what a saved state says beside its arrays, and where in a stage to go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Best:
+    """The highest validation score of a stage so far, and the stage's step that it is from."""
+
+    score: float
+    step: int
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A moment within a stage.
+
+    Attributes:
+        step: of the stage.
+        loader: the loader's position behind the last batch that was trained on.
+        best: None without validation.
+    """
+
+    step: int
+    loader: dict[str, Any]
+    best: Best | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is saved within a stage.
+
+    Attributes:
+        point: where it is.
+        variables: the classifier's, as they are measured.
+        state: what else going on from here needs, such as the optimizer's state.
+        score: that of validation at this step; None without.
+    """
+
+    point: ResumePoint
+    variables: Any
+    state: dict[str, Any]
+    score: float | None
+
+
+@dataclass
+class RunProgress:
+    """How far a run is.
+
+    Attributes:
+        stage: index of the stage under way, or of the last one that has ended; -1 before the first.
+        point: where in the stage; None where it has ended.
+        results: test results, in the order measured.
+        weight_change: by stage, by partition.
+        seconds: by phase.
+        log_lines: lines of metrics.jsonl at this moment.
+    """
+
+    stage: int = -1
+    point: ResumePoint | None = None
+    results: list[dict[str, Any]] = field(default_factory=list)
+    weight_change: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    log_lines: int = 0
+
+    @property
+    def next_stage(self) -> int:
+        """The first stage that has not ended."""
+        return self.stage + (self.point is None)
+
+    @property
+    def at_beginning(self) -> bool:
+        """No stage has begun."""
+        return self.stage < 0
+
+    def at(self, stage: int, point: ResumePoint | None, log_lines: int) -> Self:
+        """The same results at another place."""
+        return replace(self, stage=stage, point=point, log_lines=log_lines)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds the time spent inside to a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What :meth:`to_json` gave."""
+        point = data["point"]
+        if point is not None:
+            best = None if point["best"] is None else Best(**point["best"])
+            point = ResumePoint(point["step"], point["loader"], best)
+        return cls(**{**data, "point": point})

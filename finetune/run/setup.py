@@ -1,0 +1,203 @@
+"""What a run works on: everything that is loaded, checked and decided before anything trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+
+from finetune.data.augment import make_training_transform
+from finetune.data.image_cache import cached
+from finetune.data.image_scan import fingerprint
+from finetune.data.labeled_images import Split
+from finetune.data.loader import steps_per_epoch, training_batches
+from finetune.data.splits import Splits, load_splits
+from finetune.errors import DataError, FinetuneError, RecipeError
+from finetune.files import cache_folder
+from finetune.images.spec import ImageSpec
+from finetune.models.backbone import Backbone
+from finetune.models.build import attach_head, open_backbone
+from finetune.models.classifier import Classifier
+from finetune.models.depth import depth_order_of
+from finetune.optim.parameter_plan import ParameterPlan
+from finetune.optim.schedules import StageLength
+from finetune.recipe import DataConfig, LinearProbeStage, Recipe, TrainStage
+from finetune.report.data import leakage
+from finetune.training.losses import class_weights
+from finetune.training.stage_trainer import StageTrainer
+from finetune.trees import Variables, hash_leaves, hash_tree, paths_of, pick
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """A run before its first stage.
+
+    Attributes:
+        backbone, splits: as the recipe asks for; images and weights have been checked.
+        train: the training split, its images from the cache where the recipe asks for one.
+        classifier, variables: with the head before the first stage.
+        plans: by number of a training stage.
+        lengths: of every stage; a linear probe counts as one step.
+    """
+
+    recipe: Recipe
+    backbone: Backbone
+    splits: Splits
+    train: Split
+    classifier: Classifier
+    variables: Variables
+    plans: Mapping[int, ParameterPlan]
+    lengths: tuple[StageLength, ...]
+
+    @property
+    def spec(self) -> ImageSpec:
+        return self.backbone.image_spec
+
+    @cached_property
+    def backbone_sha256(self) -> str:
+        return hash_tree(self.backbone.variables)
+
+    @cached_property
+    def changing(self) -> frozenset[str]:
+        """``collection/path`` of everything that some stage changes; the head is always among it."""
+        head = {path for path in paths_of(self.variables) if path.startswith("params/head/")}
+        return frozenset(head.union(*(plan.changes(self.variables) for plan in self.plans.values())))
+
+    def hash_frozen(self, variables: Variables) -> dict[str, str]:
+        """Hashes of the parameters and statistics that no stage changes."""
+        return hash_leaves(pick(variables, set(paths_of(variables)) - self.changing))
+
+    def first_step(self, index: int) -> int:
+        """Steps of all stages before one."""
+        return sum(length.total_steps for length in self.lengths[:index])
+
+    def trainer(self, index: int, variables: Variables) -> StageTrainer:
+        """Of a training stage, with the variables before it."""
+        stage = self.recipe.stages[index]
+        assert isinstance(stage, TrainStage)
+        return StageTrainer(
+            stage,
+            self.classifier,
+            variables,
+            self.spec,
+            self.lengths[index],
+            seed=self.recipe.seed + index,
+            class_weights=class_weights(stage.loss, self.splits.train.labels, self.classifier.num_classes),
+            pretrained=self.backbone.variables["params"],
+            plan=self.plans[index],
+        )
+
+    def batches(self, index: int) -> Any:
+        """A training stage's batches, from its beginning."""
+        stage, data = self.recipe.stages[index], self.recipe.data
+        assert isinstance(stage, TrainStage)
+        return training_batches(
+            self.train,
+            make_training_transform(stage.augment, self.spec),
+            stage.batch_size,
+            seed=self.recipe.seed + index,
+            num_workers=data.num_workers,
+            balanced=data.sampling == "balanced",
+        )
+
+    def describe(self) -> list[str]:
+        """Lines for the person who starts the run: its data, and what each partition of each stage takes."""
+        recipe, splits = self.recipe, self.splits
+        sizes = f"{len(splits.train)} training and {len(splits.test)} test images"
+        lines = [f"{recipe.name}: {sizes}, {len(splits.class_names)} classes, {recipe.backbone.origin}"]
+        if splits.skipped:
+            lines.append(f"{len(splits.skipped)} broken images are left out: see skipped_images.txt")
+        if leaks := leakage(splits):
+            lines.append(leaks)
+        for index, plan in self.plans.items():
+            name = recipe.stages[index].name
+            lines += [f"{name}: {line}" for line in plan.describe(self.variables["params"])]
+        return lines
+
+
+def prepare_run(recipe: Recipe, *, data: Any = None, allow_local_code: bool = False) -> RunSetup:
+    """Loads and checks everything, so that what cannot work in the last stage is told before the first.
+
+    Raises:
+        FinetuneError: anything wrong with recipe, data or weights; it says what.
+    """
+    if jax.process_count() > 1:
+        raise FinetuneError(
+            f"this is one of {jax.process_count()} processes, and a run uses one: start it without jax.distributed"
+        )
+    backbone = open_backbone(recipe.backbone, seed=recipe.seed, allow_local_code=allow_local_code)
+    splits = load_splits(recipe.data, recipe.seed, data)
+    check_class_count(recipe, splits)
+    check_label_kind(recipe, splits)
+    classifier, variables = attach_head(backbone, recipe.head, len(splits.class_names), seed=recipe.seed)
+    if any(isinstance(stage, TrainStage) and stage.frozen_dtype != "float32" for stage in recipe.stages):
+        # on the host, so that the device holds no more than each stage puts there
+        backbone, variables = _on_host(backbone), jax.device_get(variables)
+    depth_order = depth_order_of(backbone.module)
+    plans = {
+        index: ParameterPlan.make(variables, stage.partitions, depth_order)
+        for index, stage in enumerate(recipe.stages)
+        if isinstance(stage, TrainStage)
+    }
+    lengths = tuple(stage_length(stage, splits.train) for stage in recipe.stages)
+    train = _training_images(recipe.data, splits.train)
+    setup = RunSetup(recipe, backbone, splits, train, classifier, variables, plans, lengths)
+    for index in plans:
+        jax.eval_shape(setup.trainer(index, variables).init_state)
+    return setup
+
+
+def stage_length(stage: TrainStage | LinearProbeStage, train: Split) -> StageLength:
+    """Steps are optimizer steps; an epoch is as many whole batches as there are."""
+    if isinstance(stage, LinearProbeStage):
+        return StageLength(1)
+    per_epoch = steps_per_epoch(train, stage.batch_size)
+    if stage.steps is not None:
+        total = stage.steps
+    elif stage.epochs is not None:
+        total = stage.epochs * per_epoch
+    else:
+        total = -(-(stage.examples or 0) // stage.batch_size)
+    return StageLength(total, per_epoch, stage.batch_size)
+
+
+def check_class_count(recipe: Recipe, splits: Splits) -> None:
+    """Raises DataError where the recipe's number of classes is not that of the data."""
+    expected, names = recipe.head.num_classes, splits.class_names
+    if expected is not None and expected != len(names):
+        raise DataError(
+            f"head.num_classes: {expected}, but {recipe.data.source} has {len(names)} classes: "
+            f"{', '.join(names[:10])}{' ...' if len(names) > 10 else ''}; correct it or leave it out"
+        )
+
+
+def check_label_kind(recipe: Recipe, splits: Splits) -> None:
+    """Raises RecipeError for what images with several labels each cannot be used for."""
+    if not splits.multi_label:
+        return
+    hint = "images here have several labels each"
+    if recipe.head.init == "zero_shot":
+        raise RecipeError(f"head.init: {hint}: a zero-shot head chooses one; use zeros")
+    for i, stage in enumerate(recipe.stages):
+        if isinstance(stage, LinearProbeStage):
+            raise RecipeError(
+                f"stages.{i}: {hint}: a linear probe chooses one; use a training stage with loss: binary_cross_entropy"
+            )
+        if stage.loss.name != "binary_cross_entropy":
+            raise RecipeError(f"stages.{i}.loss: {hint}: {stage.loss.name} chooses one; use loss: binary_cross_entropy")
+
+
+def _training_images(config: DataConfig, train: Split) -> Split:
+    if config.cache_shortest_edge is None or (key := fingerprint(train.images)) is None:
+        return train
+    return cached(train, config.cache_shortest_edge, cache_folder(), key)
+
+
+def _on_host(backbone: Backbone) -> Backbone:
+    text = backbone.text
+    if text is not None:
+        text = replace(text, variables=jax.device_get(text.variables))
+    return replace(backbone, variables=jax.device_get(backbone.variables), text=text)

@@ -1,0 +1,69 @@
+"""Nested dicts of arrays by path: a leaf's path is its keys joined by ``/``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+Tree = Mapping[str, Any]
+Variables = Mapping[str, Any]  # collection ("params", "batch_stats", ...) -> tree of arrays
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """path -> leaf, in the tree's order."""
+    return flatten_dict(dict(tree), sep="/")
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    return unflatten_dict(dict(leaves), sep="/")
+
+
+def paths_of(tree: Tree) -> list[str]:
+    return list(flatten(tree))
+
+
+def pick(tree: Tree, paths: Collection[str]) -> dict[str, Any]:
+    """The part of a tree that has these paths."""
+    return unflatten({path: leaf for path, leaf in flatten(tree).items() if path in paths})
+
+
+def merge(*trees: Tree) -> dict[str, Any]:
+    """One tree of the leaves of all; a later tree's leaf replaces an earlier one's."""
+    leaves: dict[str, Any] = {}
+    for tree in trees:
+        leaves |= flatten(tree)
+    return unflatten(leaves)
+
+
+def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """``function(path, leaf)`` of every leaf of nested dicts; what optax masks out stays masked."""
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: function("/".join(key.key for key in keys), leaf), tree)
+
+
+def module_of(path: str) -> str:
+    """The path of the module that a leaf belongs to."""
+    return path.rpartition("/")[0]
+
+
+def hash_leaves(tree: Tree) -> dict[str, str]:
+    """path -> SHA-256 over dtype, shape and bytes of the array."""
+    return {path: _sha256([("", leaf)]) for path, leaf in flatten(tree).items()}
+
+
+def hash_tree(tree: Tree) -> str:
+    """SHA-256 over path, dtype, shape and bytes of every array, in path order."""
+    return _sha256(sorted(flatten(tree).items(), key=lambda item: item[0]))
+
+
+def _sha256(leaves: Iterable[tuple[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in leaves:
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {array.dtype} {np.shape(leaf)}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
