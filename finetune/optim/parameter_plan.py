@@ -170,6 +170,7 @@ def _frozen_state(
     inner = {path: f"{name}/{path}" for name in names for path in paths_of(variables[name])}
     if not inner:
         return frozenset()
-    assigned = assign_rules(list(inner), [*(partition.match for partition in partitions), ".*"], depth_order)
-    by_rule = {path: partitions[number] for path, number in assigned.items() if number < len(partitions)}
-    return frozenset(inner[path] for path, rule in by_rule.items() if rule.freezes_statistics)
+    paths = dict.fromkeys([*paths_of(variables["params"]), *inner])  # of all leaves, so that blocks are counted alike
+    assigned = assign_rules(list(paths), [*(partition.match for partition in partitions), ".*"], depth_order)
+    rules = {path: partitions[assigned[path]] for path in inner if assigned[path] < len(partitions)}
+    return frozenset(inner[path] for path, rule in rules.items() if rule.freezes_statistics)

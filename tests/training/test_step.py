@@ -213,7 +213,7 @@ def test_gradient_norms_are_told_by_partition():
 
 
 def test_the_moving_average_is_its_closed_form_and_is_what_is_measured():
-    _, variables, training = prepare([{"match": ".*", **SGD}], backbone=Plain(), ema=0.3)
+    _, variables, training = prepare([{"match": ".*", **SGD}], backbone=Plain(), ema_decay=0.3)
     state, average = training.init_state(), variables["params"]
     for number in range(4):
         state, _ = training.step(state, training.frozen, a_batch(seed=number))
