@@ -41,7 +41,8 @@ class Evaluation:
         return self.accuracy if self.mean_average_precision is None else self.mean_average_precision
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if value is not None}
+        """The metrics, and under ``metric`` the name of the one that decides between models."""
+        return {**{name: value for name, value in vars(self).items() if value is not None}, "metric": self.metric}
 
 
 def evaluate(eval_step: EvalStep, variables: Any, split: Split, spec: ImageSpec, batch_size: int) -> Evaluation:

@@ -17,8 +17,8 @@ def compare_runs(directories: Sequence[str | Path]) -> list[dict[str, Any]]:
     Returns:
         For each its ``name``, ``directory``, the last of its test ``results``, ``images_per_second`` in training (the
         median over the log, without the first entry, which compiles; None where it is too short), and ``curves``: lists
-        of [epoch, value], epochs counted over all stages, for ``train_loss``, ``validation_accuracy`` and
-        ``learning_rate`` (the highest of all partitions).
+        of [epoch, value], epochs counted over all stages, for ``train_loss``, ``validation`` (of the metric that
+        ``results`` names) and ``learning_rate`` (the highest of all partitions).
 
     Raises:
         CheckpointError: a folder without a finished run.
@@ -27,11 +27,12 @@ def compare_runs(directories: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 
 def draw_curves(runs: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes a figure of what :func:`compare_runs` gave: training loss and validation accuracy over the epochs."""
+    """Writes a figure of what :func:`compare_runs` gave: training loss and validation metric over the epochs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    panels = (("train_loss", "training loss"), ("validation_accuracy", "validation accuracy"))
+    metrics = dict.fromkeys(run["results"]["metric"].replace("_", " ") for run in runs)
+    panels = (("train_loss", "training loss"), ("validation", f"validation {', '.join(metrics)}"))
     for axes, (key, title) in zip(figure.subplots(1, 2), panels, strict=True):
         for run in runs:
             if points := run["curves"][key]:
@@ -51,21 +52,21 @@ def _describe(directory: Path) -> dict[str, Any]:
     folder = RunFolder(directory)
     summary = folder.summary() if folder.holds_run() else None
     if summary is None:
-        what = "an unfinished run" if folder.holds_run() else "no run's folder"
-        raise CheckpointError(f"{directory}: {what}; give what finetune run wrote")
-    records = folder.records()
+        state = "an unfinished run" if folder.holds_run() else "no run's folder"
+        raise CheckpointError(f"{directory}: {state}; give what finetune run wrote")
+    records, results = folder.records(), summary["results"][-1]
     speeds = [record["images_per_second"] for record in records if "images_per_second" in record]
     return {
         "name": directory.absolute().name,
         "directory": str(directory),
-        "results": summary["results"][-1],
+        "results": results,
         "images_per_second": statistics.median(speeds[1:]) if len(speeds) > 1 else None,
-        "curves": _curves(records),
+        "curves": _curves(records, results["metric"]),
     }
 
 
-def _curves(records: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    curves: dict[str, list[list[float]]] = {"train_loss": [], "validation_accuracy": [], "learning_rate": []}
+def _curves(records: Sequence[dict[str, Any]], metric: str) -> dict[str, list[list[float]]]:
+    curves: dict[str, list[list[float]]] = {"train_loss": [], "validation": [], "learning_rate": []}
     stage, before, last = None, 0.0, 0.0
     for record in records:
         if "epoch" not in record:
@@ -77,5 +78,5 @@ def _curves(records: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
             curves["train_loss"].append([last, record["loss"]])
             curves["learning_rate"].append([last, max(record["learning_rate"].values())])
         else:
-            curves["validation_accuracy"].append([last, record["accuracy"]])
+            curves["validation"].append([last, record[metric]])
     return curves

@@ -9,16 +9,16 @@ from finetune.report.compare import compare_runs, draw_curves
 
 
 def test_a_run_is_told_by_its_results_its_speed_and_its_curves(small_run):
-    (found,) = compare_runs([small_run.directory])
+    (run,) = compare_runs([small_run.directory])
     records = [json.loads(line) for line in (small_run.directory / "metrics.jsonl").read_text().splitlines()]
-    assert found["name"] == small_run.directory.name
-    assert found["results"] == small_run.summary["results"][-1]
+    assert run["name"] == small_run.directory.name
+    assert run["results"] == small_run.summary["results"][-1]
     losses = [[r["epoch"], r["loss"]] for r in records if r.get("split") == "train" and "loss" in r]
     accuracies = [r["accuracy"] for r in records if r.get("split") == "validation"]
-    assert found["curves"]["train_loss"] == losses
-    assert found["curves"]["validation_accuracy"] == [[1.0 + i, a] for i, a in enumerate(accuracies)]
+    assert run["curves"]["train_loss"] == losses
+    assert run["curves"]["validation"] == [[1.0 + i, a] for i, a in enumerate(accuracies)]
     assert len(accuracies) == 3
-    assert found["images_per_second"] > 0
+    assert run["images_per_second"] > 0
 
 
 def test_epochs_are_counted_over_all_stages(small_run, tmp_path):
@@ -27,8 +27,8 @@ def test_epochs_are_counted_over_all_stages(small_run, tmp_path):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     again = [line.replace('"stage": "finetune"', '"stage": "more"') for line in lines if '"finetune"' in line]
     (folder / "metrics.jsonl").write_text("\n".join([*lines, *again]) + "\n")
-    (found,) = compare_runs([folder])
-    assert [epoch for epoch, _ in found["curves"]["validation_accuracy"]] == [1, 2, 3, 4, 5, 6]
+    (run,) = compare_runs([folder])
+    assert [epoch for epoch, _ in run["curves"]["validation"]] == [1, 2, 3, 4, 5, 6]
 
 
 def test_curves_become_a_figure(small_run, tmp_path):

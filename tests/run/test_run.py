@@ -123,7 +123,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_bit_identical_weights(small_run, t
             break
         time.sleep(0.005)
     _, message = process.communicate(timeout=120)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, message
     assert "continue with --resume" in message
     assert "Traceback" not in message
     resumed = finetune.run(small(), output=tmp_path / "run", resume=True, quiet=True).summary

@@ -1,0 +1,66 @@
+"""The program ``finetune``: its verbs, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+import typer
+
+from finetune.cli.check_data import check_data
+from finetune.cli.compare import compare
+from finetune.cli.evaluate import evaluate
+from finetune.cli.inspect import inspect
+from finetune.cli.ls import list_recipes
+from finetune.cli.models import list_models
+from finetune.cli.plan import plan
+from finetune.cli.predict import predict
+from finetune.cli.run import run
+from finetune.cli.schema import schema
+
+app = typer.Typer(
+    name="finetune",
+    help="Fine-tune pretrained vision models in JAX: from a recipe to a classifier that is measured and saved.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_VERBS = {
+    "run": run,
+    "predict": predict,
+    "evaluate": evaluate,
+    "compare": compare,
+    "check-data": check_data,
+    "plan": plan,
+    "inspect": inspect,
+    "schema": schema,
+    "ls": list_recipes,
+    "models": list_models,
+}
+for _name, _function in _VERBS.items():
+    app.command(_name)(_function)
+
+
+def main() -> None:
+    """Runs the command line. A mistake in the input is one message and exit code 2, never a traceback."""
+    for library in ("absl", "asyncio"):  # Orbax logs every failure many times over; ours is the one message
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # Pillow's; such images are refused
+    sys.unraisablehook = lambda _: None  # TensorStore's threads repeat an error where nobody can catch it
+    from finetune.errors import FinetuneError, Interrupted
+
+    try:
+        app()
+    except Interrupted as error:
+        _stop(str(error), 128 + error.signal)
+    except FinetuneError as error:
+        _stop(f"error: {error}", 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _stop(f"error: {where}{error.strerror or error}", 2)
+
+
+def _stop(message: str, code: int) -> None:
+    typer.echo(message, err=True)
+    sys.exit(code)

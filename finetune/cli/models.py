@@ -1,0 +1,17 @@
+"""``finetune models``"""
+
+from __future__ import annotations
+
+from finetune.cli.tables import print_table
+
+
+def list_models() -> None:
+    """List the model families, the layouts they are read from, and what was verified against PyTorch."""
+    from finetune.models.registry import FAMILIES
+
+    rows = [
+        ["" if i else family.title, reader.layout, reader.label or reader.kinds, ", ".join(reader.verified)]
+        for family in FAMILIES
+        for i, reader in enumerate(family.readers)
+    ]
+    print_table(["family", "layout", "model_type or architecture", "equal to PyTorch's"], rows)

@@ -1,0 +1,70 @@
+"""``finetune plan``"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from finetune.cli.options import AsJson, LocalCode, Overrides, RecipeName
+from finetune.cli.tables import print_json, print_table, shape
+
+
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    parameters: Annotated[bool, typer.Option("--parameters", help="List every parameter too.")] = False,
+    as_json: AsJson = False,
+    allow_local_code: LocalCode = False,
+) -> None:
+    """Show what a recipe will train and what a step costs, before any image is read."""
+    import finetune
+
+    result = finetune.plan_recipe(finetune.load_recipe(recipe, overrides or []), allow_local_code=allow_local_code)
+    if as_json:
+        print_json(result)
+        return
+    for stage in result["stages"]:
+        typer.echo(f"stage {stage['name']}")
+        columns = ["partition", "parameters", "optimizer", "peak learning rate"]
+        print_table(columns, [_partition_row(partition) for partition in stage["partitions"]])
+        if parameters:
+            columns = ["parameter", "shape", "partition", "optimizer", "peak learning rate", "decay", "batch norm"]
+            print_table(columns, [_parameter_row(leaf) for leaf in stage["leaves"]])
+        _print_costs(stage, result["device"])
+    if not result["stages"]:
+        typer.echo("no stage trains by gradient descent")
+
+
+def _print_costs(stage: dict[str, Any], device: dict[str, Any]) -> None:
+    totals, step = stage["totals"], stage["step"]
+    megabytes = {name: f"{size / 1e6:,.1f}" for name, size in step["bytes"].items()}
+    typer.echo(f"values    {totals['trainable']:,} trainable, {totals['frozen']:,} frozen")
+    typer.echo(f"step      {step['flops'] / 1e9:,.2f} GFLOP for a batch of {step['batch_size']}")
+    typer.echo(
+        f"memory    {megabytes['peak']} MB at the peak: {megabytes['arguments']} state, weights and images "
+        f"({totals['optimizer_bytes'] / 1e6:,.1f} the optimizer's), {megabytes['temporary']} temporary"
+    )
+    typer.echo(
+        f"batch     at most about {stage['largest_batch'] or 0:,} for {device['kind']} "
+        f"with {device['memory_bytes'] / 1e9:,.1f} GB\n"
+    )
+
+
+def _partition_row(partition: dict[str, Any]) -> list[str]:
+    return [partition["name"], f"{partition['parameters']:,}", _optimizer(partition), _rate(partition)]
+
+
+def _parameter_row(leaf: dict[str, Any]) -> list[str]:
+    decay = f"{leaf['weight_decay']:g}" if leaf["weight_decay"] else ""
+    norm = leaf["batch_norm"] or ""
+    return [leaf["path"], shape(leaf["shape"]), leaf["partition"], _optimizer(leaf), _rate(leaf), decay, norm]
+
+
+def _optimizer(record: dict[str, Any]) -> str:
+    optimizer = record["optimizer"] or "frozen"
+    return f"{optimizer}, lora {record['lora']}" if record["lora"] else optimizer
+
+
+def _rate(record: dict[str, Any]) -> str:
+    return "" if record["learning_rate"] is None else f"{record['learning_rate']:.3g}"

@@ -1,0 +1,38 @@
+"""``finetune run``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.cli.options import LocalCode, Overrides, RecipeName
+from finetune.cli.tables import METRICS, metrics_of, number, print_table
+
+
+def run(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run's folder.  [default: checkpoints/<recipe>]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest saved state in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in the folder first.")] = False,
+    allow_local_code: LocalCode = False,
+) -> None:
+    """Run a recipe: train, evaluate and save a classifier."""
+    import finetune
+
+    result = finetune.run(
+        finetune.load_recipe(recipe, overrides or []),
+        output=output,
+        resume=resume,
+        overwrite=overwrite,
+        allow_local_code=allow_local_code,
+    )
+    results = result.summary["results"]
+    metrics = metrics_of(results)
+    rows = [[record["name"], str(record["n"]), *(number(record.get(name)) for name in metrics)] for record in results]
+    print_table(["result", "test images", *(METRICS[name] for name in metrics)], rows)
+    typer.echo(f"saved in {result.directory}")

@@ -1,0 +1,44 @@
+"""Tables and numbers as the terminal shows them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+
+METRICS = {"accuracy": "accuracy", "mean_average_precision": "mean average precision"}
+
+
+def print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=1))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def metrics_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The metrics that decide between models, of results such as summary.json's: usually one."""
+    return list(dict.fromkeys(result["metric"] for result in results))
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number, or nothing where there is none."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def shape(dimensions: Sequence[int]) -> str:
+    return "x".join(map(str, dimensions))
