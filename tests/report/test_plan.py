@@ -38,7 +38,7 @@ def test_totals_count_what_learns_and_the_optimizers_bytes(found):
     learns = sum(leaf["size"] for leaf in stage["leaves"] if leaf["partition"] != "frozen")
     block = sum(leaf["size"] for leaf in stage["leaves"] if leaf["optimizer"] == "sgd")
     head = learns - block
-    assert stage["totals"]["learns"] == learns
+    assert stage["totals"]["trainable"] == learns
     assert stage["totals"]["frozen"] == sum(leaf["size"] for leaf in stage["leaves"]) - learns
     assert 0 <= stage["totals"]["optimizer_bytes"] - 4 * (block + 2 * head) < 100  # a momentum, two moments, and counts
 
@@ -86,7 +86,7 @@ def test_layer_decay_and_adapters_show_in_the_table():
     assert leaves["backbone/encoder/layers/2/mlp/fc1/kernel"]["learning_rate"] == pytest.approx(1e-3 * 0.25)
     kernels = 4 * 192 * 192
     assert shown["totals"]["frozen"] == kernels
-    assert shown["totals"]["learns"] == sum(leaf["size"] for leaf in shown["leaves"]) - kernels + 4 * 2 * 4 * 192
+    assert shown["totals"]["trainable"] == sum(leaf["size"] for leaf in shown["leaves"]) - kernels + 4 * 2 * 4 * 192
 
 
 def test_no_image_is_read(tmp_path):

@@ -1,0 +1,32 @@
+import json
+
+import numpy as np
+from command_line import clean_failure, finetune
+from paths import SMALL
+from PIL import Image
+
+
+def test_check_tells_what_the_images_are(tmp_path):
+    found = json.loads(finetune("check-data", SMALL, "--json").stdout)
+    assert found["splits"]["test"]["images"] == 1438
+    assert found["leakage"]["exact"] == 0
+    table = finetune("check-data", SMALL, columns=200).stdout
+    assert "8x8 - 8x8" in table
+    assert "L 1,438" in table
+
+
+def test_check_lists_broken_images_and_skips_them_only_when_told(tmp_path):
+    for name in ("ant", "bee"):
+        for i in range(6):
+            path = tmp_path / "data" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(path)
+    for name in ("data/ant/1.png", "data/bee/4.png"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])
+    options = ("data.source=data", "data.validation=0")
+    clean_failure(
+        finetune("check-data", SMALL, *options, cwd=tmp_path), "ant/1.png", "bee/4.png", "on_broken_image=skip"
+    )
+    told = finetune("check-data", SMALL, *options, "data.on_broken_image=skip", cwd=tmp_path)
+    assert told.returncode == 0
+    assert len([line for line in told.stdout.splitlines() if line.startswith("skipped")]) == 2
