@@ -37,6 +37,8 @@ from timm.models import save_for_hf
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.autoaugment import RandAugment, TrivialAugmentWide, _apply_op
 
 HERE = Path(__file__).parent
 Arrays = dict[str, Any]
@@ -387,6 +389,32 @@ def timm_pixels(folder: Path, rng: Generator) -> Arrays:
     return arrays
 
 
+BINS = (0, 9, 15, 20, 30)  # of 31
+
+
+def augment_policies(folder: Path, rng: Generator) -> Arrays:
+    """torchvision's magnitudes in all bins, and what each operation makes of an image in some: [sign, bin, ...]."""
+    height, width = 20, 24
+    pixels = (np.linspace(20, 200, width)[:, None] + rng.integers(0, 56, (height, width, 3))).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    spaces = {
+        "randaugment": RandAugment()._augmentation_space(31, (height, width)),
+        "trivialaugment": TrivialAugmentWide()._augmentation_space(31),
+    }
+    arrays: Arrays = {"source": pixels, "bins": BINS}
+    for space, operations in spaces.items():
+        for name, (values, signed) in operations.items():
+            magnitudes = values.expand(31)
+            arrays[f"magnitudes_{space}_{name.lower()}"] = magnitudes
+            arrays[f"images_{space}_{name.lower()}"] = np.stack(
+                [
+                    [_apply_op(image, name, sign * float(magnitudes[b]), InterpolationMode.NEAREST, None) for b in BINS]
+                    for sign in ((1, -1) if signed else (1,))
+                ]
+            )
+    return arrays
+
+
 def losses(folder: Path, rng: Generator) -> Arrays:
     """PyTorch's losses, reduced as it does by default."""
     logits = torch.tensor(rng.standard_normal((6, 4)).astype(np.float32) * 3)
@@ -434,6 +462,7 @@ GOLDENS: dict[str, Callable[[Path, Generator], Arrays]] = {
     "optimizers": optimizers,
     "losses": losses,
     "timm-pixels": timm_pixels,
+    "augment-policies": augment_policies,
 }
 
 
