@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share."""
+"""Fixtures that several rooms share, and what makes the suite quick."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from paths import ROOT, SMALL
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Most of a cold suite's time is compilation. Programs are compiled once for all tests, their processes and the next start, and
+# LLVM's optimization is left out: the operations and their order stay as they are. Set XLA_FLAGS to test as users run.
+_FAST = {
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "HF_HUB_OFFLINE": "1",
+}
+for _name, _value in _FAST.items():
+    os.environ.setdefault(_name, _value)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,8 +50,11 @@ def tiny_clip():
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory):
-    """A finished run of ``small.yaml``."""
+def small_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str):
+    """A finished run of ``small.yaml``, made once for all of pytest's processes. Tests do not change it."""
     import finetune
 
-    return finetune.run(finetune.load_recipe(SMALL), output=tmp_path_factory.mktemp("small") / "run", quiet=True)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "small_run"
+    with FileLock(f"{folder}.lock"):
+        return finetune.run(finetune.load_recipe(SMALL), output=folder, resume=True, quiet=True)
