@@ -34,7 +34,7 @@ def evaluate_run(directory: str | Path, source: str | None = None, *, allow_loca
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder}: has no recipe.yaml; evaluate needs a run's folder")
     recipe = load_recipe(folder / "recipe.yaml")
-    data = recipe.data if source is None else recipe.data.model_copy(update={"source": source})
+    data = recipe.data if source is None else recipe.data.for_source(source)
     splits = load_splits(data, recipe.seed)
     unknown = sorted(set(splits.class_names) - set(predictor.class_names))
     if unknown:
