@@ -50,8 +50,8 @@ def evaluate_run(directory: str | Path, source: str | None = None, *, allow_loca
         )
     test = replace(splits.test, labels=_in_terms_of_the_model(splits.test, to_model, len(predictor.class_names)))
     step = make_eval_step(predictor.model, predictor.image_spec)
-    found = evaluate(step, predictor.variables, test, predictor.image_spec, recipe.evaluate.batch_size)
-    return {"data": data.source, "split": "test", **found.to_json(), "skipped": splits.skipped_from("test")}
+    evaluation = evaluate(step, predictor.variables, test, predictor.image_spec, recipe.evaluate.batch_size)
+    return {"data": data.source, "split": "test", **evaluation.to_json(), "skipped": splits.skipped_from("test")}
 
 
 def _in_terms_of_the_model(split: Split, to_model: np.ndarray, num_classes: int) -> np.ndarray:
