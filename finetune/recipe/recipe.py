@@ -34,8 +34,8 @@ class Recipe(Part):
     """One run, from pretrained weights to a classifier.
 
     Attributes:
-        name: of the run, and by default of its folder; by default the file's name without its ending.
-        seed: of everything that is drawn at random, except the test split.
+        name: the run's, and by default its folder's; where left out, the file's name without its ending.
+        seed: of everything random but the test split, which is the same for every seed.
         backbone: a pretrained model (``source``), or a Linen module of your own (``module``).
         head: the layer on the backbone's features.
         data: labelled images.
@@ -70,7 +70,9 @@ class Recipe(Part):
             if reason := self._nothing_to_carry_into(i):
                 cases[f"stages.{i}.carry_optimizer_state"] = reason
             if stage.loss.class_weights == "balanced" and self.data.shots_per_class is not None:
-                cases[f"stages.{i}.loss.class_weights"] = "with shots_per_class, where classes are of equal size"
+                cases[f"stages.{i}.loss.class_weights"] = (
+                    "with shots_per_class, which makes all classes equally large: leave it out"
+                )
         return cases
 
     @property
