@@ -9,8 +9,8 @@ import pytest
 from filelock import FileLock
 from paths import ROOT, SMALL
 
-# Most of a cold suite's time is compilation. Programs are compiled once for all tests, their processes and the next start, and
-# LLVM's optimization is left out: the operations and their order stay as they are. Set XLA_FLAGS to test as users run.
+# Most of a cold suite's time is compilation. Programs are compiled once for all tests, their processes and the next
+# start, and LLVM's optimization is left out. Set XLA_FLAGS to test as users run.
 _FAST = {
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -34,7 +34,7 @@ def evaluate_run(directory: str | Path, source: str | None = None, *, allow_loca
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder}: has no recipe.yaml; evaluate needs a run's folder")
     recipe = load_recipe(folder / "recipe.yaml")
-    data = recipe.data if source is None else recipe.data.model_copy(update={"source": source})
+    data = recipe.data if source is None else recipe.data.for_source(source)
     splits = load_splits(data, recipe.seed)
     unknown = sorted(set(splits.class_names) - set(predictor.class_names))
     if unknown:
@@ -50,8 +50,8 @@ def evaluate_run(directory: str | Path, source: str | None = None, *, allow_loca
         )
     test = replace(splits.test, labels=_in_terms_of_the_model(splits.test, to_model, len(predictor.class_names)))
     step = make_eval_step(predictor.model, predictor.image_spec)
-    found = evaluate(step, predictor.variables, test, predictor.image_spec, recipe.evaluate.batch_size)
-    return {"data": data.source, "split": "test", **found.to_json(), "skipped": splits.skipped_from("test")}
+    evaluation = evaluate(step, predictor.variables, test, predictor.image_spec, recipe.evaluate.batch_size)
+    return {"data": data.source, "split": "test", **evaluation.to_json(), "skipped": splits.skipped_from("test")}
 
 
 def _in_terms_of_the_model(split: Split, to_model: np.ndarray, num_classes: int) -> np.ndarray:

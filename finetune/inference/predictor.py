@@ -64,9 +64,10 @@ class Predictor:
 
     def _prediction(self, row: np.ndarray) -> Prediction:
         index = int(row.argmax())
-        found = np.flatnonzero(row > 0.5) if self.multi_label else [index]
+        chosen = np.flatnonzero(row > 0.5) if self.multi_label else [index]
         probabilities = dict(zip(self.class_names, row.tolist(), strict=True))
-        return Prediction(self.class_names[index], index, probabilities, tuple(self.class_names[int(i)] for i in found))
+        labels = tuple(self.class_names[int(i)] for i in chosen)
+        return Prediction(self.class_names[index], index, probabilities, labels)
 
     def predict_proba(self, images: Sequence[ImageLike]) -> np.ndarray:
         """Class probabilities, float32 [N, num_classes], rows in the order given.

@@ -1,51 +1,141 @@
-"""What every part of a recipe has in common."""
+"""What all parts of a recipe have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, get_args
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
+KeyPath = tuple[str | int, ...]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Part(BaseModel):
-    """Base of every part: unknown keys and loose types are errors, and a part does not change once made."""
+    """Base of every part: unknown keys and loose types are errors, and a part does not change once made.
+
+    An option that has no effect beside the others is an error where a recipe asks for it, and is left out where a
+    recipe is saved. ``without_effect`` names such options for both.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    # Options whose default asks for something, so that writing it where it has no effect is a mistake as well.
+    active_defaults: ClassVar[frozenset[str]] = frozenset()
 
-# Lets ``optimizer: adamw`` stand for ``optimizer: {name: adamw}``.
-by_name = BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)
+    def without_effect(self) -> Mapping[str, str]:
+        """Dotted key of an option inside this part that has no effect beside the others -> in which case, and what to
+        do: the words that follow "has no effect"."""
+        return {}
+
+    def has_default(self, name: str) -> bool:
+        """Whether a field has its default value, written or not."""
+        return bool(getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True))
+
+    def asks_for(self, name: str) -> bool:
+        """Whether a field was written with a value that asks for something."""
+        if name in self.active_defaults:
+            return name in self.model_fields_set and bool(getattr(self, name))
+        return name in self.model_fields_set and not self.has_default(name)
+
+    @model_validator(mode="after")
+    def _every_option_has_an_effect(self) -> Self:
+        messages = {}
+        for dotted, case in self.without_effect().items():
+            *above, name = split_key(dotted)
+            if _follow(self, above).asks_for(str(name)):
+                messages[dotted] = f"has no effect {case}"
+        if messages:
+            raise mistakes(self, messages)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_options_without_effect(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = serialize(self)
+        for dotted in self.without_effect():
+            *above, name = split_key(dotted)
+            if _follow(self, above).has_default(str(name)):
+                _follow(data, above).pop(name, None)
+        return data
 
 
-def locate(root: type[Part], loc: tuple[str | int, ...]) -> tuple[tuple[str | int, ...], list[str]]:
-    """Where one of pydantic's findings is in the document, and the keys that are valid there.
+def mistakes(part: Part, messages: Mapping[str, str]) -> ValidationError:
+    """The error for a part's validator to raise: what is wrong, by the dotted key inside the part where it is."""
+    details = []
+    for dotted, message in messages.items():
+        keys = split_key(dotted)
+        error = PydanticCustomError("mistake", "{message}", {"message": message})
+        details.append(InitErrorDetails(type=error, loc=keys, input=_follow(part, keys)))
+    return ValidationError.from_exception_data(type(part).__name__, details)
 
-    A finding inside a choice of parts names the part that was chosen, which is no key of the document.
+
+def split_key(dotted: str) -> KeyPath:
+    """``stages.0.name`` as keys and positions."""
+    return tuple(int(key) if key.isdecimal() else key for key in dotted.split("."))
+
+
+def _follow(node: Any, keys: KeyPath | list[str | int]) -> Any:
+    """What is at a path below a part, or below what it was written as."""
+    for key in keys:
+        node = getattr(node, str(key)) if isinstance(node, Part) else node[key]
+    return node
+
+
+class ByName:
+    """Lets ``optimizer: adamw`` stand for ``optimizer: {name: adamw}``, in validation and in the JSON Schema."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda value: {"name": value} if isinstance(value, str) else value, handler(source)
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        choice = handler(schema)
+        parts = [handler.resolve_ref_schema(part) for part in choice["oneOf"]]
+        names = [part["properties"]["name"]["const"] for part in parts if not set(part.get("required", ())) - {"name"}]
+        return {"anyOf": [{"enum": names}, choice]}
+
+
+def locate(root: type[Part], loc: KeyPath) -> tuple[KeyPath, list[str]]:
+    """Where one of pydantic's errors is in the document, and the keys that are valid there.
+
+    The location of an error inside a choice of parts names the part that was chosen, which is no key of the document.
     """
     at: list[str | int] = []
     parts, valid = [root], list(root.model_fields)
     for key in loc:
-        if isinstance(key, str) and len(parts) > 1:
-            parts = [part for part in parts if _tag(part) == key]
+        if isinstance(key, str) and len(parts) > 1 and (chosen := [part for part in parts if _tag(part) == key]):
+            parts = chosen
             continue
         at.append(key)
         if isinstance(key, str) and parts:
-            fields = parts[0].model_fields
+            fields = next((part.model_fields for part in parts if key in part.model_fields), parts[0].model_fields)
             valid = list(fields)
             parts = list(_parts_in(fields[key].annotation)) if key in fields else []
     return tuple(at), valid
 
 
-def _tag(part: type[Part]) -> str:
-    """By which a choice of parts tells this one: its ``tag``, or its literal type or name."""
+def _tag(part: type[Part]) -> str | None:
+    """What tells a part from the others of a choice: its ``tag``, or its literal type or name."""
     if tag := getattr(part, "tag", None):
         return str(tag)
-    field = part.model_fields.get("type") or part.model_fields["name"]
-    return str(get_args(field.annotation)[0])
+    field = part.model_fields.get("type") or part.model_fields.get("name")
+    literals = get_args(field.annotation) if field else ()
+    return str(literals[0]) if literals else None
 
 
 def _parts_in(annotation: Any) -> Iterator[type[Part]]:

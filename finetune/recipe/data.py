@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from finetune.recipe.base import Part
+from finetune.recipe.base import Part, mistakes
 
 
 class Columns(Part):
-    """Which columns of a table have which role; those left out are told by their types."""
+    """The roles of a table's columns; those left out are inferred from the columns' types.
+
+    Attributes:
+        image: paths of images, or images.
+        label: classes; several columns of 0 and 1, one for each class, for images with several labels.
+        split: the split of each row: train, validation or test.
+    """
 
     image: str | None = None
-    label: str | list[str] | None = None  # several: one column of 0 and 1 for each class, for images with many labels
-    split: str | None = None  # names the split of each row: train, validation or test
+    label: str | list[str] | None = None
+    split: str | None = None
 
 
 class DataConfig(Part):
-    """Where labelled images come from, and what becomes of them.
+    """Where labelled images come from, and how they are split.
 
     Attributes:
         source: ``digits`` (scikit-learn's handwritten digits); a folder with a folder for each class, at the top or
             inside train/, validation/ and test/; a folder of Parquet files, or one that ``datasets`` saved; a .csv,
-            .tsv, .parquet or .npz file; a dataset's hub id (``owner/name``); or ``memory``, for datasets given to
+            .tsv, .parquet or .npz file; a dataset's hub id (``owner/name``); or ``memory``, for datasets passed to
             :func:`finetune.run`.
         subset: configuration of a hub dataset that has several.
-        revision: of a hub dataset.
-        columns: roles, where types alone do not tell them.
-        shots_per_class: training images kept of each class; None keeps all.
+        revision: branch, tag or commit of a hub dataset.
+        columns: roles of a table's columns, where their types leave a choice.
+        shots_per_class: training images kept of each class; by default all.
         fraction: share of the training images kept, of each class alike.
-        validation, test: shares taken from training where the source has no such split.
+        validation: share of the training images held out for validation where the source has no such split; none with
+            ``shots_per_class``.
+        test: share held out for testing where the source has no such split.
         sampling: ``balanced`` shows every class equally often, whatever its number of images.
         on_broken_image: ``skip`` leaves broken images out, of every split, and lists them; ``error`` stops the run.
         cache_shortest_edge: training images are decoded once and kept on disk with this shorter edge in pixels.
         num_workers: processes that decode; 0 uses threads.
     """
+
+    active_defaults: ClassVar[frozenset[str]] = frozenset({"validation"})
 
     source: str
     subset: str | None = None
@@ -50,12 +61,25 @@ class DataConfig(Part):
     cache_shortest_edge: int | None = Field(None, ge=8, le=4096)
     num_workers: int = Field(0, ge=0)
 
+    def for_source(self, source: str) -> DataConfig:
+        """The same options for another source, which may have no use for some of them: none counts as asked for."""
+        return DataConfig.model_construct({"source"}, **{**dict(self), "source": source})
+
+    def without_effect(self) -> Mapping[str, str]:
+        cases = {}
+        if self.shots_per_class is not None:
+            cases["validation"] = "with shots_per_class, which holds out no validation images: leave it out, or say 0"
+        if self.source == "digits":
+            cases |= dict.fromkeys(("subset", "revision", "columns"), "on the digits, which are no table: leave it out")
+            cases["cache_shortest_edge"] = "on the digits, which are decoded already: leave it out"
+            cases["on_broken_image"] = "on the digits, none of which is broken: leave it out"
+        elif self.source == "memory":
+            cases |= dict.fromkeys(("subset", "revision"), "on datasets in memory: leave it out")
+        return cases
+
     @model_validator(mode="after")
-    def _shots_are_all_there_is(self) -> DataConfig:
-        if self.shots_per_class is None:
-            return self
-        if "validation" in self.model_fields_set and self.validation > 0:
-            raise ValueError("with shots_per_class no validation images are held out: leave validation out, or say 0")
-        if self.fraction < 1:
-            raise ValueError("shots_per_class and fraction both say how many training images to keep: give one of them")
+    def _one_size_of_the_training_set(self) -> DataConfig:
+        if self.shots_per_class is not None and self.fraction < 1:
+            message = "shots_per_class and fraction both say how many training images to keep: give one of them"
+            raise mistakes(self, {"fraction": message})
         return self

@@ -1,8 +1,8 @@
-"""A recipe: what to fine-tune, on what, and how. Strict, so that a typo is an error and never a silent default."""
+"""A recipe: what to fine-tune, on what, and how. Strict: a typo is an error, never a silent default."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from finetune import resources
 from finetune.errors import RecipeError, nearest
-from finetune.recipe.backbone import BackboneConfig, HeadConfig, ModuleConfig
-from finetune.recipe.base import Name, Part, locate
+from finetune.recipe.backbone import BackboneConfig, HeadConfig, PretrainedConfig
+from finetune.recipe.base import Name, Part, locate, mistakes
 from finetune.recipe.data import DataConfig
+from finetune.recipe.optimization import has_state
 from finetune.recipe.source import RecipeSource
 from finetune.recipe.stages import LinearProbeStage, Stage, TrainStage
 
@@ -20,11 +21,27 @@ _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size
 
 
 class EvaluateConfig(Part):
+    """How models are evaluated.
+
+    Attributes:
+        batch_size: images at a time.
+    """
+
     batch_size: int = Field(256, ge=1)
 
 
 class Recipe(Part):
-    """One run, from pretrained weights to a classifier."""
+    """One run, from pretrained weights to a classifier.
+
+    Attributes:
+        name: the run's, and by default its folder's; where left out, the file's name without its ending.
+        seed: of everything random but the test split, which is the same for every seed.
+        backbone: a pretrained model (``source``), or a Linen module of your own (``module``).
+        head: the layer on the backbone's features.
+        data: labelled images.
+        stages: what is trained, in order.
+        evaluate: how models are evaluated.
+    """
 
     name: Name
     seed: int = Field(0, ge=0, lt=2**32)
@@ -34,29 +51,67 @@ class Recipe(Part):
     stages: list[Stage] = Field(min_length=1)
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @property
+    def train_stages(self) -> dict[int, TrainStage]:
+        """The stages of gradient descent, by their position."""
+        return {i: stage for i, stage in enumerate(self.stages) if isinstance(stage, TrainStage)}
+
+    def without_effect(self) -> Mapping[str, str]:
+        cases: dict[str, str] = {}
+        if not self.train_stages:
+            case = "without a stage of type: train: leave it out"
+            cases |= {"head.dropout": case, "data.sampling": case, "data.cache_shortest_edge": case}
+        if isinstance(self.backbone, PretrainedConfig) and not self._may_train_backbone:
+            case = "where no stage trains the backbone: leave it out"
+            cases |= {"backbone.dropout": case, "backbone.drop_path": case}
+        if self.head.init == "lecun_normal" and isinstance(self.stages[0], LinearProbeStage):
+            cases["head.init"] = "before a linear probe, which fits the head from the start: leave it out"
+        for i, stage in self.train_stages.items():
+            if reason := self._nothing_to_carry_into(i):
+                cases[f"stages.{i}.carry_optimizer_state"] = reason
+            if stage.loss.class_weights == "balanced" and self.data.shots_per_class is not None:
+                cases[f"stages.{i}.loss.class_weights"] = (
+                    "with shots_per_class, which makes all classes equally large: leave it out"
+                )
+        return cases
+
+    @property
+    def _may_train_backbone(self) -> bool:
+        """Whether the backbone may compute as in training: for gradients, or to update its statistics."""
+        stages = self.train_stages.values()
+        updates = any(rule.batch_norm == "update" for stage in stages for rule in stage.partitions)
+        return updates or any(stage.may_train_backbone for stage in stages)
+
+    def _nothing_to_carry_into(self, index: int) -> str | None:
+        """In which case a stage can take over no optimizer state from the one before."""
+        before = self.train_stages.get(index - 1)
+        if before is None:
+            return "without a training stage right before this one: leave it out"
+        optimizers = [partition.optimizer for partition in before.trainable if has_state(partition.optimizer)]
+        if not any(partition.optimizer in optimizers for partition in self.train_stages[index].trainable):
+            return f"where no partition has a stateful optimizer of stage {before.name!r}: leave it out"
+        return None
+
     @model_validator(mode="after")
-    def _stage_names_differ(self) -> Recipe:
+    def _stages_have_different_names(self) -> Recipe:
         names = [stage.name for stage in self.stages]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"stages need different names; used twice: {', '.join(twice)}")
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise mistakes(self, {f"stages.{i}.name": f"stages need different names; used twice: {name}"})
         return self
 
     @model_validator(mode="after")
-    def _what_is_done_to_the_head_has_one(self) -> Recipe:
-        if self.head.init == "none" and not isinstance(self.backbone, ModuleConfig):
-            raise ValueError("head.init: none is for a module that is whole; a pretrained backbone needs a head")
-        for stage in self.stages:
-            if self.head.init == "none" and isinstance(stage, LinearProbeStage):
-                raise ValueError(f"stage {stage.name!r}: a probe fits the head, and head.init: none puts on none")
-        return self
-
-    @model_validator(mode="after")
-    def _kept_optimizer_state_comes_from_somewhere(self) -> Recipe:
+    def _head_fits_backbone_and_stages(self) -> Recipe:
+        if self.head.init != "none":
+            return self
+        if isinstance(self.backbone, PretrainedConfig):
+            message = "none is for a module that outputs logits itself; a pretrained backbone needs a head"
+            raise mistakes(self, {"head.init": message})
         for i, stage in enumerate(self.stages):
-            keeps = isinstance(stage, TrainStage) and stage.carry_optimizer_state
-            if keeps and (i == 0 or not isinstance(self.stages[i - 1], TrainStage)):
-                raise ValueError(f"stage {stage.name!r}: carry_optimizer_state needs a training stage before it")
+            if isinstance(stage, LinearProbeStage):
+                raise mistakes(
+                    self, {f"stages.{i}.type": "a linear probe fits the head, and head.init: none adds none"}
+                )
         return self
 
 
@@ -96,7 +151,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
 
 
 def _explain(error: Any, source: RecipeSource) -> str:
-    """One line for one of pydantic's findings: where, what, received, valid."""
+    """One line for one of pydantic's errors: where, what, received, valid."""
     at, valid = locate(Recipe, error["loc"])
     dotted = ".".join(map(str, at)) or "recipe"
     where = source.where(at)
@@ -108,6 +163,9 @@ def _explain(error: Any, source: RecipeSource) -> str:
         tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"].replace("'", "").split(", ")
         kind = error["ctx"]["discriminator"].strip("'_()")
         return f"{where}: {dotted}: unknown {kind} {tag!r}{nearest(tag, tags)}; choose {', '.join(tags)}"
+    if error["type"] == "union_tag_not_found":
+        key = error["ctx"]["discriminator"].strip("'")
+        return f"{where}: {dotted}: {key!r} is missing: it says which {at[-1]} the options are of"
     if error["type"] == "missing":
         return f"{where}: {dotted!r} is missing"
     message = error["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""A recipe file as it was written: YAML 1.2 with line numbers, and overrides of it."""
+"""A recipe as text: YAML 1.2 with line numbers and overrides, and how a recipe is saved."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from finetune.errors import RecipeError, nearest
-
-Path_ = tuple[str | int, ...]
+from finetune.recipe.base import KeyPath, Part, split_key
 
 
 @dataclass
@@ -23,7 +22,7 @@ class RecipeSource:
 
     path: Path
     document: CommentedMap
-    overridden: dict[Path_, str] = field(default_factory=dict)
+    overridden: dict[KeyPath, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> RecipeSource:
@@ -46,7 +45,7 @@ class RecipeSource:
         match = re.fullmatch(r"(?:~(?P<gone>[^=]+)|(?P<key>[^=]+)=(?P<value>.*))", text, re.DOTALL)
         if match is None:
             raise RecipeError(f"override {text!r}: write key=value, or ~key to delete a key")
-        keys = _split(match["gone"] or match["key"])
+        keys = split_key((match["gone"] or match["key"]).strip())
         parent = self._parent(keys, text)
         if match["gone"]:
             if isinstance(parent, CommentedMap) and keys[-1] not in parent:
@@ -58,9 +57,10 @@ class RecipeSource:
             parent[keys[-1]] = _parser().load(match["value"])
         except YAMLError:
             raise RecipeError(f"override {text!r}: {match['value']!r} is not a YAML value") from None
+        self.overridden.pop(keys, None)  # so that the latest comes last
         self.overridden[keys] = text
 
-    def _parent(self, keys: Path_, text: str) -> Any:
+    def _parent(self, keys: KeyPath, text: str) -> Any:
         """The container that holds the last key; mappings on the way are made where they are missing."""
         node: Any = self.document
         for depth, key in enumerate(keys):
@@ -76,9 +76,9 @@ class RecipeSource:
             node = node[key]
         return node
 
-    def where(self, at: Path_) -> str:
+    def where(self, at: KeyPath) -> str:
         """``file:line`` of the deepest part of the path that the file has, or the override that wrote it."""
-        for written, text in self.overridden.items():
+        for written, text in reversed(self.overridden.items()):  # a later one writes over an earlier one
             if at and (at[: len(written)] == written or (written[: len(at)] == at and not self._in_file(at))):
                 return f"override {text!r}"
         line, node = None, self.document
@@ -90,7 +90,7 @@ class RecipeSource:
                 break
         return f"{self.path}:{line + 1}" if line is not None else str(self.path)
 
-    def _in_file(self, at: Path_) -> bool:
+    def _in_file(self, at: KeyPath) -> bool:
         node: Any = self.document
         for key in at:
             if isinstance(node, CommentedMap) and key not in (node.lc.data or {}):
@@ -103,17 +103,16 @@ class RecipeSource:
         return _plain(self.document)
 
 
-def dump(data: dict[str, Any]) -> str:
-    """``data`` as YAML text."""
+def dump_recipe(recipe: Part) -> str:
+    """A recipe as YAML text that :func:`load_recipe` reads back as an equal one.
+
+    It holds every value that has an effect, defaults too, so that other defaults in a later version do not change it.
+    """
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False  # type: ignore[assignment]
     stream = StringIO()
-    yaml.dump(data, stream)
+    yaml.dump(recipe.model_dump(mode="json"), stream)
     return stream.getvalue()
-
-
-def dump_recipe(recipe: Any) -> str:
-    return dump(recipe.model_dump(exclude_unset=True))
 
 
 def purpose(path: Path) -> str:
@@ -131,10 +130,6 @@ def purpose(path: Path) -> str:
 
 def _parser() -> YAML:
     return YAML(typ="rt", pure=True)
-
-
-def _split(dotted: str) -> Path_:
-    return tuple(int(part) if part.isdecimal() else part for part in dotted.strip().split("."))
 
 
 def _plain(node: Any) -> Any:

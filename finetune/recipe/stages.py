@@ -1,25 +1,44 @@
-"""What a stage of a run is, and who learns in it."""
+"""What a stage of a run is, and which parameters it trains."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from finetune.recipe.augment import Augment
-from finetune.recipe.base import Fraction, Name, Part
+from finetune.recipe.base import Fraction, Name, Part, mistakes
 from finetune.recipe.optimization import AdamW, Constant, CrossEntropy, Loss, Optimizer, Schedule
 
-FROZEN = "frozen"  # the label of everything that does not learn
+FROZEN = "frozen"  # the label of all frozen parameters
+
+_OF_TRAINABLE = (
+    "name",
+    "optimizer",
+    "learning_rate",
+    "schedule",
+    "weight_decay",
+    "weight_decay_on",
+    "layer_decay",
+    "l2_sp",
+    "lora",
+)
 
 
 class Lora(Part):
-    """Low-rank adapters in place of the matched kernels (Hu et al. 2021, arXiv:2106.09685)."""
+    """Low-rank adapters in place of the matched kernels (Hu et al. 2021, arXiv:2106.09685).
+
+    Attributes:
+        rank: of the adapters.
+        alpha: adapters are scaled by alpha / rank; by default 1.
+        dora: train the kernels' magnitudes apart from their directions (Liu et al. 2024, arXiv:2402.09353).
+    """
 
     rank: int = Field(8, ge=1)
-    alpha: float | None = Field(None, gt=0)  # adapters are scaled by alpha / rank; the rank itself by default
-    dora: bool = False  # magnitudes learn apart from directions (Liu et al. 2024, arXiv:2402.09353)
+    alpha: float | None = Field(None, gt=0)
+    dora: bool = False
 
     @property
     def scale(self) -> float:
@@ -27,23 +46,29 @@ class Lora(Part):
 
 
 class Partition(Part):
-    """Who learns, how fast.
+    """A rule: which parameters it matches, and how they are trained. The first rule that matches a parameter takes it.
 
     Attributes:
         match: a regular expression for whole parameter paths such as ``head/kernel``, or one of ``head``,
             ``backbone``, ``norms``, ``biases``, ``embeddings``, ``blocks[i]`` and ``blocks[a:b]`` (of the backbone,
             counted as Python counts).
         name: what logs and tables call it; by default ``match``.
+        frozen: not trained at all.
+        optimizer: by name, or with its options.
         learning_rate: peak, per step.
-        weight_decay: of kernels alone, unless ``weight_decay_on`` says all leaves.
-        layer_decay: each block's rate is that of the block above it times this; top and head have the full rate
-            (Clark et al. 2020, arXiv:2003.10555; Bao et al. 2022, arXiv:2106.08254).
-        l2_sp: strength of the pull to the pretrained values, those of the head to zero (Li et al. 2018,
+        schedule: of the learning rate, by name or with its options.
+        weight_decay: strength.
+        weight_decay_on: ``kernels``, or ``all``: norms, biases, tokens and positions as well.
+        layer_decay: each block's learning rate is that of the block above it times this; the parameters above the
+            blocks have the full rate (Clark et al. 2020, arXiv:2003.10555; Bao et al. 2022, arXiv:2106.08254).
+        l2_sp: strength of the pull to the pretrained values, of the head's parameters to zero (Li et al. 2018,
             arXiv:1802.01483).
         batch_norm: ``frozen`` normalizes with the running statistics in training too and keeps them; ``update`` updates
             them. By default frozen where the partition is.
-        lora: adapters learn, the matched dense kernels stay as they are.
+        lora: train adapters; the matched dense kernels stay as they are.
     """
+
+    active_defaults: ClassVar[frozenset[str]] = frozenset({"optimizer", "schedule"})
 
     match: str
     name: Name | None = None
@@ -66,6 +91,30 @@ class Partition(Part):
     def freezes_statistics(self) -> bool:
         return self.batch_norm == "frozen" or (self.batch_norm is None and self.frozen)
 
+    @property
+    def is_of_head(self) -> bool:
+        """Whether it can match parameters of the head only, as far as the rule itself shows."""
+        return self.match == "head" or (self.match.startswith("head/") and "|" not in self.match)
+
+    def without_effect(self) -> Mapping[str, str]:
+        if self.frozen:
+            return dict.fromkeys(_OF_TRAINABLE, "on a frozen partition: leave it out, or leave out frozen")
+        cases = {}
+        if self.weight_decay == 0:
+            cases["weight_decay_on"] = "without weight_decay: set that, or leave it out"
+        elif self.match == "embeddings" and self.weight_decay_on == "kernels":
+            cases["weight_decay"] = "on embeddings, which are no kernels: add weight_decay_on: all, or leave it out"
+        if self.is_of_head:
+            cases["layer_decay"] = "on the head, which is above all blocks: leave it out"
+        if self.lora is not None:
+            cases["l2_sp"] = "with lora, which keeps the kernels at their pretrained values: leave it out"
+            if not self.lora.dora:
+                cases.setdefault("weight_decay_on", "with lora, all of whose parameters are kernels: leave it out")
+                if self.optimizer.name == "muon":
+                    case = "with lora, all of whose parameters muon orthogonalizes: leave it out"
+                    cases |= {"optimizer.b1": case, "optimizer.b2": case}
+        return cases
+
     @field_validator("match")
     @classmethod
     def _is_a_regular_expression(cls, match: str) -> str:
@@ -76,43 +125,48 @@ class Partition(Part):
         return match
 
     @model_validator(mode="after")
-    def _learns_or_is_frozen(self) -> Partition:
+    def _is_trainable_or_frozen(self) -> Partition:
         if not self.frozen and self.learning_rate is None:
             raise ValueError("a partition needs learning_rate, or frozen: true")
-        learns = self.model_fields_set - {"match", "name", "frozen", "batch_norm"}
-        if self.frozen and learns:
-            raise ValueError(f"a frozen partition takes no {', '.join(sorted(learns))}")
         if not self.frozen and self.label == FROZEN:
-            raise ValueError(f"the name {FROZEN!r} is kept for what does not learn")
+            raise ValueError(f"the name {FROZEN!r} is reserved for frozen parameters: choose another")
         return self
 
 
 class LinearProbeStage(Part):
-    """Multinomial logistic regression on the frozen backbone's pooled features, which are computed once."""
+    """Multinomial logistic regression on the frozen backbone's pooled features, which are computed once.
+
+    Attributes:
+        name: what logs and results call the stage.
+        l2: strength of the regularization; by default chosen by cross-validation on the training images.
+    """
 
     type: Literal["linear_probe"]
     name: Name = "probe"
-    l2: float | None = Field(None, gt=0)  # strength; None: chosen by cross-validation on the training images
+    l2: float | None = Field(None, gt=0)
 
 
 class TrainStage(Part):
     """Gradient descent over the partitions.
 
     Attributes:
+        name: what logs and results call the stage.
         epochs, steps, examples: how long, in one of them; steps are optimizer steps.
         batch_size: images of one optimizer step.
         grad_accum_steps: parts of a batch, computed one after the other; this divides the memory for activations.
         clip_grad_norm: greatest global norm of the trainable parameters' gradients.
-        ema_decay: decay of an exponential moving average of the trainable parameters, which is then measured and saved.
-            It rises to this value as min(ema_decay, (1 + step) / (10 + step)).
-        augment: what is done at random to each training image; nothing by default.
+        ema_decay: decay of an exponential moving average of the trainable parameters, which is then evaluated and
+            saved. It rises to this value as min(ema_decay, (1 + step) / (10 + step)).
+        loss: by name, or with its options.
+        augment: random augmentation of each training image; none by default.
         mixup, cutmix: alpha of the Beta distribution that pairs of images are mixed by (Zhang et al. 2018,
             arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899); where both are given each batch takes one of them.
         compute_dtype: dtype of the computation; trainable parameters are float32 in either case.
-        frozen_dtype: dtype that frozen parameters are held in during the stage; afterwards they are as before.
+        frozen_dtype: dtype of frozen parameters during the stage; afterwards they are as before.
         remat: recompute each block's activations in the backward pass instead of keeping them.
         carry_optimizer_state: start from the optimizer state of the stage before, for partitions that it trained with
             the same optimizer.
+        partitions: rules, in order; every parameter has to match one.
     """
 
     type: Literal["train"] = "train"
@@ -134,21 +188,55 @@ class TrainStage(Part):
     carry_optimizer_state: bool = False
     partitions: list[Partition] = Field(min_length=1)
 
+    @property
+    def trainable(self) -> list[Partition]:
+        return [partition for partition in self.partitions if not partition.frozen]
+
+    @property
+    def may_train_backbone(self) -> bool:
+        """Whether gradients may reach the backbone's parameters, as far as the rules themselves show."""
+        return not all(partition.is_of_head for partition in self.trainable)
+
+    def without_effect(self) -> Mapping[str, str]:
+        cases = {unit: "in a stage of another unit" for unit in _UNITS if getattr(self, unit) is None}
+        if self.batch_size == self.grad_accum_steps:
+            one = "where one image is computed at a time, which has no other to be mixed with: lower grad_accum_steps"
+            cases |= {"mixup": f"{one}, or leave it out", "cutmix": f"{one}, or leave it out"}
+        if not any(partition.frozen or partition.lora for partition in self.partitions):
+            cases["frozen_dtype"] = "in a stage that freezes no parameter: leave it out"
+        if not self.may_train_backbone:
+            cases["remat"] = "in a stage that trains the head alone, where no gradient passes a block: leave it out"
+        for i, partition in enumerate(self.partitions):
+            if partition.is_of_head:
+                cases[f"partitions.{i}.batch_norm"] = "on the head, which has no batch normalization: leave it out"
+        return cases
+
     @model_validator(mode="after")
-    def _is_whole(self) -> TrainStage:
-        if sum(length is not None for length in (self.epochs, self.steps, self.examples)) != 1:
+    def _has_one_length(self) -> TrainStage:
+        if sum(getattr(self, unit) is not None for unit in _UNITS) != 1:
             raise ValueError("a stage needs either epochs, steps or examples")
-        if all(partition.frozen for partition in self.partitions):
-            raise ValueError("every partition is frozen: nothing would learn")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_divides_into_equal_parts(self) -> TrainStage:
         if self.batch_size % self.grad_accum_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of grad_accum_steps {self.grad_accum_steps}"
             )
-        labels = [partition.label for partition in self.partitions if not partition.frozen]
-        twice = sorted({label for label in labels if labels.count(label) > 1})
-        if twice:
-            raise ValueError(f"partitions need different names; used twice: {', '.join(twice)}")
         return self
+
+    @model_validator(mode="after")
+    def _trains_partitions_of_different_names(self) -> TrainStage:
+        if not self.trainable:
+            raise ValueError("every partition is frozen: nothing would be trained; give one a learning_rate")
+        labels = [partition.label for partition in self.trainable]
+        if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+            message = f"partitions need different names; used twice: {', '.join(repeated)}"
+            raise mistakes(self, {"partitions": message})
+        return self
+
+
+_UNITS = ("epochs", "steps", "examples")
 
 
 def _type(value: Any) -> Any:

@@ -130,7 +130,7 @@ def step_cost(trainer: StageTrainer, backbone: Backbone, batch_size: int) -> Ste
 
 
 def largest_batch(trainer: StageTrainer, backbone: Backbone, cost: StepCost) -> int | None:
-    """The largest batch whose step this device's memory should hold, found by compiling; None if none does.
+    """The largest batch whose step this device's memory should hold, by compiling; None if none does.
 
     Memory grows with the batch, but not quite in proportion: each guess goes through the two peaks known last, and the
     answer is one that was compiled.

@@ -89,7 +89,7 @@ def run(
 
 
 def _start(folder: RunFolder, setup: RunSetup, overwrite: bool) -> None:
-    """Makes the folder, now that recipe, data and weights have been found good."""
+    """Makes the folder, now that recipe, data and weights are known to be good."""
     if overwrite:
         folder.clear()
     folder.start(setup.recipe, about_run(setup.recipe, setup.backbone_sha256, setup.splits.sha256))

@@ -171,8 +171,8 @@ def test_a_module_that_does_not_fit_is_one_message(code, override, words):
         ("backbone.image.channels=2", "input should be 1 or 3"),
         ("backbone.image.mean=[0.1, 0.2]", "mean: one number, or a list of 1; received 2"),
         ("backbone.imagee={size: 8}", "unknown key 'backbone.imagee' .did you mean 'image'"),
-        ("head.dropout=0.5", "init: none puts on no head"),
-        ("stages.0={type: linear_probe}", "head.init: none puts on none"),
+        ("head.dropout=0.5", "init: none, which adds no head"),
+        ("stages.0={type: linear_probe}", "head.init: none adds none"),
         ("backbone={source: builtin:tiny-clip}", "a pretrained backbone needs a head"),
     ],
 )

@@ -117,5 +117,5 @@ def test_a_warm_up_may_start_from_any_rate():
     written = {"name": "cosine", "warmup": {"steps": 6}, "warmup_init_factor": 0.25, "end_factor": 0.1}
     theirs = optax.warmup_cosine_decay_schedule(0.25 * PEAK, PEAK, 6, TOTAL, 0.1 * PEAK)
     np.testing.assert_allclose(rates(written), [theirs(step) for step in range(TOTAL)], rtol=1e-6)
-    with pytest.raises(ValueError, match="warmup_init_factor needs a warmup"):
+    with pytest.raises(ValueError, match="has no effect without a warmup"):
         rates({"name": "cosine", "warmup_init_factor": 0.0})

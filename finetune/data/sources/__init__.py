@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from finetune.data.labeled_images import EncodedImages
 from finetune.data.sources.arrays import read_digits, read_npz
 from finetune.data.sources.folders import read_folders
 from finetune.data.sources.labels import LabeledImages
@@ -23,13 +26,27 @@ def read_source(config: DataConfig, memory: Any = None) -> dict[str, LabeledImag
         memory: a ``datasets.Dataset``, or a mapping of split names to some, for ``source: memory``.
 
     Raises:
-        DataError: a source that is missing or empty, or whose columns cannot be told.
+        DataError: a source that is missing or empty, whose columns cannot be told, or for which an option of the
+            recipe has no effect.
     """
+    splits = _read(config, memory)
+    for name in ("validation", "test"):
+        if name in splits and getattr(config, name) and not config.has_default(name):
+            _refuse(config, f"the source has a {name} split of its own", name)
+    images = splits["train"].images
+    if isinstance(images, np.ndarray) or (isinstance(images, EncodedImages) and images.fingerprint is None):
+        _refuse(config, "the images are in memory already", "cache_shortest_edge")
+    return splits
+
+
+def _read(config: DataConfig, memory: Any) -> dict[str, LabeledImages]:
     if config.source == MEMORY:
         return _tables().read_memory(memory, config)
     if config.source == "digits":
         return read_digits()
     path = Path(config.source).expanduser()
+    if path.exists():
+        _refuse(config, f"{path} is no hub dataset", "subset", "revision")
     if path.is_file():
         return _read_file(path, config)
     if path.is_dir():
@@ -53,6 +70,7 @@ def _read_file(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
         case ".parquet":
             return _tables().read_parquet(path, config)
         case ".npz":
+            _refuse(config, f"{path} holds arrays", "columns")
             return read_npz(path)
     raise DataError(f"data.source: {path}: a file of this kind is not read; these are: .csv, .tsv, .parquet, .npz")
 
@@ -62,7 +80,18 @@ def _read_folder(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
         return _tables().read_saved(path, config)
     if next(path.glob("*.parquet"), None) or next(path.glob("*/*.parquet"), None):
         return _tables().read_parquet(path, config)
+    _refuse(config, f"{path} is a folder of images", "columns")
     return read_folders(path)
+
+
+def _refuse(config: DataConfig, reason: str, *options: str) -> None:
+    """Raises DataError where the recipe asks for an option that has no effect on its source."""
+    for name in options:
+        if config.asks_for(name):
+            raise DataError(
+                f"data.{name}: has no effect, as {reason}: leave it out (~data.{name}); "
+                f"received {getattr(config, name)!r}"
+            )
 
 
 def _tables() -> Any:

@@ -21,7 +21,7 @@ def save(tmp_path):
 
 
 def load(path):
-    return load_splits(DataConfig(source=str(path), validation=0.0, test=0.5), 0)
+    return load_splits(DataConfig(source=str(path), validation=0.0), 0)
 
 
 def test_images_and_labels_are_divided(save):

@@ -35,7 +35,7 @@ def red(split):
 
 
 def load(source, memory=None, **options):
-    return load_splits(DataConfig(source=str(source), **{"validation": 0.0, "test": 0.5, **options}), 0, memory)
+    return load_splits(DataConfig(source=str(source), **{"validation": 0.0, **options}), 0, memory)
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_a_class_without_images_stops_with_its_name():
 
 
 def test_a_test_split_whose_labels_are_withheld_counts_as_absent():
-    splits = load("memory", {"train": dataset([0, 1] * 4, ANIMALS), "test": dataset([-1, -1], ANIMALS)})
+    splits = load("memory", {"train": dataset([0, 1] * 4, ANIMALS), "test": dataset([-1, -1], ANIMALS)}, test=0.5)
     assert (len(splits.train), len(splits.test)) == (4, 4)
 
 
@@ -196,7 +196,7 @@ def test_parquet_files_are_split_by_what_their_names_begin_with(tmp_path):
 
 def test_a_single_parquet_file_is_training_data(tmp_path):
     dataset([0, 1] * 4, ANIMALS).to_parquet(tmp_path / "images.parquet")
-    assert len(load(tmp_path / "images.parquet").train) == 4
+    assert len(load(tmp_path / "images.parquet", test=0.5).train) == 4
 
 
 def test_a_truncated_parquet_file_is_one_message(tmp_path):
