@@ -134,7 +134,7 @@ _SIZES = {
     "so400m": (1152, 27, 16, 3.7362),
     "giantopt": (1536, 40, 16, 4.0),
 }
-_POOLS = {"token": "class", "avg": "mean", "map": "attention"}
+_POOLS: dict[str, Pooling] = {"token": "class", "avg": "mean", "map": "attention"}
 _ARGUMENTS = {"img_size", "fc_norm", "act_layer", "no_embed_class", "global_pool", "dynamic_img_size", "init_values"}
 _ARGUMENTS |= {"class_token", "pre_norm", "qkv_bias", "drop_rate", "drop_path_rate", "attn_drop_rate", "reg_tokens"}
 _ARCHITECTURE = re.compile(
