@@ -1,4 +1,4 @@
-"""What a check of the images found, in figures."""
+"""The data report: counts, sizes and modes of the images in each split, broken images, and leakage between splits."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ _EXAMPLES = 5
 
 
 def report(splits: Splits) -> dict[str, Any]:
-    """As JSON has it: images, classes, sizes and modes of each split; broken images; pictures in two splits."""
-    found = duplicates_across(splits.named())
+    """The report of scanned splits, as ``finetune check-data --json`` prints it."""
+    duplicates = duplicates_across(splits.named())
     return {
         "classes": list(splits.class_names),
         "splits": {name: _describe(split, splits.class_names) for name, split in splits.named().items()},
         "skipped": list(splits.skipped),
         "leakage": {
-            "exact": sum(duplicate.exact for duplicate in found),
-            "near": sum(not duplicate.exact for duplicate in found),
-            "examples": [_names(splits, duplicate) for duplicate in found[:_EXAMPLES]],
+            "exact": sum(duplicate.exact for duplicate in duplicates),
+            "near": sum(not duplicate.exact for duplicate in duplicates),
+            "examples": [_names(splits, duplicate) for duplicate in duplicates[:_EXAMPLES]],
         },
     }
 
 
 def leakage(splits: Splits) -> str | None:
-    """One line about pictures that are in two splits; None where there are none."""
-    found = duplicates_across(splits.named())
-    if not found:
+    """One line about images that are in two splits; None if there are none."""
+    duplicates = duplicates_across(splits.named())
+    if not duplicates:
         return None
-    pairs = Counter((duplicate.other_split, duplicate.split) for duplicate in found)
-    counts = ", ".join(f"{count} of {b} also in {a}" for (a, b), count in pairs.items())
-    return f"leakage: {counts}; the first: {' = '.join(_names(splits, found[0]))}; see: finetune check"
+    pairs = Counter((duplicate.other_split, duplicate.split) for duplicate in duplicates)
+    counts = ", ".join(f"{count} of {later} also in {earlier}" for (earlier, later), count in pairs.items())
+    first = " = ".join(_names(splits, duplicates[0]))
+    return f"leakage: {counts}; the first: {first}; see: finetune check-data"
 
 
 def _describe(split: Split, class_names: tuple[str, ...]) -> dict[str, Any]:

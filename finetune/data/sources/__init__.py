@@ -1,4 +1,4 @@
-"""Where labelled images come from: one reader for each kind of source, all to the same form."""
+"""Where labeled images come from: a reader for each type of source, all with the same result."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from finetune.data.labeled_images import LabeledImages
 from finetune.data.sources.arrays import read_digits, read_npz
 from finetune.data.sources.folders import read_folders
-from finetune.data.sources.labels import LabeledImages
 from finetune.errors import DataError, nearest
 from finetune.recipe import DataConfig
 
@@ -17,13 +17,13 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def read_source(config: DataConfig, memory: Any = None) -> dict[str, LabeledImages]:
-    """The source's own splits, by their names here: train, and validation and test where it has them.
+    """The splits that the source has: ``train``, and ``validation`` and ``test`` if there are any.
 
     Args:
-        memory: a ``datasets.Dataset``, or a mapping of split names to some, for ``source: memory``.
+        memory: a ``datasets.Dataset``, or a mapping from split names to datasets, for ``source: memory``.
 
     Raises:
-        DataError: a source that is missing or empty, or whose columns cannot be told.
+        DataError: the source is missing, empty or cannot be read, or the columns' roles cannot be inferred.
     """
     if config.source == MEMORY:
         return _tables().read_memory(memory, config)
@@ -38,11 +38,12 @@ def read_source(config: DataConfig, memory: Any = None) -> dict[str, LabeledImag
         return _tables().read_hub(config)
     raise DataError(
         f"data.source: {config.source}: no such file or folder{nearest(config.source, ['digits'])}; "
-        "also: digits, or a dataset's hub id (owner/name)"
+        "other sources: digits, or the hub id of a dataset (owner/name)"
     )
 
 
 def is_path(source: str) -> bool:
+    """Whether a source is an existing file or folder."""
     return source not in ("digits", MEMORY) and Path(source).expanduser().exists()
 
 
@@ -54,7 +55,7 @@ def _read_file(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
             return _tables().read_parquet(path, config)
         case ".npz":
             return read_npz(path)
-    raise DataError(f"data.source: {path}: a file of this kind is not read; these are: .csv, .tsv, .parquet, .npz")
+    raise DataError(f"data.source: {path}: unsupported type of file; supported: .csv, .tsv, .parquet, .npz")
 
 
 def _read_folder(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
@@ -66,10 +67,7 @@ def _read_folder(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
 
 
 def _tables() -> Any:
-    """The readers that need ``datasets``, whose import takes a second."""
+    """The readers that need ``datasets``, which takes a second to import."""
     from finetune.data.sources import tables
 
     return tables
-
-
-__all__ = ["MEMORY", "LabeledImages", "is_path", "read_source"]
