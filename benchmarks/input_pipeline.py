@@ -27,10 +27,10 @@ import numpy as np
 from PIL import Image
 
 from finetune.data.augment import make_training_transform, random_box
+from finetune.data.classes import align_classes
 from finetune.data.image_scan import scan_images
 from finetune.data.loader import training_batches
 from finetune.data.sources import read_source
-from finetune.data.splits import align_classes
 from finetune.images.fast_decode import Box, decode_crop
 from finetune.images.spec import ImageSpec
 from finetune.recipe import DataConfig

@@ -1,1 +1,1 @@
-"""LabeledImages images: where they come from, how they are prepared, and in what order they are served."""
+"""Labeled images: where they come from, how they are split, prepared and batched."""

@@ -1,4 +1,4 @@
-"""The same picture in two splits: what was learned from would be measured again."""
+"""Leakage: images of one split that are also in another, where they would be evaluated after training on them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from itertools import combinations
 
 import numpy as np
 
-from finetune.data.labeled_images import Split
+from finetune.data.labeled_images import ImageStats, Split
 
-_BITS = 4  # of 64 in which the outlines of near duplicates may differ
-_LEVELS = 2.0  # mean absolute difference of their thumbnails, of 255
-_ROWS = 1 << 22  # comparisons at a time
-MOST = 3 * 10**10  # comparisons that are worth their time
+_MAX_BITS = 4  # of 64 in which the difference hashes of near duplicates may differ
+_MAX_DIFFERENCE = 2.0  # mean absolute difference of their thumbnails, of 255
+_CHUNK = 1 << 22  # pairs of hashes compared at a time
+_MAX_PAIRS = 3 * 10**10  # pairs of images in two splits above which near duplicates are not searched for
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Image ``index`` of one split is image ``other_index`` of another: with the very same pixels, or nearly."""
+    """Image ``index`` of ``split`` is image ``other_index`` of ``other_split``.
+
+    Attributes:
+        exact: whether their pixels are equal; else they are nearly equal.
+    """
 
     split: str
     index: int
@@ -28,45 +32,43 @@ class Duplicate:
 
 
 def duplicates_across(splits: Mapping[str, Split]) -> list[Duplicate]:
-    """Each image of a split with its double in an earlier split, if it has one.
+    """For each image that is also in an earlier split, its duplicate there.
 
-    Near duplicates are images of the same outline (difference hash) whose thumbnails are the same within two levels,
-    as re-encoded and resized copies are; they are not searched for among more than ``MOST`` pairs.
+    Near duplicates, such as re-encoded and resized copies, have similar difference hashes, and thumbnails that differ
+    by at most two levels of 255. They are not searched for in very large splits (more than 3e10 pairs of images).
 
     Args:
-        splits: with facts, the one that learns first.
+        splits: with their stats; the training split comes first.
     """
-    found = []
-    for (a, first), (b, second) in combinations(splits.items(), 2):
-        exact = dict(_exact(first, second))
-        found += [Duplicate(b, j, a, i, True) for j, i in exact.items()]
-        if len(first) * len(second) <= MOST:
-            near = {j: i for j, i in _near(first, second) if j not in exact}
-            found += [Duplicate(b, j, a, i, False) for j, i in near.items()]
-    return found
+    duplicates = []
+    for (name, earlier), (other_name, later) in combinations(splits.items(), 2):
+        assert earlier.stats is not None
+        assert later.stats is not None
+        exact = dict(_exact(earlier.stats, later.stats))
+        duplicates += [Duplicate(other_name, j, name, i, True) for j, i in exact.items()]
+        if len(earlier) * len(later) <= _MAX_PAIRS:
+            near = {j: i for j, i in _near(earlier.stats, later.stats) if j not in exact}
+            duplicates += [Duplicate(other_name, j, name, i, False) for j, i in near.items()]
+    return duplicates
 
 
-def _exact(first: Split, second: Split) -> Iterator[tuple[int, int]]:
-    """(index in second, index in first)."""
-    assert first.stats is not None
-    assert second.stats is not None
-    known = {value: i for i, value in enumerate(first.stats.pixels.tolist()) if not first.stats.problem[i]}
-    for j, value in enumerate(second.stats.pixels.tolist()):
-        if value in known and not second.stats.problem[j]:
-            yield j, known[value]
+def _exact(earlier: ImageStats, later: ImageStats) -> Iterator[tuple[int, int]]:
+    """(index in later, index in earlier) of images with equal pixels."""
+    index = {value: i for i, value in enumerate(earlier.pixel_hash.tolist()) if not earlier.problem[i]}
+    for j, value in enumerate(later.pixel_hash.tolist()):
+        if value in index and not later.problem[j]:
+            yield j, index[value]
 
 
-def _near(first: Split, second: Split) -> Iterator[tuple[int, int]]:
-    """(index in second, index in first) of candidates by outline that their thumbnails confirm."""
-    a, b = first.stats, second.stats
-    assert a is not None
-    assert b is not None
-    step = max(1, _ROWS // max(1, len(a.outline)))
-    for start in range(0, len(b.outline), step):
-        apart = np.bitwise_count(b.outline[start : start + step, None] ^ a.outline[None, :])
-        rows, columns = np.nonzero(apart <= _BITS)
-        for from_ in range(0, len(rows), _ROWS // 64):
-            j, i = rows[from_ : from_ + _ROWS // 64] + start, columns[from_ : from_ + _ROWS // 64]
-            difference = np.abs(b.thumbnail[j].astype(np.int16) - a.thumbnail[i]).mean((1, 2, 3))
-            usable = (a.problem[i] == "") & (b.problem[j] == "") & (difference <= _LEVELS)
-            yield from zip(j[usable].tolist(), i[usable].tolist(), strict=True)
+def _near(earlier: ImageStats, later: ImageStats) -> Iterator[tuple[int, int]]:
+    """(index in later, index in earlier) of images with similar difference hashes and similar thumbnails."""
+    rows_per_chunk = max(1, _CHUNK // max(1, len(earlier.difference_hash)))
+    for start in range(0, len(later.difference_hash), rows_per_chunk):
+        chunk = later.difference_hash[start : start + rows_per_chunk]
+        different_bits = np.bitwise_count(chunk[:, None] ^ earlier.difference_hash[None, :])
+        rows, columns = np.nonzero(different_bits <= _MAX_BITS)
+        for first in range(0, len(rows), _CHUNK // 64):
+            j, i = rows[first : first + _CHUNK // 64] + start, columns[first : first + _CHUNK // 64]
+            difference = np.abs(later.thumbnail[j].astype(np.int16) - earlier.thumbnail[i]).mean((1, 2, 3))
+            near = (earlier.problem[i] == "") & (later.problem[j] == "") & (difference <= _MAX_DIFFERENCE)
+            yield from zip(j[near].tolist(), i[near].tolist(), strict=True)

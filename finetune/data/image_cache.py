@@ -1,9 +1,8 @@
-"""Training images decoded once, at a chosen size, and kept on disk."""
+"""Training images that are decoded once, at a reduced size, and kept on disk as pixels."""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,14 +13,14 @@ from PIL import Image
 
 from finetune.data.labeled_images import Images, Split
 from finetune.errors import DataError
-from finetune.files import require_space
+from finetune.files import folder_written_atomically, require_space
 from finetune.images.open import open_image
 
-_AT_ONCE = 256  # images decoded before they are written
+_CHUNK = 256  # images decoded before they are written
 
 
 class CachedImages:
-    """uint8 arrays [H, W, 3] of different sizes, one behind the other in a file that is mapped into memory."""
+    """uint8 arrays [H, W, 3] of different sizes, concatenated in a memory-mapped file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -39,42 +38,39 @@ class CachedImages:
         start = self._start[i]
         return np.asarray(self._pixels[start : start + height * width * 3]).reshape(height, width, 3)
 
-    def __getstate__(self) -> dict[str, Any]:  # a worker maps the file itself
+    def __getstate__(self) -> dict[str, Any]:  # without the pixels: a worker process maps the file itself
         return {**self.__dict__, "_pixels": None}
 
 
 def cached(split: Split, size: int, folder: Path, fingerprint: str) -> Split:
-    """The split with its images at ``size`` pixels along the shorter edge (smaller ones as they are), read from
-    ``folder`` and written there first if need be.
+    """The split with its images from a cache in ``folder``, which is written first if it is missing.
 
     Args:
-        fingerprint: of the images, all of them in this order.
+        size: pixels of the shorter edge to which larger images are shrunk.
+        fingerprint: of the images, in their order.
 
     Raises:
-        DataError: an image cannot be decoded; CheckpointError: the disk has no room.
+        DataError: an image cannot be decoded.
+        CheckpointError: the disk has too little room.
     """
     if isinstance(split.images, np.ndarray):
         return split  # nothing to decode
-    home = folder / "images" / hashlib.sha256(f"{fingerprint} {size}".encode()).hexdigest()[:32]
-    if not (home / "index.npy").is_file():
-        _write(split, size, home)
-    return Split(CachedImages(home), split.labels, split.stats)
+    target = folder / "images" / hashlib.sha256(f"{fingerprint} {size}".encode()).hexdigest()[:32]
+    if not (target / "index.npy").is_file():
+        _write(split, size, target)
+    return Split(CachedImages(target), split.labels, split.stats)
 
 
-def _write(split: Split, size: int, home: Path) -> None:
-    require_space(home, len(split) * size * size * 4)  # of photographs, at 4:3
-    fresh = home.with_name(home.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
+def _write(split: Split, size: int, target: Path) -> None:
+    require_space(target, len(split) * size * size * 4)  # 3 channels at an aspect ratio of 4:3
     rows, start = [], 0
-    with (fresh / "pixels").open("wb") as file:
-        for array in _decoded(split, size):
-            file.write(array.tobytes())
-            rows.append((start, *array.shape[:2]))
-            start += array.size
-    np.save(fresh / "index.npy", np.array(rows, np.int64))
-    shutil.rmtree(home, ignore_errors=True)
-    fresh.rename(home)
+    with folder_written_atomically(target) as folder:
+        with (folder / "pixels").open("wb") as file:
+            for array in _decoded(split, size):
+                file.write(array.tobytes())
+                rows.append((start, *array.shape[:2]))
+                start += array.size
+        np.save(folder / "index.npy", np.array(rows, np.int64))
 
 
 def _decoded(split: Split, size: int) -> Iterator[np.ndarray]:
@@ -87,8 +83,8 @@ def _decoded(split: Split, size: int) -> Iterator[np.ndarray]:
             raise DataError(f"{split.name(i)}: {error}") from None
 
     with ThreadPoolExecutor() as pool:
-        for first in range(0, len(split), _AT_ONCE):
-            yield from pool.map(decode, range(first, min(first + _AT_ONCE, len(split))))
+        for first in range(0, len(split), _CHUNK):
+            yield from pool.map(decode, range(first, min(first + _CHUNK, len(split))))
 
 
 def _shrink(image: Image.Image, size: int) -> np.ndarray:

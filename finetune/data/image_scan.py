@@ -1,9 +1,8 @@
-"""Looking at every image before training: can it be decoded, and what is it like."""
+"""Scanning images before training: decoding each of them once, to check it and to measure it."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,33 +13,33 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.data.labeled_images import THUMBNAIL, EncodedImages, Images, ImageStats, Split
+from finetune.data.labeled_images import THUMBNAIL_SIZE, EncodedImages, Images, ImageStats, Split
 from finetune.errors import DataError
-from finetune.images.open import open_image
+from finetune.files import written_atomically
+from finetune.images.open import open_with_mode
 
-_FORMAT = 1  # of the cache's files
+_FORMAT = 2  # of the cached files
 
 
 def scan_images(split: Split, cache: Path | None = None) -> Split:
-    """The split with its ``facts``: every image fully decoded, or known from an earlier time by path, size and time of
-    change of its file.
+    """The split with its ``stats``, from the cache if no file has changed, else by decoding every image.
 
     Args:
-        cache: folder in which facts are kept; one that cannot be written to is no error.
+        cache: the folder for stats. If it cannot be written to, the stats are not cached.
     """
     file = None
     if cache is not None and (key := fingerprint(split.images)):
         file = cache / "checks" / f"{hashlib.sha256(f'{_FORMAT} {key}'.encode()).hexdigest()[:32]}.npz"
     stats = _read(file, len(split)) if file else None
     if stats is None:
-        stats = _examine_all(split)
+        stats = _scan(split)
         if file:
             _write(file, stats)
     return replace(split, stats=stats)
 
 
 def fingerprint(images: Images) -> str | None:
-    """Of the files that images come from; None for images in memory."""
+    """A hash over the path, size and modification time of every file; None for images in memory."""
     if isinstance(images, EncodedImages):
         return images.fingerprint
     if isinstance(images, np.ndarray):
@@ -58,37 +57,35 @@ def fingerprint(images: Images) -> str | None:
     return digest.hexdigest()
 
 
-def _examine_all(split: Split) -> ImageStats:
-    """In threads: Pillow decodes without holding Python's lock."""
-    with ThreadPoolExecutor() as pool:
-        rows = list(pool.map(lambda i: _examine_one(split, i), range(len(split)), chunksize=64))
-    columns: Any = list(zip(*rows, strict=True)) if rows else [()] * 7
-    types: Any = (str, np.int32, np.int32, str, np.uint64, np.uint64, np.uint8)
-    return ImageStats(*(np.array(column, type_) for column, type_ in zip(columns, types, strict=True)))
+def _scan(split: Split) -> ImageStats:
+    with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes
+        rows = list(pool.map(lambda i: _scan_image(split, i), range(len(split)), chunksize=64))
+    columns: Any = list(zip(*rows, strict=True)) if rows else [()] * len(fields(ImageStats))
+    dtypes: Any = (str, np.int32, np.int32, str, np.uint64, np.uint64, np.uint8)
+    return ImageStats(*(np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)))
 
 
-_NOTHING = np.zeros((THUMBNAIL, THUMBNAIL, 3), np.uint8)
+_NO_THUMBNAIL = np.zeros((THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3), np.uint8)
 
 
-def _examine_one(split: Split, index: int) -> tuple[Any, ...]:
+def _scan_image(split: Split, index: int) -> tuple[Any, ...]:
+    """The fields of :class:`ImageStats`, for one image."""
     try:
-        modes: list[str] = []
-        image = open_image(split.images[index], modes)
+        image, mode = open_with_mode(split.images[index])
     except DataError as error:
-        name = split.name(index)
-        text = str(error)
-        return (text if text.startswith(name) else f"{name}: {text}"), 0, 0, "", 0, 0, _NOTHING
-    digest = hashlib.blake2b(image.tobytes(), digest_size=8, person=b"%dx%d" % image.size)
+        name, problem = split.name(index), str(error)
+        return (problem if problem.startswith(name) else f"{name}: {problem}"), 0, 0, "", 0, 0, _NO_THUMBNAIL
+    pixel_hash = hashlib.blake2b(image.tobytes(), digest_size=8, person=b"%dx%d" % image.size).digest()
     small = image.resize((16, 16), Image.Resampling.BOX)
     grey = np.asarray(small.convert("L").resize((9, 8), Image.Resampling.BILINEAR))
-    bits = np.packbits(grey[:, 1:] > grey[:, :-1])
-    thumbnail = np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
-    hashes = int.from_bytes(digest.digest(), "little"), int.from_bytes(bits.tobytes(), "little")
-    return ("", *image.size, modes[0], *hashes, thumbnail)
+    difference_hash = np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes()
+    thumbnail = np.asarray(small.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX))
+    hashes = (int.from_bytes(digest, "little") for digest in (pixel_hash, difference_hash))
+    return ("", *image.size, mode, *hashes, thumbnail)
 
 
 def _read(file: Path, count: int) -> ImageStats | None:
-    """None where there is none, or none that can be used."""
+    """None if the file is missing or cannot be used."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             stats = ImageStats(**{field.name: arrays[field.name] for field in fields(ImageStats)})
@@ -98,12 +95,8 @@ def _read(file: Path, count: int) -> ImageStats | None:
 
 
 def _write(file: Path, stats: ImageStats) -> None:
-    """Whole or not at all."""
-    beside = file.with_suffix(f".{os.getpid()}.npz")
-    try:
+    """A cache that cannot be written to is no error."""
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(beside, **vars(stats))
-        beside.replace(file)
-    except OSError:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
+        with written_atomically(file) as beside, beside.open("wb") as stream:
+            np.savez(stream, **vars(stats))

@@ -1,4 +1,4 @@
-"""Images with labels, in one split of a source or of a run."""
+"""Images with labels: a split as a source gives it, and as a run uses it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-THUMBNAIL = 8  # pixels along each edge
+THUMBNAIL_SIZE = 8  # pixels along each edge
 
 
 class Images(Protocol):
-    """Indexed from 0 to ``len``: paths, encoded files, or uint8 arrays [H, W] or [H, W, 3]; a list and an array are."""
+    """A sequence, such as a list or an array, of paths, encoded images, or uint8 arrays [H, W] or [H, W, 3]."""
 
     def __len__(self) -> int: ...
 
@@ -20,12 +20,12 @@ class Images(Protocol):
 
 
 class EncodedImages:
-    """The image column of a ``datasets.Dataset``: encoded bytes, or paths; read when asked for."""
+    """The image column of a ``datasets.Dataset``: encoded bytes or paths, read on access."""
 
     def __init__(self, dataset: Any, column: str) -> None:
         """
         Args:
-            dataset: whose ``column`` gives ``{"bytes": ..., "path": ...}``.
+            dataset: its ``column`` gives ``{"bytes": ..., "path": ...}``, or None for a missing image.
         """
         self._dataset, self._column = dataset, column
 
@@ -47,20 +47,38 @@ class EncodedImages:
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the rows and what they hold, as ``datasets`` keeps it; None for a dataset in memory."""
+        """That of ``datasets``, over the rows and their contents; None for a dataset in memory."""
         return str(self._dataset._fingerprint) if self._dataset.cache_files else None
 
 
 @dataclass(frozen=True)
-class ImageStats:
-    """What was seen of n images.
+class LabeledImages:
+    """One split of a source, labeled in terms of the split's class names.
 
     Attributes:
-        problem: str [n], empty where the image can be used.
-        width, height: int32 [n], in pixels, after the EXIF orientation.
-        mode: str [n], Pillow's, as stored.
-        pixels: uint64 [n], hash of the decoded pixels.
-        outline: uint64 [n], difference hash: which of 64 neighbouring grey values is the larger.
+        images: as in a :class:`Split`.
+        labels: int32 [n], indices into ``names``; or float32 [n, len(names)] of 0 and 1, for images with many labels.
+        names: the classes that the source declares or, where it declares none, those that occur.
+        where: the source and split, for messages.
+    """
+
+    images: Images
+    labels: np.ndarray
+    names: tuple[str, ...]
+    where: str
+
+
+@dataclass(frozen=True)
+class ImageStats:
+    """Properties of n images, from decoding each of them.
+
+    Attributes:
+        problem: str [n], why an image cannot be used; empty where it can.
+        width, height: int32 [n], in pixels, after the EXIF orientation is applied.
+        mode: str [n], Pillow's mode of the image as stored.
+        pixel_hash: uint64 [n], of the decoded pixels.
+        difference_hash: uint64 [n], one bit for each of 8 x 8 pairs of neighboring grey values: whether the right one
+            is larger (dHash).
         thumbnail: uint8 [n, 8, 8, 3].
     """
 
@@ -68,27 +86,27 @@ class ImageStats:
     width: np.ndarray
     height: np.ndarray
     mode: np.ndarray
-    pixels: np.ndarray
-    outline: np.ndarray
+    pixel_hash: np.ndarray
+    difference_hash: np.ndarray
     thumbnail: np.ndarray
 
     def take(self, indices: np.ndarray) -> ImageStats:
         return ImageStats(**{field.name: getattr(self, field.name)[indices] for field in fields(self)})
 
     @property
-    def bad(self) -> np.ndarray:
-        """Indices of images that cannot be used."""
+    def broken(self) -> np.ndarray:
+        """Indices of the images that cannot be used."""
         return np.flatnonzero(self.problem != "")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images and their labels.
+    """Images and their labels, in terms of the training split's classes.
 
     Attributes:
-        images: paths, encoded files, or uint8 arrays [H, W] or [H, W, 3].
+        images: paths, encoded images, or uint8 arrays [H, W] or [H, W, 3].
         labels: int32 [n], indices into the class names; or float32 [n, C] of 0 and 1, for images with many labels.
-        facts: what a check of the images saw.
+        stats: None before the images are scanned.
     """
 
     images: Images
@@ -103,6 +121,7 @@ class Split:
         return self.labels.ndim == 2
 
     def take(self, indices: np.ndarray) -> Split:
+        """The images at these indices, in this order."""
         images = self.images
         if isinstance(images, EncodedImages):
             chosen: Images = images.take(indices)
@@ -111,7 +130,7 @@ class Split:
         return Split(chosen, self.labels[indices], None if self.stats is None else self.stats.take(indices))
 
     def name(self, index: int) -> str:
-        """Of one image, for messages."""
+        """An image's path or position, for messages."""
         if isinstance(self.images, EncodedImages):
             return self.images.name(index)
         image = self.images[index]
@@ -119,5 +138,5 @@ class Split:
 
 
 def count_classes(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """int [num_classes]: images of each class."""
+    """int [num_classes]: the number of images of each class."""
     return labels.sum(0).astype(int) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)

@@ -1,4 +1,4 @@
-"""Batches from Grain: uint8 images whose order depends on seed, epoch and index alone."""
+"""Batches of uint8 images, by Grain; their order is a function of seed, epoch and index only."""
 
 from __future__ import annotations
 
@@ -14,13 +14,72 @@ from finetune.errors import DataError
 from finetune.images.open import ImageLike, open_image
 from finetune.images.spec import ImageSpec
 
-# image: uint8 [N, H, W, C]; label: int32 [N], or float32 [N, C] with many labels; weight: float32 [N] in evaluation
+# image: uint8 [N, H, W, C]; label: int32 [N], or float32 [N, C] for many labels; weight, in evaluation: float32 [N]
 Batch = dict[str, np.ndarray]
-Prepare = Callable[[ImageLike, np.random.Generator], np.ndarray]
+Transform = Callable[[ImageLike, np.random.Generator], np.ndarray]
+
+
+def steps_per_epoch(split: Split, batch_size: int) -> int:
+    """The number of full batches in one pass over the split.
+
+    Raises:
+        DataError: the batch size exceeds the number of images.
+    """
+    if batch_size > len(split):
+        raise DataError(f"batch_size: {batch_size} is more than the {len(split)} training images; choose at most that")
+    return len(split) // batch_size
+
+
+def training_batches(
+    split: Split,
+    transform: Transform,
+    batch_size: int,
+    *,
+    seed: int,
+    num_workers: int = 0,
+    balanced: bool = False,
+    shard: tuple[int, int] = (0, 1),
+) -> grain.DatasetIterator:
+    """An endless iterator over full batches, shuffled differently in every epoch.
+
+    Its ``get_state()`` and ``set_state()`` save and restore its position.
+
+    Args:
+        transform: (image, generator) -> uint8 [H, W, C]; the generator is a function of seed, epoch and index.
+        batch_size: over all shards.
+        num_workers: decoding processes; 0 decodes in threads.
+        balanced: samples every class equally often; the number of images in an epoch stays the same.
+        shard: (index, count), which part of every batch this process takes. The union of the parts is the same batch
+            for every count.
+
+    Raises:
+        DataError: the batch size exceeds the number of images or is not a multiple of the number of shards, or
+            ``balanced`` with many labels per image.
+    """
+    shard_index, shard_count = shard
+    if batch_size % shard_count:
+        raise DataError(f"batch_size: {batch_size} does not divide among {shard_count} processes; choose a multiple")
+    indices = _balanced_indices(split, seed) if balanced else _shuffled_indices(split, batch_size, seed)
+    if shard_count > 1:
+        indices = indices[shard_index::shard_count]
+    examples = indices.map(_Examples(split).__getitem__).seed(seed).random_map(_Transformed(transform))
+    batches = examples.batch(batch_size // shard_count, drop_remainder=True)
+    if not balanced:
+        batches = batches.repeat()
+    return _in_processes(batches, num_workers) if num_workers else _in_threads(batches)
+
+
+def evaluation_batches(split: Split, spec: ImageSpec, batch_size: int) -> Iterator[Batch]:
+    """Every image once, in order. The last batch is padded to full size; ``weight`` is 0 for its padding."""
+    source: Any = _Examples(split)
+    examples = grain.MapDataset.source(source).map(_Transformed(lambda image: spec.to_uint8(open_image(image))))
+    size = min(batch_size, len(split))
+    for batch in _in_threads(examples.batch(size)):
+        yield _pad(batch, size)
 
 
 class _Examples:
-    """Grain's view of a split: index -> image as it is stored, label, and where it is."""
+    """A split as a Grain source: index -> stored image, label, and the image's name."""
 
     def __init__(self, split: Split) -> None:
         self._split = split
@@ -32,104 +91,56 @@ class _Examples:
         return {"image": self._split.images[index], "label": self._split.labels[index], "name": self._split.name(index)}
 
 
-class _Prepared:
-    """An example, its image made ready; called with Grain's generator in training and without one in evaluation."""
+class _Transformed:
+    """Transforms an example's image; Grain passes a generator in training and none in evaluation."""
 
-    def __init__(self, prepare: Callable[..., np.ndarray]) -> None:
-        self._prepare = prepare
+    def __init__(self, transform: Callable[..., np.ndarray]) -> None:
+        self._transform = transform
 
     def __call__(self, example: dict[str, Any], *rng: np.random.Generator) -> dict[str, Any]:
         try:
-            return {"image": self._prepare(example["image"], *rng), "label": example["label"]}
+            return {"image": self._transform(example["image"], *rng), "label": example["label"]}
         except DataError as error:
-            if isinstance(example["image"], bytes):  # which know no name of their own
+            if isinstance(example["image"], bytes):  # the error cannot name these
                 raise DataError(f"{example['name']}: {error}") from None
             raise
 
 
-def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Whole batches in one pass over the split.
-
-    Raises:
-        DataError: there is not even one.
-    """
-    if batch_size > len(split):
-        raise DataError(f"batch_size: {batch_size} is more than the {len(split)} training images; choose at most that")
-    return len(split) // batch_size
+def _shuffled_indices(split: Split, batch_size: int, seed: int) -> grain.MapDataset:
+    """The indices of one epoch's full batches."""
+    indices = grain.MapDataset.source(range(len(split))).seed(seed).shuffle()
+    return indices[: steps_per_epoch(split, batch_size) * batch_size]
 
 
-def training_batches(
-    split: Split,
-    prepare: Prepare,
-    batch_size: int,
-    *,
-    seed: int,
-    num_workers: int = 0,
-    balanced: bool = False,
-    shard: tuple[int, int] = (0, 1),
-) -> grain.DatasetIterator:
-    """Endless whole batches, shuffled anew every epoch.
-
-    The iterator's ``get_state()`` and ``set_state()`` carry its position through a checkpoint.
-
-    Args:
-        prepare: (image, generator) -> uint8 [H, W, C]; the generator is a function of seed, epoch and index.
-        batch_size: over all shards.
-        num_workers: processes that decode; 0 decodes in threads.
-        balanced: every class equally often; an epoch is as many images as ever.
-        shard: (number, count): which part of every batch is for this process. All of them together give the same
-            batches, whatever their count.
-
-    Raises:
-        DataError: a batch that cannot be shared out, or balance among images with many labels.
-    """
-    number, count = shard
-    if batch_size % count:
-        raise DataError(f"batch_size: {batch_size} cannot be shared out to {count} processes; choose a multiple")
-    examples: Any = _Examples(split)
-    if balanced:
-        order = _balanced(split, seed)
-    else:
-        order = grain.MapDataset.source(range(len(split))).seed(seed).shuffle()
-        order = order[: steps_per_epoch(split, batch_size) * batch_size]
-    if count > 1:
-        order = order[number::count]
-    prepared = order.map(examples.__getitem__).seed(seed).random_map(_Prepared(prepare))
-    batches = prepared.batch(batch_size // count, drop_remainder=True)
-    if not balanced:
-        batches = batches.repeat()
-    if num_workers:
-        if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags, which only absl's own programs parse
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=num_workers)
-        reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        return iter(batches.to_iter_dataset(reading).mp_prefetch(options))
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
-
-
-def _balanced(split: Split, seed: int) -> grain.MapDataset:
-    """Indices without end, one class after the other; each class shuffled anew whenever it is through."""
+def _balanced_indices(split: Split, seed: int) -> grain.MapDataset:
+    """Endless indices, one of each class in turn; a class is shuffled again after each pass over it."""
     if split.multi_label:
         raise DataError("data.sampling: balanced needs images with one label each; these have many")
     classes = [np.flatnonzero(split.labels == label) for label in np.unique(split.labels)]
-    parts = [grain.MapDataset.source(c.tolist()).seed(seed + i).shuffle().repeat() for i, c in enumerate(classes)]
-    return grain.MapDataset.mix(parts)
+    shuffled = [
+        grain.MapDataset.source(indices.tolist()).seed(seed + i).shuffle().repeat() for i, indices in enumerate(classes)
+    ]
+    return grain.MapDataset.mix(shuffled)
 
 
-def evaluation_batches(split: Split, spec: ImageSpec, batch_size: int) -> Iterator[Batch]:
-    """Every image once, in order. The last batch is filled up to size; ``weight`` is 0 where it was."""
-    examples: Any = _Examples(split)
-    prepared = grain.MapDataset.source(examples).map(_Prepared(lambda image: spec.to_uint8(open_image(image))))
-    batches = prepared.batch(min(batch_size, len(split)))
-    for batch in batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)):
-        yield pad(batch, min(batch_size, len(split)))
+def _in_threads(batches: grain.MapDataset) -> grain.DatasetIterator:
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 
-def pad(batch: Batch, size: int) -> Batch:
-    """The batch, its first axis brought to ``size`` with zeros, and the ``weight`` that tells which rows are real."""
+def _in_processes(batches: grain.MapDataset, num_workers: int) -> grain.DatasetIterator:
+    if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags, which only absl's own programs parse
+        flags.FLAGS.mark_as_parsed()
+    read_options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    return iter(
+        batches.to_iter_dataset(read_options).mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    )
+
+
+def _pad(batch: Batch, size: int) -> Batch:
+    """The batch padded with zeros to ``size`` along the first axis, and the ``weight`` of each row: 1 or 0."""
     count = len(batch["image"])
-    filled = {
+    padded = {
         name: np.concatenate([array, np.zeros((size - count, *array.shape[1:]), array.dtype)])
         for name, array in batch.items()
     }
-    return {**filled, "weight": (np.arange(size) < count).astype(np.float32)}
+    return {**padded, "weight": (np.arange(size) < count).astype(np.float32)}

@@ -1,1 +1,1 @@
-"""Image files to pixels. Free of JAX, below models and data."""
+"""From image files to pixels. Imports no JAX, so that decoding processes start fast and touch no accelerator."""

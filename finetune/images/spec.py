@@ -1,9 +1,9 @@
-"""How a model wants its images: one description for training, evaluation, bundle and prediction."""
+"""The image preprocessing of a model: one description for training, evaluation, bundles and prediction."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -11,6 +11,7 @@ from PIL import Image
 if TYPE_CHECKING:
     import jax
 
+_Array = TypeVar("_Array", np.ndarray, "jax.Array")
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 _RESAMPLING = {name: Image.Resampling[name.upper()] for name in Interpolation.__args__}  # type: ignore[attr-defined]
 _LUMA = np.array([19595, 38470, 7471], np.uint32)  # ITU-R 601-2 in 1 / 65536
@@ -18,15 +19,15 @@ _LUMA = np.array([19595, 38470, 7471], np.uint32)  # ITU-R 601-2 in 1 / 65536
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Resize, then crop to the centre, then to the model's channels, then scale and normalize.
+    """Resize, center crop, conversion to the model's channels, scaling to [0, 1] and normalization, in this order.
 
     Attributes:
-        height, width: of what the model sees, in pixels.
-        resize: edge in pixels that the shorter side is brought to, (height, width) to bring both, or None.
+        height, width: of the model's input, in pixels.
+        resize: pixels of the shorter edge after the resize; (height, width) to resize to both; None for no resize.
         interpolation: Pillow's filter for the resize.
-        rounding: which way the crop's corner goes where the centre falls between two pixels: "floor" as in
-            transformers, "even" as in torchvision, which timm and open_clip use.
-        mean, std: of each channel, after scaling to [0, 1]; three for RGB, one for grey.
+        rounding: of the crop's corner where the center falls between two pixels: "floor" as in transformers, "even" as
+            in torchvision, which timm and open_clip use.
+        mean, std: per channel, of pixels in [0, 1]; three values for RGB, one for grey.
     """
 
     height: int
@@ -39,37 +40,37 @@ class ImageSpec:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of what the model sees."""
+        """(height, width, channels) of the model's input."""
         return self.height, self.width, len(self.mean)
 
+    @property
+    def resampling(self) -> Image.Resampling:
+        return _RESAMPLING[self.interpolation]
+
     def to_uint8(self, image: Image.Image) -> np.ndarray:
-        """The RGB image as uint8 [height, width, channels]; equal to transformers' PIL pipeline."""
-        return self.in_channels(self.fit(image))
+        """An RGB image as uint8 [height, width, channels]; bit for bit as transformers' PIL pipeline."""
+        return self.to_channels(self.resize_and_crop(image))
 
-    def in_channels(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 RGB [H, W, 3] as the model's channels: as it is, or its luma [H, W, 1], equal to Pillow's."""
-        if len(self.mean) == 3:
-            return pixels
-        return ((pixels @ _LUMA + 0x8000) >> 16).astype(np.uint8)[..., None]
-
-    def keeps(self, width: int, height: int) -> bool:
-        """Whether images of this size stay as they are."""
-        return (width, height) == (self.width, self.height) and self.resize in (None, min(width, height))
-
-    def fit(self, image: Image.Image) -> np.ndarray:
-        """The RGB image at the model's size, uint8 [height, width, 3]."""
-        if self.keeps(*image.size):
+    def resize_and_crop(self, image: Image.Image) -> np.ndarray:
+        """An RGB image as uint8 [height, width, 3]."""
+        if self.leaves_size(*image.size):
             return np.asarray(image)
         if self.resize is not None:
             image = image.resize(self._resized(*image.size), self.resampling)
         left, top = self._corner(image.width - self.width), self._corner(image.height - self.height)
         if (left, top) != (0, 0) or image.size != (self.width, self.height):
-            image = image.crop((left, top, left + self.width, top + self.height))  # beyond the edge: black
+            image = image.crop((left, top, left + self.width, top + self.height))  # pads with black
         return np.asarray(image)
 
-    @property
-    def resampling(self) -> Image.Resampling:
-        return _RESAMPLING[self.interpolation]
+    def leaves_size(self, width: int, height: int) -> bool:
+        """Whether images of this size are neither resized nor cropped."""
+        return (width, height) == (self.width, self.height) and self.resize in (None, min(width, height))
+
+    def to_channels(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 RGB [H, W, 3], unchanged for three channels; as luma [H, W, 1] for one, bit for bit as Pillow's."""
+        if len(self.mean) == 3:
+            return pixels
+        return ((pixels @ _LUMA + 0x8000) >> 16).astype(np.uint8)[..., None]
 
     def _corner(self, margin: int) -> int:
         return margin // 2 if self.rounding == "floor" else round(margin / 2)  # Python rounds halves to even
@@ -82,22 +83,21 @@ class ImageSpec:
         other = int(edge * long / short)
         return (edge, other) if width <= height else (other, edge)
 
-    def normalize(self, images: jax.Array) -> jax.Array:
-        """uint8 [N, H, W, channels] to normalized float32 of the same shape; runs on the device, inside jit."""
-        import jax.numpy as jnp
+    def normalize(self, images: _Array) -> _Array:
+        """uint8 [N, H, W, channels] to normalized float32 of the same shape. NumPy or JAX arrays, also inside jit."""
+        mean, std = self._mean_and_std()
+        return images.astype(np.float32) * (1.0 / (255.0 * std)) - mean / std
 
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        return images.astype(jnp.float32) * (1.0 / (255.0 * std)) - mean / std
+    def denormalize(self, images: _Array) -> _Array:
+        """The inverse of :meth:`normalize`, to uint8; values out of range are clipped."""
+        mean, std = self._mean_and_std()
+        return ((images * std + mean) * 255.0).round().clip(0, 255).astype(np.uint8)
 
-    def denormalize(self, images: jax.Array) -> jax.Array:
-        """The inverse of :meth:`normalize`, to uint8; what is out of range is cut off."""
-        import jax.numpy as jnp
-
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        return jnp.clip(jnp.round((images * std + mean) * 255.0), 0, 255).astype(jnp.uint8)
+    def _mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
 
     def at(self, size: int) -> ImageSpec:
-        """The same for square images of another edge in pixels; what is resized to scales along."""
+        """The spec for square inputs with edges of ``size`` pixels; ``resize`` is scaled in proportion."""
 
         def scaled(edge: int) -> int:
             return edge * size // self.height
@@ -112,7 +112,5 @@ class ImageSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ImageSpec:
-        resize = data["resize"]
-        lists = {"resize": tuple(resize) if isinstance(resize, list) else resize}
-        lists |= {key: tuple(data[key]) for key in ("mean", "std")}
-        return cls(**{**data, **lists})
+        tuples = {key: tuple(data[key]) for key in ("mean", "std", "resize") if isinstance(data[key], list)}
+        return cls(**{**data, **tuples})

@@ -13,6 +13,7 @@ from finetune.data.augment import make_training_transform
 from finetune.data.image_cache import cached
 from finetune.data.image_scan import fingerprint
 from finetune.data.labeled_images import Split
+from finetune.data.leakage import describe_leakage
 from finetune.data.loader import steps_per_epoch, training_batches
 from finetune.data.splits import Splits, load_splits
 from finetune.errors import DataError, FinetuneError, RecipeError
@@ -25,7 +26,6 @@ from finetune.models.depth import depth_order_of
 from finetune.optim.parameter_plan import ParameterPlan
 from finetune.optim.schedules import StageLength
 from finetune.recipe import DataConfig, LinearProbeStage, Recipe, TrainStage
-from finetune.report.data import leakage
 from finetune.training.losses import class_weights
 from finetune.training.stage_trainer import StageTrainer
 from finetune.trees import Variables, hash_leaves, hash_tree, paths_of, pick
@@ -110,7 +110,7 @@ class RunSetup:
         lines = [f"{recipe.name}: {sizes}, {len(splits.class_names)} classes, {recipe.backbone.origin}"]
         if splits.skipped:
             lines.append(f"{len(splits.skipped)} broken images are left out: see skipped_images.txt")
-        if leaks := leakage(splits):
+        if leaks := describe_leakage(splits):
             lines.append(leaks)
         for index, plan in self.plans.items():
             name = recipe.stages[index].name

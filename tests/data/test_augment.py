@@ -1,3 +1,4 @@
+import hashlib
 import math
 import subprocess
 import sys
@@ -28,12 +29,12 @@ def apply(augment, seed=0, image=PHOTOGRAPH):
     return make_training_transform(Augment.model_validate(augment), SPEC)(image, np.random.default_rng(seed))
 
 
-def test_with_nothing_given_an_image_is_prepared_as_in_evaluation():
+def test_without_augmentation_an_image_is_prepared_as_in_evaluation():
     np.testing.assert_array_equal(apply({}), SPEC.to_uint8(open_image(PHOTOGRAPH)))
 
 
 @pytest.mark.parametrize("key", EVERYTHING)
-def test_each_part_is_a_function_of_the_generator_and_keeps_the_form(key):
+def test_each_augmentation_is_a_function_of_the_generator_and_keeps_dtype_and_shape(key):
     augment = {key: EVERYTHING[key]}
     images = [apply(augment, seed) for seed in range(8)]
     for seed, image in enumerate(images):
@@ -42,12 +43,12 @@ def test_each_part_is_a_function_of_the_generator_and_keeps_the_form(key):
     assert any(not np.array_equal(images[0], image) for image in images[1:])
 
 
-def test_a_certain_flip_mirrors():
+def test_a_flip_of_probability_1_always_mirrors():
     np.testing.assert_array_equal(apply({"hflip": 1.0}), apply({})[:, ::-1])
     np.testing.assert_array_equal(apply({"vflip": 1.0}), apply({})[::-1])
 
 
-def test_boxes_lie_within_the_image_with_the_areas_and_shapes_asked_for():
+def test_boxes_lie_within_the_image_and_the_ranges_of_area_and_ratio():
     rng = np.random.default_rng(0)
     crop = RandomResizedCrop(scale=(0.2, 0.6), ratio=(0.5, 2.0))
     boxes = np.array([random_box(400, 400, crop, rng) for _ in range(2000)])
@@ -67,43 +68,41 @@ def test_boxes_lie_within_the_image_with_the_areas_and_shapes_asked_for():
 
 
 @pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (1, 1), (1, 50)])
-def test_where_no_box_fits_the_largest_central_one_is_taken(size):
+def test_if_no_box_fits_the_largest_central_one_is_taken(size):
     left, top, right, bottom = random_box(*size, RandomResizedCrop(scale=(1.0, 1.0)), np.random.default_rng(0))
     assert 0 <= left < right <= size[0]
     assert 0 <= top < bottom <= size[1]
     assert abs(left - (size[0] - right)) <= 1
 
 
-def test_the_same_images_are_drawn_in_a_worker_without_jax():
+def test_a_process_without_jax_draws_the_same_images():
     code = (
         "import sys, hashlib, numpy as np; from finetune.data.augment import make_training_transform as make;"
         "from finetune.images.spec import ImageSpec; from finetune.recipe.augment import Augment;"
         "spec = ImageSpec(32, 48, 40, 'bicubic', (.5,) * 3, (.5,) * 3);"
         "image = np.arange(60 * 70 * 3, dtype=np.uint8).reshape(60, 70, 3);"
-        f"found = make(Augment.model_validate({EVERYTHING!r}), spec)(image, np.random.default_rng(3));"
-        "print('jax' in sys.modules, hashlib.sha256(found.tobytes()).hexdigest())"
+        f"pixels = make(Augment.model_validate({EVERYTHING!r}), spec)(image, np.random.default_rng(3));"
+        "print('jax' in sys.modules, hashlib.sha256(pixels.tobytes()).hexdigest())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    import hashlib
-
     image = np.arange(60 * 70 * 3, dtype=np.uint8).reshape(60, 70, 3)
     assert out == ["False", hashlib.sha256(apply(EVERYTHING, 3, image).tobytes()).hexdigest()]
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-def test_jitter_of_zero_strength_changes_nothing_and_more_changes(name):
+def test_jitter_changes_an_image_only_if_its_strength_is_above_zero(name):
     image = Image.fromarray(apply({}))
-    same = jitter(image, ColorJitter(), np.random.default_rng(0))
+    unchanged = jitter(image, ColorJitter(), np.random.default_rng(0))
     changed = jitter(image, ColorJitter(**{name: 0.5}), np.random.default_rng(0))
-    assert same is image
+    assert unchanged is image
     assert not np.array_equal(np.asarray(changed), np.asarray(image))
 
 
 def test_brightness_stays_within_its_range():
     grey = Image.new("RGB", (4, 4), (100, 100, 100))
-    seen = [np.asarray(jitter(grey, ColorJitter(brightness=0.3), np.random.default_rng(i))).mean() for i in range(200)]
-    assert 69 <= min(seen) < 75
-    assert 125 < max(seen) <= 131
+    means = [np.asarray(jitter(grey, ColorJitter(brightness=0.3), np.random.default_rng(i))).mean() for i in range(200)]
+    assert 69 <= min(means) < 75
+    assert 125 < max(means) <= 131
 
 
 @pytest.mark.parametrize(
@@ -121,11 +120,11 @@ def test_brightness_stays_within_its_range():
         {"crops": {}},
     ],
 )
-def test_what_makes_no_sense_is_refused(augment):
+def test_invalid_options_are_rejected(augment):
     with pytest.raises(ValidationError):
         Augment.model_validate(augment)
 
 
-def test_true_stands_for_the_default_crop():
+def test_true_means_the_default_crop():
     assert Augment.model_validate({"random_resized_crop": True}).random_resized_crop == RandomResizedCrop()
     assert math.isclose(RandomResizedCrop().ratio[0] * RandomResizedCrop().ratio[1], 1.0)

@@ -18,14 +18,16 @@ def split_of(images):
 TRAIN = [encoded(photograph(200, 150, seed), "PNG") for seed in range(4)]
 
 
-def found(*test):
+def duplicates_of(*test):
     return duplicates_across({"train": split_of(TRAIN), "test": split_of(list(test))})
 
 
-def test_the_same_pixels_are_the_same_picture_however_they_are_stored():
-    again = io.BytesIO()
-    Image.open(io.BytesIO(TRAIN[2])).save(again, "BMP")
-    assert found(encoded(photograph(200, 150, 9)), again.getvalue()) == [Duplicate("test", 1, "train", 2, True)]
+def test_the_same_pixels_are_an_exact_duplicate_in_any_format():
+    stored = io.BytesIO()
+    Image.open(io.BytesIO(TRAIN[2])).save(stored, "BMP")
+    assert duplicates_of(encoded(photograph(200, 150, 9)), stored.getvalue()) == [
+        Duplicate("test", 1, "train", 2, True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -37,22 +39,24 @@ def test_the_same_pixels_are_the_same_picture_however_they_are_stored():
     ],
     ids=["at another quality", "smaller", "larger"],
 )
-def test_a_copy_is_nearly_the_same_picture(copy):
-    assert found(copy(photograph(200, 150, 1))) == [Duplicate("test", 0, "train", 1, False)]
+def test_a_reencoded_or_resized_copy_is_a_near_duplicate(copy):
+    assert duplicates_of(copy(photograph(200, 150, 1))) == [Duplicate("test", 0, "train", 1, False)]
 
 
-def test_a_mirrored_a_brighter_and_another_picture_are_not():
+def test_a_mirrored_a_brighter_and_a_broken_image_are_no_duplicates():
     image = photograph(200, 150, 1)
     brighter = image.point(lambda value: min(255, value + 30))
-    assert found(encoded(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), encoded(brighter), TRAIN[0][:50]) == []
+    assert (
+        duplicates_of(encoded(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), encoded(brighter), TRAIN[0][:50]) == []
+    )
 
 
-def test_plain_pictures_of_one_kind_are_not_taken_for_each_other():
+def test_similar_digits_are_hardly_ever_duplicates():
     images = (load_digits().images * 15).astype(np.uint8)
     assert len(duplicates_across({"train": split_of(images[:900]), "test": split_of(images[900:])})) <= 2
 
 
-def test_splits_are_compared_two_by_two_and_broken_images_not_at_all():
+def test_every_pair_of_splits_is_compared_without_broken_images():
     splits = {
         "train": split_of(TRAIN),
         "validation": split_of([TRAIN[3], b"broken"]),

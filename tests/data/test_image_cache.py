@@ -17,14 +17,14 @@ def split(tmp_path):
     return Split(files, np.arange(3, dtype=np.int32))
 
 
-def test_images_are_kept_with_the_chosen_shorter_edge_and_small_ones_as_they_are(split, tmp_path):
-    kept = cached(split, 20, tmp_path / "cache", "f")
-    assert [kept.images[i].shape for i in range(3)] == [(20, 27, 3), (33, 20, 3), (12, 8, 3)]
-    np.testing.assert_array_equal(kept.images[2], np.asarray(Image.open(split.images[2])))
-    assert kept.labels.tolist() == [0, 1, 2]
+def test_images_are_shrunk_to_the_shorter_edge_and_smaller_ones_are_unchanged(split, tmp_path):
+    result = cached(split, 20, tmp_path / "cache", "f")
+    assert [result.images[i].shape for i in range(3)] == [(20, 27, 3), (33, 20, 3), (12, 8, 3)]
+    np.testing.assert_array_equal(result.images[2], np.asarray(Image.open(split.images[2])))
+    assert result.labels.tolist() == [0, 1, 2]
 
 
-def test_the_second_time_nothing_is_decoded(split, tmp_path, monkeypatch):
+def test_a_second_time_decodes_nothing(split, tmp_path, monkeypatch):
     first = cached(split, 20, tmp_path / "cache", "f")
     monkeypatch.setattr(image_cache, "open_image", lambda image: pytest.fail("decoded again"))
     again = cached(split, 20, tmp_path / "cache", "f")
@@ -32,19 +32,19 @@ def test_the_second_time_nothing_is_decoded(split, tmp_path, monkeypatch):
         np.testing.assert_array_equal(first.images[i], again.images[i])
 
 
-def test_another_size_or_other_images_are_kept_beside(split, tmp_path):
+def test_each_size_and_fingerprint_has_its_own_cache(split, tmp_path):
     for size, fingerprint in [(20, "f"), (10, "f"), (20, "g")]:
         cached(split, size, tmp_path / "cache", fingerprint)
     assert len(list((tmp_path / "cache" / "images").iterdir())) == 3
 
 
-def test_an_image_that_cannot_be_decoded_is_named_and_leaves_no_cache(split, tmp_path):
-    split.images[1].write_bytes(b"no image")
+def test_a_broken_image_is_named_and_leaves_no_cache(split, tmp_path):
+    split.images[1].write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"1\.png"):
         cached(split, 20, tmp_path / "cache", "f")
     assert not [path for path in (tmp_path / "cache" / "images").iterdir() if path.suffix != ".new"]
 
 
-def test_a_taken_part_reads_from_the_same_file(split, tmp_path):
-    kept = cached(split, 20, tmp_path / "cache", "f").take(np.array([2, 0]))
-    assert [image.shape for image in kept.images] == [(12, 8, 3), (20, 27, 3)]
+def test_a_subset_reads_from_the_same_file(split, tmp_path):
+    result = cached(split, 20, tmp_path / "cache", "f").take(np.array([2, 0]))
+    assert [image.shape for image in result.images] == [(12, 8, 3), (20, 27, 3)]

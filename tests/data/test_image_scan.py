@@ -20,15 +20,15 @@ def split_of(images):
     return Split(images, np.zeros(len(images), np.int32))
 
 
-def facts_of(images, cache=None):
+def stats_of(images, cache=None):
     return scan_images(split_of(images), cache).stats
 
 
 def giant_png():
     """A small file whose header promises 50,000 x 50,000 pixels."""
 
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(type_, data):
+        return struct.pack(">I", len(data)) + type_ + data + struct.pack(">I", zlib.crc32(type_ + data))
 
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
@@ -45,36 +45,36 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_a_broken_image_is_found_with_its_reason(tmp_path, name, as_bytes):
+def test_a_broken_image_is_reported_with_its_name_and_reason(tmp_path, name, as_bytes):
     data, reason = BROKEN[name]
     (tmp_path / name).write_bytes(data)
-    stats = facts_of([data if as_bytes else tmp_path / name])
+    stats = stats_of([data if as_bytes else tmp_path / name])
     assert reason in stats.problem[0]
     assert ("image 0" if as_bytes else str(tmp_path / name)) in stats.problem[0]
-    assert stats.bad.tolist() == [0]
+    assert stats.broken.tolist() == [0]
 
 
-def test_a_missing_file_and_one_of_unknown_range_are_found(tmp_path):
+def test_a_missing_file_and_pixels_of_unknown_range_are_reported(tmp_path):
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tiff")
-    stats = facts_of([tmp_path / "none.png", tmp_path / "float.tiff"])
+    stats = stats_of([tmp_path / "none.png", tmp_path / "float.tiff"])
     assert "none.png: no such file" in stats.problem[0]
     assert "have no known range" in stats.problem[1]
 
 
-def test_what_can_be_used_is_no_problem_and_its_size_is_upright(tmp_path):
+def test_images_of_every_usable_mode_are_no_problem_and_sizes_follow_the_orientation(tmp_path):
     image, exif = photograph(60, 40), Image.Exif()
     exif[0x0112] = 6
     saved = {
         "cmyk.jpg": (image.convert("CMYK"), {}),
         "palette.png": (image.convert("P"), {}),
         "alpha.png": (image.convert("RGBA"), {}),
-        "deep.png": (Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60)), {}),
-        "moving.gif": (image, {"save_all": True, "append_images": [photograph(60, 40, 1)]}),
-        "turned.jpg": (image, {"exif": exif}),
+        "16bit.png": (Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60)), {}),
+        "animated.gif": (image, {"save_all": True, "append_images": [photograph(60, 40, 1)]}),
+        "rotated.jpg": (image, {"exif": exif}),
     }
     for name, (picture, options) in saved.items():
         picture.save(tmp_path / name, **options)
-    stats = facts_of([tmp_path / name for name in saved])
+    stats = stats_of([tmp_path / name for name in saved])
     assert stats.problem.tolist() == [""] * 6
     assert stats.mode.tolist() == ["CMYK", "P", "RGBA", "I;16", "P", "RGB"]
     assert list(zip(stats.width.tolist(), stats.height.tolist(), strict=True)) == [(60, 40)] * 5 + [(40, 60)]
@@ -87,38 +87,38 @@ def files(tmp_path):
     return sorted(tmp_path.glob("*.png"))
 
 
-def same(a, b):
+def equal(a, b):
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in vars(a))
 
 
-def test_the_second_time_nothing_is_decoded(files, tmp_path, monkeypatch):
-    first = facts_of(files, tmp_path / "cache")
-    monkeypatch.setattr(image_scan, "open_image", lambda *_: pytest.fail("decoded again"))
-    assert same(first, facts_of(files, tmp_path / "cache"))
+def test_a_second_scan_decodes_nothing(files, tmp_path, monkeypatch):
+    first = stats_of(files, tmp_path / "cache")
+    monkeypatch.setattr(image_scan, "open_with_mode", lambda *_: pytest.fail("decoded again"))
+    assert equal(first, stats_of(files, tmp_path / "cache"))
 
 
-def test_a_changed_file_is_looked_at_again(files, tmp_path):
-    facts_of(files, tmp_path / "cache")
+def test_a_changed_file_is_scanned_again(files, tmp_path):
+    stats_of(files, tmp_path / "cache")
     files[1].write_bytes(b"now broken")
     os.utime(files[1], (1, 1))
-    assert facts_of(files, tmp_path / "cache").bad.tolist() == [1]
+    assert stats_of(files, tmp_path / "cache").broken.tolist() == [1]
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", None])
-def test_a_damaged_cache_is_written_anew(files, tmp_path, content):
-    first = facts_of(files, tmp_path / "cache")
-    (kept,) = (tmp_path / "cache" / "checks").iterdir()
-    kept.write_bytes(kept.read_bytes()[:-100] if content is None else content)
-    assert same(first, facts_of(files, tmp_path / "cache"))
-    assert same(first, facts_of(files, tmp_path / "cache"))
+def test_a_damaged_cache_is_rewritten(files, tmp_path, content):
+    first = stats_of(files, tmp_path / "cache")
+    (cached,) = (tmp_path / "cache" / "checks").iterdir()
+    cached.write_bytes(cached.read_bytes()[:-100] if content is None else content)
+    assert equal(first, stats_of(files, tmp_path / "cache"))
+    assert equal(first, stats_of(files, tmp_path / "cache"))
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(files, tmp_path):
+def test_a_cache_that_cannot_be_written_to_is_not_an_error(files, tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
-    assert not len(facts_of(files, tmp_path / "cache").bad)
+    assert not len(stats_of(files, tmp_path / "cache").broken)
 
 
-def test_rows_of_a_parquet_file_are_known_the_second_time(tmp_path, monkeypatch):
+def test_a_second_scan_of_a_parquet_file_decodes_nothing(tmp_path, monkeypatch):
     rows = {"image": [{"bytes": encoded(photograph(20, 16, i), "PNG"), "path": None} for i in range(3)]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
 
@@ -126,9 +126,9 @@ def test_rows_of_a_parquet_file_are_known_the_second_time(tmp_path, monkeypatch)
         loaded = datasets.Dataset.from_parquet(str(tmp_path / "a.parquet"), cache_dir=str(tmp_path / "datasets"))
         return EncodedImages(loaded.cast_column("image", datasets.Image(decode=False)), "image")
 
-    first = facts_of(images(), tmp_path / "cache")
-    monkeypatch.setattr(image_scan, "open_image", lambda *_: pytest.fail("decoded again"))
-    assert same(first, facts_of(images(), tmp_path / "cache"))
+    first = stats_of(images(), tmp_path / "cache")
+    monkeypatch.setattr(image_scan, "open_with_mode", lambda *_: pytest.fail("decoded again"))
+    assert equal(first, stats_of(images(), tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -146,8 +146,8 @@ def load(folder, **options):
     return load_splits(DataConfig(source=str(folder), validation=0.0, **options), 0)
 
 
-def test_broken_images_of_all_splits_are_listed_together_and_stop_the_run(folder):
-    (folder / "train" / "ant" / "0.png").write_bytes(b"no image")
+def test_broken_images_of_all_splits_are_listed_in_one_error(folder):
+    (folder / "train" / "ant" / "0.png").write_bytes(b"not an image")
     (folder / "test" / "bee" / "1.png").write_bytes(b"")
     with pytest.raises(DataError) as raised:
         load(folder)
@@ -159,23 +159,23 @@ def test_broken_images_of_all_splits_are_listed_together_and_stop_the_run(folder
     assert "data.on_broken_image=skip" in advice
 
 
-def test_a_long_list_is_cut_and_counted(folder):
+def test_a_long_list_of_broken_images_is_shortened(folder):
     for path in [*(folder / "train").rglob("*.png")]:
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"\n\.\.\. and 2 more\n"):
         load(folder)
 
 
-def test_broken_images_may_be_skipped_and_are_told(folder):
-    (folder / "train" / "ant" / "0.png").write_bytes(b"no image")
+def test_broken_images_can_be_skipped_and_are_reported(folder):
+    (folder / "train" / "ant" / "0.png").write_bytes(b"not an image")
     (folder / "test" / "bee" / "1.png").write_bytes(b"")
     splits = load(folder, on_broken_image="skip")
     assert (len(splits.train), len(splits.test)) == (11, 5)
     assert [line.split(":")[0] for line in splits.skipped] == ["train", "test"]
 
 
-def test_a_class_of_which_nothing_is_left_stops_the_run(folder):
+def test_a_class_whose_training_images_are_all_broken_is_an_error(folder):
     for path in (folder / "train" / "ant").iterdir():
-        path.write_bytes(b"no image")
-    with pytest.raises(DataError, match="without broken images nothing is left of ant"):
+        path.write_bytes(b"not an image")
+    with pytest.raises(DataError, match="all training images of ant are broken"):
         load(folder, on_broken_image="skip")

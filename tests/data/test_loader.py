@@ -14,12 +14,12 @@ COUNT = 23
 SPLIT = Split(np.full((COUNT, 8, 8), np.arange(COUNT)[:, None, None], np.uint8), np.arange(COUNT, dtype=np.int32))
 
 
-def exact(image, rng):
+def unaugmented(image, rng):
     return SPEC.to_uint8(open_image(image))
 
 
-def marked(image, rng):
-    """Pixels that tell what the generator gave."""
+def random_pixel(image, rng):
+    """A draw of the generator as a pixel."""
     return np.full((1, 1, 3), rng.integers(256), np.uint8)
 
 
@@ -27,22 +27,22 @@ def labels(iterator, batches):
     return [next(iterator)["label"].tolist() for _ in range(batches)]
 
 
-def test_a_batch_holds_uint8_images_with_their_own_labels():
-    batch = next(training_batches(SPLIT, exact, 5, seed=0))
+def test_a_batch_holds_uint8_images_with_their_labels():
+    batch = next(training_batches(SPLIT, unaugmented, 5, seed=0))
     assert (batch["image"].dtype, batch["image"].shape) == (np.uint8, (5, 8, 8, 3))
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
     assert batch["label"].dtype == np.int32
 
 
 def test_the_order_is_a_function_of_the_seed():
-    a, again, b = (labels(training_batches(SPLIT, exact, 5, seed=seed), 8) for seed in (3, 3, 4))
+    a, again, b = (labels(training_batches(SPLIT, unaugmented, 5, seed=seed), 8) for seed in (3, 3, 4))
     assert a == again
     assert a != b
 
 
-def test_each_epoch_has_its_own_order_and_shows_no_image_twice():
+def test_each_epoch_has_another_order_and_no_image_twice():
     steps = steps_per_epoch(SPLIT, 5)
-    iterator = training_batches(SPLIT, exact, 5, seed=0)
+    iterator = training_batches(SPLIT, unaugmented, 5, seed=0)
     epochs = [np.concatenate(labels(iterator, steps)) for _ in range(3)]
     assert steps == 4
     for epoch in epochs:
@@ -52,26 +52,26 @@ def test_each_epoch_has_its_own_order_and_shows_no_image_twice():
 
 
 @pytest.mark.parametrize("taken", [0, 3, 6])
-def test_a_saved_state_resumes_with_the_very_next_batch(taken):
-    iterator = training_batches(SPLIT, exact, 5, seed=1)
+def test_a_saved_state_resumes_with_the_next_batch(taken):
+    iterator = training_batches(SPLIT, unaugmented, 5, seed=1)
     labels(iterator, taken)
     state = iterator.get_state()
     rest = labels(iterator, 7)
-    resumed = training_batches(SPLIT, exact, 5, seed=1)
+    resumed = training_batches(SPLIT, unaugmented, 5, seed=1)
     resumed.set_state(state)
     assert labels(resumed, 7) == rest
 
 
-def test_processes_that_decode_do_not_change_the_order():
-    expected = labels(training_batches(SPLIT, exact, 5, seed=2), 6)
-    iterator = training_batches(SPLIT, exact, 5, seed=2, num_workers=2)
+def test_worker_processes_do_not_change_the_order():
+    expected = labels(training_batches(SPLIT, unaugmented, 5, seed=2), 6)
+    iterator = training_batches(SPLIT, unaugmented, 5, seed=2, num_workers=2)
     assert labels(iterator, 6) == expected
     iterator.close()
 
 
 def test_an_images_generator_is_a_function_of_seed_epoch_and_index():
     def draws(seed, batches=8):
-        iterator = training_batches(SPLIT, marked, 5, seed=seed)
+        iterator = training_batches(SPLIT, random_pixel, 5, seed=seed)
         return [next(iterator)["image"][:, 0, 0, 0].tolist() for _ in range(batches)]
 
     assert draws(0) == draws(0)
@@ -81,16 +81,16 @@ def test_an_images_generator_is_a_function_of_seed_epoch_and_index():
 
 
 @pytest.mark.parametrize("count", [2, 5])
-def test_processes_share_out_the_very_same_batches(count):
-    whole = labels(training_batches(SPLIT, exact, 10, seed=3), 5)
-    parts = [labels(training_batches(SPLIT, exact, 10, seed=3, shard=(i, count)), 5) for i in range(count)]
-    for batch, shares in zip(whole, zip(*parts, strict=True), strict=True):
-        assert sorted(batch) == sorted(label for share in shares for label in share)
+def test_shards_are_parts_of_the_same_batches(count):
+    batches = labels(training_batches(SPLIT, unaugmented, 10, seed=3), 5)
+    shards = [labels(training_batches(SPLIT, unaugmented, 10, seed=3, shard=(i, count)), 5) for i in range(count)]
+    for batch, parts in zip(batches, zip(*shards, strict=True), strict=True):
+        assert sorted(batch) == sorted(label for part in parts for label in part)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused():
-    with pytest.raises(DataError, match="batch_size: 5 cannot be shared out to 2 processes"):
-        training_batches(SPLIT, exact, 5, seed=0, shard=(0, 2))
+def test_a_batch_that_does_not_divide_among_shards_is_an_error():
+    with pytest.raises(DataError, match="batch_size: 5 does not divide among 2 processes"):
+        training_batches(SPLIT, unaugmented, 5, seed=0, shard=(0, 2))
 
 
 UNEVEN = Split(
@@ -98,57 +98,56 @@ UNEVEN = Split(
 )
 
 
-def test_balanced_sampling_shows_each_class_equally_often_and_every_image():
-    iterator = training_batches(UNEVEN, exact, 8, seed=0, balanced=True)
+def test_balanced_sampling_takes_each_class_equally_often_and_every_image():
+    iterator = training_batches(UNEVEN, unaugmented, 8, seed=0, balanced=True)
     batches = [next(iterator) for _ in range(4)]
     assert all(np.bincount(batch["label"]).tolist() == [4, 4] for batch in batches)
     assert len({int(value) for batch in batches for value in batch["image"][:, 0, 0, 0]}) == 20
 
 
-def test_balanced_sampling_resumes_with_the_very_next_batch():
+def test_balanced_sampling_resumes_with_the_next_batch():
     def pixels(iterator, count):
         return [next(iterator)["image"][:, 0, 0, 0].tolist() for _ in range(count)]
 
-    iterator = training_batches(UNEVEN, exact, 8, seed=0, balanced=True)
+    iterator = training_batches(UNEVEN, unaugmented, 8, seed=0, balanced=True)
     pixels(iterator, 3)
     state = iterator.get_state()
     rest = pixels(iterator, 3)
-    resumed = training_batches(UNEVEN, exact, 8, seed=0, balanced=True)
+    resumed = training_batches(UNEVEN, unaugmented, 8, seed=0, balanced=True)
     resumed.set_state(state)
     assert pixels(resumed, 3) == rest
 
 
-def test_balanced_batches_are_shared_out_the_same():
+def test_shards_of_balanced_batches_are_parts_of_the_same_batches():
     def pixels(**options):
-        iterator = training_batches(UNEVEN, exact, 8, seed=0, balanced=True, **options)
+        iterator = training_batches(UNEVEN, unaugmented, 8, seed=0, balanced=True, **options)
         return [next(iterator)["image"][:, 0, 0, 0].tolist() for _ in range(4)]
 
-    whole, parts = pixels(), [pixels(shard=(i, 4)) for i in range(4)]
-    for batch, shares in zip(whole, zip(*parts, strict=True), strict=True):
-        assert sorted(batch) == sorted(value for share in shares for value in share)
+    batches, shards = pixels(), [pixels(shard=(i, 4)) for i in range(4)]
+    for batch, parts in zip(batches, zip(*shards, strict=True), strict=True):
+        assert sorted(batch) == sorted(value for part in parts for value in part)
 
 
-def test_balanced_sampling_is_refused_for_images_with_several_labels():
-    sets = Split(UNEVEN.images, np.eye(20, dtype=np.float32))
+def test_balanced_sampling_of_images_with_many_labels_is_an_error():
+    multi_label = Split(UNEVEN.images, np.eye(20, dtype=np.float32))
     with pytest.raises(DataError, match="balanced needs images with one label each"):
-        training_batches(sets, exact, 8, seed=0, balanced=True)
+        training_batches(multi_label, unaugmented, 8, seed=0, balanced=True)
 
 
-def touches_a_device(image, rng):
-    """White where JAX has started a backend in the process that prepares images."""
+def white_if_jax_has_a_backend(image, rng):
     from jax._src import xla_bridge
 
     return np.full((1, 1, 3), 255 * xla_bridge.backends_are_initialized(), np.uint8)
 
 
-def test_processes_that_decode_touch_no_device():
-    jnp.zeros(1).block_until_ready()  # while this process has
-    iterator = training_batches(SPLIT, touches_a_device, 5, seed=2, num_workers=1)
+def test_worker_processes_touch_no_device():
+    jnp.zeros(1).block_until_ready()  # unlike this process
+    iterator = training_batches(SPLIT, white_if_jax_has_a_backend, 5, seed=2, num_workers=1)
     assert not next(iterator)["image"].any()
     iterator.close()
 
 
-def test_evaluation_covers_each_image_once_in_order():
+def test_evaluation_covers_each_image_once_in_order_and_pads_the_last_batch():
     batches = list(evaluation_batches(SPLIT, SPEC, 10))
     weight = np.concatenate([batch["weight"] for batch in batches])
     assert [len(batch["image"]) for batch in batches] == [10, 10, 10]
@@ -157,19 +156,19 @@ def test_evaluation_covers_each_image_once_in_order():
     assert not batches[-1]["image"][3:].any()
 
 
-def test_a_split_smaller_than_the_batch_is_evaluated_in_one_batch_of_its_size():
+def test_a_split_smaller_than_the_batch_is_one_batch_without_padding():
     (batch,) = evaluation_batches(SPLIT.take(np.arange(4)), SPEC, 10)
     assert batch["weight"].tolist() == [1, 1, 1, 1]
     assert batch["label"].tolist() == [0, 1, 2, 3]
 
 
-def test_a_batch_larger_than_the_split_is_refused():
+def test_a_batch_larger_than_the_split_is_an_error():
     assert steps_per_epoch(SPLIT, 23) == 1
     with pytest.raises(DataError, match="batch_size: 24 is more than the 23 training images"):
         steps_per_epoch(SPLIT, 24)
 
 
-def test_an_image_that_breaks_while_decoding_is_named(tmp_path):
+def test_a_broken_image_is_named(tmp_path):
     files = [tmp_path / f"{i}.jpg" for i in range(3)]
     for file in files:
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(file)

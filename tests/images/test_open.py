@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from finetune.errors import DataError
-from finetune.images.open import open_image
+from finetune.images.open import open_image, open_with_mode
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
@@ -18,7 +18,7 @@ def encoded(form, **options):
 
 @pytest.fixture
 def broken(tmp_path):
-    """One file for each way in which an image can be broken."""
+    """A folder with one file for each way in which an image can be broken."""
     (tmp_path / "notes.png").write_text("these are notes")
     (tmp_path / "half.jpg").write_bytes(encoded("JPEG")[:-300])
     (tmp_path / "empty.png").touch()
@@ -36,14 +36,14 @@ def broken(tmp_path):
         ("absent.jpg", "no such file"),
     ],
 )
-def test_a_file_that_is_no_image_is_named_with_the_reason(broken, name, message):
+def test_a_file_that_cannot_be_used_is_named_with_the_reason(broken, name, message):
     for path in (broken / name, str(broken / name)):
         with pytest.raises(DataError, match=f"{name}: {message}"):
             open_image(path)
 
 
-def test_bytes_that_are_no_image_are_refused():
-    with pytest.raises(DataError, match="the given bytes: not an image"):
+def test_bytes_that_are_not_an_image_are_rejected():
+    with pytest.raises(DataError, match="image bytes: not an image"):
         open_image(b"these are notes")
 
 
@@ -55,12 +55,12 @@ def test_a_pil_image_of_a_truncated_file_is_named(broken):
         open_image(image)
 
 
-# stored pixels are turned by what the orientation tag says
+# EXIF orientation -> the stored pixels as they should be shown
 UPRIGHT = {1: PIXELS, 3: PIXELS[::-1, ::-1], 6: np.rot90(PIXELS, -1), 8: np.rot90(PIXELS, 1), 2: PIXELS[:, ::-1]}
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_images_are_upright_as_exif_says_however_they_come(tmp_path, orientation):
+def test_the_exif_orientation_is_applied_to_bytes_files_and_pil_images(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded("PNG", exif=exif)
@@ -70,13 +70,14 @@ def test_images_are_upright_as_exif_says_however_they_come(tmp_path, orientation
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
-def test_every_mode_becomes_rgb(mode):
+def test_every_mode_is_converted_to_rgb(mode):
     image = Image.fromarray(PIXELS).convert(mode)
-    assert open_image(image).mode == "RGB"
-    assert open_image(image).size == (30, 20)
+    opened, stored_mode = open_with_mode(image)
+    assert (opened.mode, opened.size) == ("RGB", (30, 20))
+    assert stored_mode == mode
 
 
-def test_arrays_are_taken_grey_or_rgb():
+def test_arrays_may_be_grey_or_rgb():
     np.testing.assert_array_equal(np.asarray(open_image(PIXELS)), PIXELS)
     grey = PIXELS[..., 0]
     for array in (grey, grey[..., None]):
@@ -95,13 +96,13 @@ def test_arrays_are_taken_grey_or_rgb():
     ],
     ids=lambda array: f"{array.dtype}{array.shape}",
 )
-def test_other_arrays_are_refused_with_what_was_received(array):
+def test_other_arrays_are_rejected_with_their_dtype_and_shape(array):
     with pytest.raises(DataError, match=r"must be uint8 \[H, W\] or \[H, W, 3\]; received") as raised:
         open_image(array)
     assert f"{array.dtype} {list(array.shape)}" in str(raised.value)
 
 
-def test_sixteen_bit_grey_keeps_its_shades(tmp_path):
+def test_16_bit_grey_is_scaled_to_8_bits(tmp_path):
     ramp = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
     Image.fromarray(ramp).save(tmp_path / "wide.png")
     np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "wide.png"))[..., 0].ravel(), np.arange(256))

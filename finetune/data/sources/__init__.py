@@ -1,4 +1,4 @@
-"""Where labelled images come from: one reader for each kind of source, all to the same form."""
+"""Where labeled images come from: a reader for each type of source, all with the same result."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.labeled_images import EncodedImages
+from finetune.data.labeled_images import EncodedImages, LabeledImages
 from finetune.data.sources.arrays import read_digits, read_npz
 from finetune.data.sources.folders import read_folders
-from finetune.data.sources.labels import LabeledImages
 from finetune.errors import DataError, nearest
 from finetune.recipe import DataConfig
 
@@ -20,14 +19,14 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def read_source(config: DataConfig, memory: Any = None) -> dict[str, LabeledImages]:
-    """The source's own splits, by their names here: train, and validation and test where it has them.
+    """The splits that the source has: ``train``, and ``validation`` and ``test`` if there are any.
 
     Args:
-        memory: a ``datasets.Dataset``, or a mapping of split names to some, for ``source: memory``.
+        memory: a ``datasets.Dataset``, or a mapping from split names to datasets, for ``source: memory``.
 
     Raises:
-        DataError: a source that is missing or empty, whose columns cannot be told, or for which an option of the
-            recipe has no effect.
+        DataError: the source is missing, empty or cannot be read, the roles of columns cannot be inferred, or an option
+            of the recipe has no effect on this source.
     """
     splits = _read(config, memory)
     for name in ("validation", "test"):
@@ -55,11 +54,12 @@ def _read(config: DataConfig, memory: Any) -> dict[str, LabeledImages]:
         return _tables().read_hub(config)
     raise DataError(
         f"data.source: {config.source}: no such file or folder{nearest(config.source, ['digits'])}; "
-        "also: digits, or a dataset's hub id (owner/name)"
+        "other sources: digits, or the hub id of a dataset (owner/name)"
     )
 
 
 def is_path(source: str) -> bool:
+    """Whether a source is an existing file or folder."""
     return source not in ("digits", MEMORY) and Path(source).expanduser().exists()
 
 
@@ -72,7 +72,7 @@ def _read_file(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
         case ".npz":
             _refuse(config, f"{path} holds arrays", "columns")
             return read_npz(path)
-    raise DataError(f"data.source: {path}: a file of this kind is not read; these are: .csv, .tsv, .parquet, .npz")
+    raise DataError(f"data.source: {path}: unsupported type of file; supported: .csv, .tsv, .parquet, .npz")
 
 
 def _read_folder(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
@@ -95,10 +95,7 @@ def _refuse(config: DataConfig, reason: str, *options: str) -> None:
 
 
 def _tables() -> Any:
-    """The readers that need ``datasets``, whose import takes a second."""
+    """The readers that need ``datasets``, which takes a second to import."""
     from finetune.data.sources import tables
 
     return tables
-
-
-__all__ = ["MEMORY", "LabeledImages", "is_path", "read_source"]

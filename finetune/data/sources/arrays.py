@@ -1,17 +1,16 @@
-"""Images that are arrays already."""
+"""Images that are arrays already: scikit-learn's digits and .npz files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from finetune.data.sources.labels import LabeledImages, from_names, sorted_names
+from finetune.data.labeled_images import LabeledImages
+from finetune.data.sources.labels import labels_from_names, sort_names
 from finetune.errors import DataError
 
-_PARTS = {"train": ("x_train", "y_train"), "validation": ("x_val", "y_val"), "test": ("x_test", "y_test")}
-_FORM = "needs images and labels, or x_train and y_train (also x_val, y_val, x_test, y_test)"
+_KEYS = {"train": ("x_train", "y_train"), "validation": ("x_val", "y_val"), "test": ("x_test", "y_test")}
 
 
 def read_digits() -> dict[str, LabeledImages]:
@@ -24,8 +23,15 @@ def read_digits() -> dict[str, LabeledImages]:
 
 
 def read_npz(path: Path) -> dict[str, LabeledImages]:
-    """``images`` uint8 [n, H, W] or [n, H, W, 3] and ``labels``, or x_train, y_train and so on; ``class_names`` where
-    labels are numbers. Labels are ints or names [n], or 0 and 1 [n, C]."""
+    """Images and labels from a .npz file.
+
+    Its arrays: ``images`` and ``labels``; or ``x_train`` and ``y_train``, and optionally ``x_val``, ``y_val``,
+    ``x_test`` and ``y_test``. Images are uint8 [n, H, W] or [n, H, W, 3]. Labels are integers or names [n], or 0 and 1
+    [n, C]. The optional ``class_names`` are those of integer labels and of columns.
+
+    Raises:
+        DataError: the file cannot be read, or its arrays are not as above.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -33,44 +39,49 @@ def read_npz(path: Path) -> dict[str, LabeledImages]:
         raise DataError(f"{path}: cannot be read as arrays: {error}") from None
     except Exception as error:  # zipfile and zlib have exceptions of their own
         raise DataError(f"{path}: damaged: {error}") from None
-    found = {split: keys for split, keys in _PARTS.items() if keys[0] in arrays}
+    keys = {split: pair for split, pair in _KEYS.items() if pair[0] in arrays}
     if "images" in arrays:
-        found = {"train": ("images", "labels")}
-    if "train" not in found:
-        raise DataError(f"{path}: {_FORM}; has {', '.join(arrays) or 'nothing'}")
-    names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else None
-    return {split: _labelled(path, arrays, keys, names) for split, keys in found.items()}
+        keys = {"train": ("images", "labels")}
+    if "train" not in keys:
+        raise DataError(
+            f"{path}: needs images and labels, or x_train and y_train (also x_val, y_val, x_test, y_test); "
+            f"has {', '.join(arrays) or 'nothing'}"
+        )
+    class_names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else None
+    return {split: _read_split(path, arrays, *pair, class_names) for split, pair in keys.items()}
 
 
-def _labelled(path: Path, arrays: dict[str, np.ndarray], keys: tuple[str, str], names: Any) -> LabeledImages:
-    where = f"{path}: {keys[0]}"
-    images, labels = arrays[keys[0]], arrays.get(keys[1])
+def _read_split(
+    path: Path, arrays: dict[str, np.ndarray], images_key: str, labels_key: str, class_names: tuple[str, ...] | None
+) -> LabeledImages:
+    where = f"{path}: {images_key}"
+    images, labels = arrays[images_key], arrays.get(labels_key)
     if labels is None:
-        raise DataError(f"{where}: has no {keys[1]} beside it; it has {', '.join(arrays)}")
+        raise DataError(f"{where}: has no {labels_key} beside it; the file has {', '.join(arrays)}")
     is_image = images.dtype == np.uint8 and (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3)))
     if not is_image:
         raise DataError(f"{where}: must be uint8 [n, H, W] or [n, H, W, 3]; is {images.dtype} {list(images.shape)}")
     if len(images) != len(labels):
         raise DataError(f"{where}: {len(images)} images and {len(labels)} labels")
     if labels.ndim == 2:
-        return LabeledImages(images, *_sets(labels, names, where), where)
+        return LabeledImages(images, *_from_columns(labels, class_names, where), where)
     if labels.dtype.kind in "US":
-        return LabeledImages(images, *from_names([str(value) for value in labels], where), where)
-    return LabeledImages(images, *_numbers(labels, names, where), where)
+        return LabeledImages(images, *labels_from_names([str(value) for value in labels], where), where)
+    return LabeledImages(images, *_from_integers(labels, class_names, where), where)
 
 
-def _numbers(labels: np.ndarray, names: tuple[str, ...] | None, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def _from_integers(labels: np.ndarray, names: tuple[str, ...] | None, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(f"{where}: labels must be whole numbers or names [n]; are {labels.dtype} {list(labels.shape)}")
+        raise DataError(f"{where}: labels must be integers or names [n]; are {labels.dtype} {list(labels.shape)}")
     if names is None:
-        return from_names([str(int(value)) for value in labels], where)
+        return labels_from_names([str(int(value)) for value in labels], where)
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
         raise DataError(f"{where}: labels from {labels.min()} to {labels.max()}, but {len(names)} class_names")
     return labels.astype(np.int32), names
 
 
-def _sets(labels: np.ndarray, names: tuple[str, ...] | None, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    names = names or sorted_names({str(i) for i in range(labels.shape[1])})
+def _from_columns(labels: np.ndarray, names: tuple[str, ...] | None, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    names = names or sort_names({str(i) for i in range(labels.shape[1])})
     if len(names) != labels.shape[1] or not np.isin(labels, (0, 1)).all():
         raise DataError(f"{where}: labels [n, C] must be 0 and 1 with a name for each of the {labels.shape[1]} columns")
     return labels.astype(np.float32), names

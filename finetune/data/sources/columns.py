@@ -1,62 +1,81 @@
-"""Which column of a table holds the images, which the labels: told by their types, never guessed by their names."""
+"""Which column of a table holds the images, the labels and the splits: inferred from types, never from names."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from finetune.data.sources.labels import split_called
+from finetune.data.sources.split_names import canonical_split
 from finetune.errors import DataError, nearest
 from finetune.images.open import EXTENSIONS
 from finetune.recipe import Columns
 
 
 @dataclass(frozen=True)
-class Roles:
-    """Names of columns; several for the label mean a column of 0 and 1 for each class."""
+class ColumnRoles:
+    """Names of columns.
+
+    Attributes:
+        label: a list of names for a column of 0 and 1 for each class.
+    """
 
     image: str
     label: str | list[str]
     split: str | None
 
 
-def find_roles(dataset: Any, given: Columns, where: str) -> Roles:
-    """Raises DataError where the types leave a choice; it lists the columns."""
-    kinds = {name: _kind(dataset, name) for name in dataset.column_names}
-    named = [given.image, given.split, *(given.label if isinstance(given.label, list) else [given.label])]
-    for name in named:
-        if name is not None and name not in kinds:
-            raise DataError(f"{where}: has no column {name!r}{nearest(name, kinds)}; it has {', '.join(kinds)}")
-    taken = {name for name in named if name is not None}
-    image = given.image or _only([n for n, kind in kinds.items() if kind in _IMAGES], "image", kinds, where)
-    if kinds[image] not in (*_IMAGES, "text"):
-        raise DataError(f"{where}: column {image!r} holds no images: {kinds[image]}")
-    split = given.split or next((n for n in kinds if n not in taken and _names_splits(dataset, n, kinds[n])), None)
-    rest = {n: kind for n, kind in kinds.items() if n not in taken | {image, split}}
-    return Roles(image, given.label or _label(rest, kinds, where), split)
+def infer_roles(dataset: Any, columns: Columns, where: str) -> ColumnRoles:
+    """The roles that ``columns`` states, and the others inferred from the columns of a ``datasets.Dataset``.
+
+    Raises:
+        DataError: a stated column is missing or has the wrong type, or not exactly one column fits a role. Lists the
+            columns.
+    """
+    types = {name: _column_type(dataset, name) for name in dataset.column_names}
+    labels = columns.label if isinstance(columns.label, list) else [columns.label]
+    stated = [name for name in (columns.image, columns.split, *labels) if name is not None]
+    for name in stated:
+        if name not in types:
+            raise DataError(f"{where}: has no column {name!r}{nearest(name, types)}; it has {', '.join(types)}")
+    images = [name for name, type_ in types.items() if type_ in _IMAGES]
+    image = columns.image or _only(images, "image", types, where)
+    if types[image] not in (*_IMAGES, "text"):
+        raise DataError(f"{where}: column {image!r} holds no images: {types[image]}")
+    split = columns.split or next(
+        (n for n in types if n not in stated and _is_split_column(dataset, n, types[n])), None
+    )
+    others = {name: type_ for name, type_ in types.items() if name not in (*stated, image, split)}
+    return ColumnRoles(image, columns.label or _label_column(others, types, where), split)
 
 
 _IMAGES = ("image", "image path")
+_TEXT = ("string", "large_string")
+_INTEGERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+_SAMPLE = 100  # rows of a text column that are looked at to see what it holds
 
 
-def _label(rest: dict[str, str], kinds: dict[str, str], where: str) -> str:
-    """A column of classes; or where there is none, the one column left that could name them."""
-    for wanted in (("class",), ("set of classes",), ("text", "number")):
-        if found := [name for name, kind in rest.items() if kind in wanted]:
-            return _only(found, "label", kinds, where)
-    return _only([], "label", kinds, where)
+def _label_column(others: dict[str, str], types: dict[str, str], where: str) -> str:
+    """The column of classes; if there is none, of lists of classes; if there is none, the one of text or integers."""
+    for accepted in (("class",), ("set of classes",), ("text", "number")):
+        if candidates := [name for name, type_ in others.items() if type_ in accepted]:
+            return _only(candidates, "label", types, where)
+    return _only([], "label", types, where)
 
 
-def _only(found: list[str], role: str, kinds: dict[str, str], where: str) -> str:
-    if len(found) == 1:
-        return found[0]
-    what = f"{len(found)} columns could be the {role}: {', '.join(found)}" if found else f"no column looks like {role}s"
-    columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-    raise DataError(f"{where}: {what}; name it as data.columns.{role}; columns: {columns}")
+def _only(candidates: list[str], role: str, types: dict[str, str], where: str) -> str:
+    if len(candidates) == 1:
+        return candidates[0]
+    problem = f"no column looks like {role}s"
+    if candidates:
+        problem = f"{len(candidates)} columns could be the {role}: {', '.join(candidates)}"
+    columns = ", ".join(f"{name} ({type_})" for name, type_ in types.items())
+    raise DataError(f"{where}: {problem}; name it as data.columns.{role}; columns: {columns}")
 
 
-def _kind(dataset: Any, name: str) -> str:
+def _column_type(dataset: Any, name: str) -> str:
+    """In words that a message can use."""
     import datasets
 
     feature = dataset.features[name]
@@ -66,22 +85,17 @@ def _kind(dataset: Any, name: str) -> str:
         return "class"
     inner = getattr(feature, "feature", None)
     if isinstance(inner, datasets.ClassLabel | datasets.Value):
-        names = isinstance(inner, datasets.ClassLabel) or inner.dtype in (*_TEXT, *_WHOLE)
+        names = isinstance(inner, datasets.ClassLabel) or inner.dtype in (*_TEXT, *_INTEGERS)
         return "set of classes" if names else "numbers"
     dtype = str(getattr(feature, "dtype", "other"))
     if dtype == "binary":
         return "image"
     if dtype in _TEXT:
-        return "image path" if _all(dataset, name, _is_image_path) else "text"
-    return "number" if dtype in _WHOLE else dtype
+        return "image path" if _sample_satisfies(dataset, name, _is_image_path) else "text"
+    return "number" if dtype in _INTEGERS else dtype
 
 
-_TEXT = ("string", "large_string")
-_WHOLE = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
-_SAMPLE = 100  # rows that tell what a column of text is
-
-
-def _all(dataset: Any, name: str, test: Any) -> bool:
+def _sample_satisfies(dataset: Any, name: str, test: Callable[[str], Any]) -> bool:
     values = [value for value in dataset.select_columns([name])[:_SAMPLE][name] if value]
     return bool(values) and all(test(value) for value in values)
 
@@ -90,7 +104,7 @@ def _is_image_path(value: str) -> bool:
     return PurePath(value).suffix.lower() in EXTENSIONS
 
 
-def _names_splits(dataset: Any, name: str, kind: str) -> bool:
-    if kind != "text" or not _all(dataset, name, split_called):
+def _is_split_column(dataset: Any, name: str, type_: str) -> bool:
+    if type_ != "text" or not _sample_satisfies(dataset, name, canonical_split):
         return False
-    return all(split_called(value or "") for value in dataset.unique(name))
+    return all(canonical_split(value or "") for value in dataset.unique(name))

@@ -1,4 +1,4 @@
-"""A folder for each class."""
+"""Folders of image files, one folder for each class."""
 
 from __future__ import annotations
 
@@ -6,34 +6,39 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.sources.labels import SPLIT_NAMES, LabeledImages
+from finetune.data.labeled_images import LabeledImages
+from finetune.data.sources.split_names import SPLIT_NAMES
 from finetune.errors import DataError
 from finetune.images.open import EXTENSIONS
 
 
 def read_folders(root: Path) -> dict[str, LabeledImages]:
-    """Class folders at the top, or inside train/, validation/ and test/. Labels go by name, never by position."""
-    inside = {path.name.lower(): path for path in _folders(root)}
-    named = {split: next((inside[n] for n in names if n in inside), None) for split, names in SPLIT_NAMES.items()}
-    if named["train"] is None:
-        return {"train": _read(root)}
-    return {split: _read(path) for split, path in named.items() if path is not None}
+    """Class folders in ``root`` itself, or inside its folders train/, validation/ and test/.
+
+    Raises:
+        DataError: a split has fewer than two class folders, or one without images.
+    """
+    folders = {path.name.lower(): path for path in _subfolders(root)}
+    splits = {split: next((folders[n] for n in names if n in folders), None) for split, names in SPLIT_NAMES.items()}
+    if splits["train"] is None:
+        return {"train": _read_split(root)}
+    return {split: _read_split(path) for split, path in splits.items() if path is not None}
 
 
-def _read(folder: Path) -> LabeledImages:
-    names = tuple(sorted(path.name for path in _folders(folder)))
+def _read_split(folder: Path) -> LabeledImages:
+    names = tuple(sorted(path.name for path in _subfolders(folder)))
     if len(names) < 2:
         raise DataError(f"data.source: {folder}: needs a folder for each of at least two classes; has {len(names)}")
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        found = sorted(p for p in (folder / name).rglob("*") if p.is_file() and p.suffix.lower() in EXTENSIONS)
-        if not found:
+        images = sorted(p for p in (folder / name).rglob("*") if p.is_file() and p.suffix.lower() in EXTENSIONS)
+        if not images:
             raise DataError(f"{folder / name}: no images ({', '.join(sorted(EXTENSIONS))}); each class needs some")
-        paths += found
-        labels += [label] * len(found)
+        paths += images
+        labels += [label] * len(images)
     return LabeledImages(paths, np.array(labels, np.int32), names, str(folder))
 
 
-def _folders(path: Path) -> list[Path]:
+def _subfolders(path: Path) -> list[Path]:
     return [inner for inner in path.iterdir() if inner.is_dir() and inner.name[0] != "."]

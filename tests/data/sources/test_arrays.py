@@ -1,5 +1,3 @@
-"""Images that are arrays: .npz files."""
-
 import numpy as np
 import pytest
 
@@ -24,14 +22,14 @@ def load(path):
     return load_splits(DataConfig(source=str(path), validation=0.0), 0)
 
 
-def test_images_and_labels_are_divided(save):
+def test_labels_stay_with_their_images(save):
     splits = load(save(images=IMAGES, labels=LABELS, class_names=np.array(["even", "odd"])))
     assert splits.class_names == ("even", "odd")
     for split in (splits.train, splits.test):
         assert (split.images[:, 0, 0] % 2).tolist() == split.labels.tolist()
 
 
-def test_splits_of_the_file_are_kept(save):
+def test_splits_of_the_file_are_used(save):
     splits = load(save(x_train=IMAGES[:6], y_train=LABELS[:6], x_test=IMAGES[6:], y_test=LABELS[6:]))
     assert (len(splits.train), len(splits.test), splits.class_names) == (6, 2, ("0", "1"))
 
@@ -40,7 +38,7 @@ def test_labels_may_be_names(save):
     assert load(save(images=IMAGES, labels=np.array(["b", "a"] * 4))).class_names == ("a", "b")
 
 
-def test_a_row_of_zero_and_one_is_a_set_of_classes(save):
+def test_rows_of_0_and_1_are_many_labels_per_image(save):
     splits = load(save(images=IMAGES, labels=np.stack([LABELS, np.ones(8, int)], 1)))
     assert splits.multi_label
     assert (splits.train.images[:, 0, 0] % 2).tolist() == splits.train.labels[:, 0].tolist()
@@ -53,12 +51,12 @@ def test_a_row_of_zero_and_one_is_a_set_of_classes(save):
         ({"images": IMAGES}, "images: has no labels beside it"),
         ({"images": IMAGES, "labels": LABELS[:5]}, "8 images and 5 labels"),
         ({"images": IMAGES / 255, "labels": LABELS}, r"must be uint8 .*; is float64 \[8, 4, 5\]"),
-        ({"images": IMAGES, "labels": LABELS / 2}, "labels must be whole numbers or names"),
+        ({"images": IMAGES, "labels": LABELS / 2}, "labels must be integers or names"),
         ({"images": IMAGES, "labels": LABELS + 1, "class_names": np.array(["a", "b"])}, "labels from 1 to 2, but 2"),
         ({"images": IMAGES, "labels": 2 * np.stack([LABELS, LABELS], 1)}, "must be 0 and 1"),
     ],
 )
-def test_arrays_that_do_not_fit_are_told(save, arrays, message):
+def test_arrays_that_do_not_fit_are_described(save, arrays, message):
     with pytest.raises(DataError, match=message):
         load(save(**arrays))
 
@@ -68,7 +66,7 @@ def test_pickled_objects_are_not_loaded(save):
         load(save(images=np.array([{}], dtype=object), labels=LABELS[:1]))
 
 
-def test_a_truncated_file_is_told(save):
+def test_a_truncated_file_is_named(save):
     path = save(images=IMAGES, labels=LABELS)
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataError, match=r"images.npz: (damaged|cannot be read)"):

@@ -1,4 +1,4 @@
-"""Evaluation's pixels beside timm's, on images of odd sizes; those of transformers are in test_image_spec.py."""
+"""Evaluation pixels compared with timm's, on images of odd sizes; test_spec.py compares with transformers."""
 
 import numpy as np
 import pytest
@@ -35,23 +35,23 @@ def spec_of(tmp_path, label):
 @pytest.mark.parametrize("label", CONFIGS)
 @pytest.mark.parametrize("size", SIZES)
 def test_pixels_are_timms_bit_for_bit(tmp_path, label, size):
-    found = spec_of(tmp_path, label).to_uint8(open_image(GOLDEN[f"source_{size}"]))
-    np.testing.assert_array_equal(found, GOLDEN[f"{label}_{size}"])
+    pixels = spec_of(tmp_path, label).to_uint8(open_image(GOLDEN[f"source_{size}"]))
+    np.testing.assert_array_equal(pixels, GOLDEN[f"{label}_{size}"])
 
 
 @pytest.mark.parametrize("label", CONFIGS)
-def test_normalized_pixels_are_timms_and_the_closed_form(tmp_path, label):
+def test_normalized_pixels_equal_timms_and_the_formula(tmp_path, label):
     spec = spec_of(tmp_path, label)
     pixels = GOLDEN[f"{label}_37x21"]
-    found = np.asarray(spec.normalize(pixels[None]))[0]
+    normalized = spec.normalize(pixels[None])[0]
     exact = (pixels / 255.0 - np.array(spec.mean)) / np.array(spec.std)
-    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(found, GOLDEN[f"{label}_normalized"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(normalized, exact, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(normalized, GOLDEN[f"{label}_normalized"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1"])
-def test_other_modes_become_the_rgb_that_pillow_makes_of_them(tmp_path, mode):
-    """As timm's and transformers' own ``convert("RGB")``; 16 bits, which that would clip, are in test_images.py."""
+def test_other_modes_are_converted_to_rgb_as_by_pillow(tmp_path, mode):
+    """As timm and transformers do; for images of 16 bits, which Pillow would clip, see test_open.py."""
     source = Image.fromarray(GOLDEN["source_90x31"]).convert(mode)
     spec = spec_of(tmp_path, "bicubic")
     np.testing.assert_array_equal(spec.to_uint8(open_image(source)), spec.to_uint8(source.convert("RGB")))

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from finetune.data.labeled_images import Split
+from finetune.data.stratify import stratified_split
+from finetune.errors import DataError
+
+
+def split_of(labels):
+    """Images that are their own index."""
+    index = np.arange(len(labels), dtype=np.uint8)
+    return Split(np.broadcast_to(index[:, None, None], (len(labels), 2, 2)), labels)
+
+
+def indices(split):
+    return split.images[:, 0, 0].tolist()
+
+
+SINGLE = split_of(np.int32([0] * 40 + [1] * 20 + [2] * 8))
+MULTI = split_of((np.random.default_rng(0).random((200, 4)) < [0.05, 0.2, 0.5, 0.8]).astype(np.float32))
+
+
+@pytest.mark.parametrize("split", [SINGLE, MULTI], ids=["single-label", "multi-label"])
+def test_every_image_is_on_one_side_in_its_order_and_with_its_labels(split):
+    sides = stratified_split(split, 0.25, 0, "data.test")
+    assert sorted(indices(sides[0]) + indices(sides[1])) == list(range(len(split)))
+    for side in sides:
+        assert indices(side) == sorted(indices(side))
+        np.testing.assert_array_equal(side.labels, split.labels[indices(side)])
+
+
+def test_the_part_has_its_share_of_each_class():
+    remainder, part = stratified_split(SINGLE, 0.25, 0, "data.test")
+    assert np.bincount(remainder.labels).tolist() == [30, 15, 6]
+    assert np.bincount(part.labels).tolist() == [10, 5, 2]
+
+
+def test_the_part_has_its_share_of_each_label_where_images_have_many():
+    _, part = stratified_split(MULTI, 0.25, 0, "data.test")
+    assert len(part) == 50
+    np.testing.assert_allclose(part.labels.sum(0), 0.25 * MULTI.labels.sum(0), atol=1)
+
+
+def test_images_without_any_label_are_shared_out_too():
+    split = split_of(np.float32([[1, 0]] * 8 + [[0, 0]] * 8))
+    _, part = stratified_split(split, 0.25, 0, "data.test")
+    assert part.labels.sum(1).tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("split", [SINGLE, MULTI], ids=["single-label", "multi-label"])
+def test_the_sides_are_a_function_of_the_seed(split):
+    a, again, b = (indices(stratified_split(split, 0.25, seed, "data.test")[1]) for seed in (3, 3, 4))
+    assert a == again
+    assert a != b
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.98])
+def test_too_few_images_for_every_class_name_the_option(fraction):
+    with pytest.raises(DataError, match=r"data.validation: cannot take 0\.\d+ of 68 images in 3 classes"):
+        stratified_split(SINGLE, fraction, 0, "data.validation")
