@@ -6,7 +6,7 @@ from photographs import photograph
 from finetune.data.image_scan import scan_images
 from finetune.data.labeled_images import Split
 from finetune.data.splits import Splits
-from finetune.report.data import leakage, report
+from finetune.report.data import report
 
 
 def split_of(seeds, labels, sizes=((20, 16),)):
@@ -37,7 +37,3 @@ def test_images_in_two_splits_are_counted_and_named():
     splits = Splits(TRAIN, None, split_of([0, 9], np.int32([0, 1])), ("ant", "bee"))
     assert report(splits)["leakage"]["exact"] == 1
     assert report(splits)["leakage"]["examples"] == [["test: image 0", "train: image 0"]]
-    assert leakage(splits) == (
-        "leakage: 1 of test also in train; the first: test: image 0 = train: image 0; see: finetune check-data"
-    )
-    assert leakage(Splits(TRAIN, None, split_of([8, 9], np.int32([0, 1])), ("ant", "bee"))) is None
