@@ -5,10 +5,27 @@ import ast
 import pytest
 from paths import ROOT
 
-ROOMS = (
-    "cli report run evaluation inference export training optim models data weights checkpoint recipe images resources "
-    "signals files trees errors"
-).split()
+ROOMS = [
+    "cli",
+    "report",
+    "run",
+    "evaluation",
+    "inference",
+    "export",
+    "training",
+    "optim",
+    "models",
+    "data",
+    "weights",
+    "checkpoint",
+    "recipe",
+    "images",
+    "resources",
+    "signals",
+    "files",
+    "trees",
+    "errors",
+]
 PACKAGE = ROOT / "finetune"
 
 
