@@ -5,7 +5,7 @@ import ast
 import pytest
 from paths import ROOT
 
-ROOMS = [
+ROOMS = [  # from top to bottom
     "cli",
     "report",
     "run",
