@@ -13,7 +13,7 @@ _NAMES_SHOWN = 10
 
 
 def check_data(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Look at every image of a recipe's data: broken ones, classes, sizes, images that are in two splits."""
+    """Decode every image of a recipe's data: broken images, classes, sizes, images that are in two splits."""
     from finetune.data.splits import load_splits
     from finetune.recipe import load_recipe
     from finetune.report.data import report
@@ -23,14 +23,14 @@ def check_data(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson 
     if as_json:
         print_json(result)
         return
-    columns = ["split", "images", "of each class", "sizes", "modes"]
+    columns = ["split", "images", "per class", "sizes", "modes"]
     print_table(columns, [_row(name, split) for name, split in result["splits"].items()])
     names, leaks = result["classes"], result["leakage"]
     more = " ..." if len(names) > _NAMES_SHOWN else ""
     typer.echo(f"classes   {len(names)}: {', '.join(names[:_NAMES_SHOWN])}{more}")
     for line in result["skipped"]:
         typer.echo(f"skipped   {line}")
-    typer.echo(f"leakage   {leaks['exact']} images are in two splits, {leaks['near']} more nearly so")
+    typer.echo(f"leakage   {leaks['exact']:,} images are in two splits, {leaks['near']:,} more are near duplicates")
     for pair in leaks["examples"]:
         typer.echo(f"          {' = '.join(pair)}")
 

@@ -27,7 +27,7 @@ def evaluate(
         print_json(result)
         return
     metric = result["metric"]
-    row = [str(result["n"]), number(result[metric]), number(result["loss"])]
+    row = [f"{result['n']:,}", number(result[metric]), number(result["loss"])]
     print_table(["test images", METRICS[metric], "loss"], [row])
     if result["skipped"]:
-        typer.echo(f"{result['skipped']} broken images are left out")
+        typer.echo(f"broken images left out: {result['skipped']}")

@@ -16,29 +16,36 @@ def inspect(
         str,
         typer.Argument(
             metavar="SOURCE|DIR",
-            help="A checkpoint's folder, a hub id (owner/name[@revision]) or builtin:NAME; a run's folder or a bundle.",
+            help="A checkpoint: its folder, a hub id (owner/name[@revision]) or builtin:NAME. Or a run's folder, or a "
+            "model bundle.",
         ),
     ],
-    image_size: Annotated[int | None, typer.Option(help="Of a checkpoint: another image size, in pixels.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Adapt a checkpoint to this image size, in pixels.")] = None,
     param: Annotated[
-        str | None, typer.Option(metavar="PATH", help="The values of a parameter, or of all below a path.")
+        str | None,
+        typer.Option(metavar="PATH", help="Show the values of a parameter, or of all below a path."),
     ] = None,
     as_json: AsJson = False,
     allow_local_code: LocalCode = False,
 ) -> None:
-    """Show what a pretrained or trained model consists of."""
-    from finetune import resources
+    """Show the parameters of a pretrained or a trained model, and the images it takes."""
     from finetune.errors import RecipeError
     from finetune.run.folder import is_run_or_bundle
 
-    if what in resources.recipes() or Path(what).suffix in (".yaml", ".yml"):
-        raise RecipeError(f"{what}: a recipe; finetune plan shows what it trains and what a step costs")
+    if _is_recipe(what):
+        raise RecipeError(f"{what}: a recipe, not a model; use: finetune plan {what}")
     if not is_run_or_bundle(Path(what)):
         _inspect_source(what, image_size, param, as_json)
     elif image_size is not None:
         raise RecipeError("--image-size is for pretrained checkpoints; a trained model has the size it was trained at")
     else:
         _inspect_run(Path(what), param, as_json, allow_local_code)
+
+
+def _is_recipe(what: str) -> bool:
+    from finetune import resources
+
+    return not Path(what).is_dir() and (Path(what).suffix in (".yaml", ".yml") or what in resources.recipes())
 
 
 def _inspect_run(directory: Path, param: str | None, as_json: bool, allow_local_code: bool) -> None:
@@ -97,7 +104,7 @@ def _print_values(variables: Any, path: str, as_json: bool) -> None:
 
 
 def _print_leaves(description: dict[str, Any]) -> str:
-    """Prints the table; gives the totals in words."""
+    """Prints the table of leaves; returns the totals in words."""
     rows = [[leaf["path"], shape(leaf["shape"]), f"{leaf['size']:,}"] for leaf in description["leaves"]]
     print_table(["leaf", "shape", "values"], rows)
     return ", ".join(f"{count:,} in {name}" for name, count in description["totals"].items())

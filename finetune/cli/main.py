@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 
 import typer
 
@@ -21,12 +22,12 @@ from finetune.cli.schema import schema
 
 app = typer.Typer(
     name="finetune",
-    help="Fine-tune pretrained vision models in JAX: from a recipe to a classifier that is measured and saved.",
+    help="Fine-tune pretrained vision models in JAX: from a recipe to a classifier that is evaluated and saved.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_VERBS = {
+_VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "predict": predict,
     "evaluate": evaluate,
@@ -43,11 +44,15 @@ for _name, _function in _VERBS.items():
 
 
 def main() -> None:
-    """Runs the command line. A mistake in the input is one message and exit code 2, never a traceback."""
-    for library in ("absl", "asyncio"):  # Orbax logs every failure many times over; ours is the one message
+    """Runs the command line.
+
+    A mistake in the input ends with one message and exit code 2, never with a traceback; a run that a signal stopped
+    ends with 128 plus the signal's number.
+    """
+    for library in ("absl", "asyncio"):  # Orbax logs each failure several times; one message is enough
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # Pillow's; such images are refused
-    sys.unraisablehook = lambda _: None  # TensorStore's threads repeat an error where nobody can catch it
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # from Pillow; such images are refused
+    sys.unraisablehook = lambda _: None  # TensorStore's threads repeat an error that was already raised
     from finetune.errors import FinetuneError, Interrupted
 
     try:

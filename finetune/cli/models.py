@@ -6,7 +6,7 @@ from finetune.cli.tables import print_table
 
 
 def list_models() -> None:
-    """List the model families, the layouts they are read from, and what was verified against PyTorch."""
+    """List the model families, the checkpoint layouts they are read from, and what is verified against PyTorch."""
     from finetune.models.registry import FAMILIES
 
     rows = [

@@ -13,11 +13,11 @@ from finetune.cli.tables import print_json, print_table, shape
 def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
-    parameters: Annotated[bool, typer.Option("--parameters", help="List every parameter too.")] = False,
+    parameters: Annotated[bool, typer.Option("--parameters", help="List each parameter, too.")] = False,
     as_json: AsJson = False,
     allow_local_code: LocalCode = False,
 ) -> None:
-    """Show what a recipe will train and what a step costs, before any image is read."""
+    """Show what a recipe trains, and what a step costs, before any image is read."""
     import finetune
 
     result = finetune.plan_recipe(finetune.load_recipe(recipe, overrides or []), allow_local_code=allow_local_code)
@@ -26,7 +26,7 @@ def plan(
         return
     for stage in result["stages"]:
         typer.echo(f"stage {stage['name']}")
-        columns = ["partition", "parameters", "optimizer", "peak learning rate"]
+        columns = ["partition", "parameters", "status", "optimizer", "peak learning rate"]
         print_table(columns, [_partition_row(partition) for partition in stage["partitions"]])
         if parameters:
             columns = ["parameter", "shape", "partition", "optimizer", "peak learning rate", "decay", "batch norm"]
@@ -52,18 +52,19 @@ def _print_costs(stage: dict[str, Any], device: dict[str, Any]) -> None:
 
 
 def _partition_row(partition: dict[str, Any]) -> list[str]:
-    return [partition["name"], f"{partition['parameters']:,}", _optimizer(partition), _rate(partition)]
+    status = "frozen" if partition["frozen"] else "trainable"
+    if partition["lora"]:
+        status = f"frozen, lora of rank {partition['lora']} trainable"
+    return [partition["name"], f"{partition['parameters']:,}", status, partition["optimizer"] or "", _rate(partition)]
 
 
 def _parameter_row(leaf: dict[str, Any]) -> list[str]:
     decay = f"{leaf['weight_decay']:g}" if leaf["weight_decay"] else ""
     norm = leaf["batch_norm"] or ""
-    return [leaf["path"], shape(leaf["shape"]), leaf["partition"], _optimizer(leaf), _rate(leaf), decay, norm]
-
-
-def _optimizer(record: dict[str, Any]) -> str:
-    optimizer = record["optimizer"] or "frozen"
-    return f"{optimizer}, lora {record['lora']}" if record["lora"] else optimizer
+    optimizer = leaf["optimizer"] or "frozen"
+    if leaf["lora"]:
+        optimizer += f", lora {leaf['lora']}"
+    return [leaf["path"], shape(leaf["shape"]), leaf["partition"], optimizer, _rate(leaf), decay, norm]
 
 
 def _rate(record: dict[str, Any]) -> str:

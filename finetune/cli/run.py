@@ -17,7 +17,7 @@ def run(
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run's folder.  [default: checkpoints/<recipe>]")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest saved state in the folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the latest saved state.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in the folder first.")] = False,
     allow_local_code: LocalCode = False,
 ) -> None:
@@ -33,6 +33,6 @@ def run(
     )
     results = result.summary["results"]
     metrics = metrics_of(results)
-    rows = [[record["name"], str(record["n"]), *(number(record.get(name)) for name in metrics)] for record in results]
-    print_table(["result", "test images", *(METRICS[name] for name in metrics)], rows)
+    rows = [[record["name"], f"{record['n']:,}", *(number(record[metric]) for metric in metrics)] for record in results]
+    print_table(["result", "test images", *(METRICS[metric] for metric in metrics)], rows)
     typer.echo(f"saved in {result.directory}")

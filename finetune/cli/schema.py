@@ -6,7 +6,7 @@ from finetune.cli.tables import print_json
 
 
 def schema() -> None:
-    """Print the JSON Schema of a recipe, which editors use to complete and check one."""
+    """Print the JSON Schema of a recipe, with which editors complete and check recipes."""
     import finetune
 
     print_json(finetune.recipe_schema())

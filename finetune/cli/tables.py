@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-METRICS = {"accuracy": "accuracy", "mean_average_precision": "mean average precision"}
+METRICS = {"accuracy": "accuracy", "mean_average_precision": "mean average precision"}  # names to print
 
 
 def print_json(data: Any) -> None:
@@ -31,12 +31,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def metrics_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The metrics that decide between models, of results such as summary.json's: usually one."""
+    """The deciding metrics of results such as those of summary.json, each once: one, unless the runs differ."""
     return list(dict.fromkeys(result["metric"] for result in results))
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number, or nothing where there is none."""
+    """A number for a table; empty for None."""
     return "" if value is None else f"{value:.{digits}f}"
 
 

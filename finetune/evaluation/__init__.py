@@ -1,1 +1,1 @@
-"""Measuring a classifier on labelled images."""
+"""Metrics of a classifier on labelled images."""

@@ -1,4 +1,4 @@
-"""Measuring a saved model again, on its own test images or on others."""
+"""Measuring a saved model again, on the test images of its run or on others."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ from finetune.recipe import load_recipe
 
 
 def evaluate_run(directory: str | Path, source: str | None = None, *, allow_local_code: bool = False) -> dict[str, Any]:
-    """``n``, ``accuracy`` and ``loss`` of a run's model on test images, and how many broken ones were ``skipped``.
+    """Measures a run's model on test images.
 
     Args:
         directory: the run's folder.
         source: another data source; its classes are matched to the model's by name.
         allow_local_code: as in :func:`restore`.
 
+    Returns:
+        Plain JSON values: ``data`` (the source), ``split``, what :meth:`Evaluation.to_json` gives (``n``, ``accuracy``,
+        ``loss``, for several labels ``mean_average_precision``, and ``metric``, the name of the deciding one), and
+        ``skipped``, the number of broken images that are left out.
+
     Raises:
-        CheckpointError: no finished model there.
-        DataError: the source's classes are not the model's.
+        CheckpointError: the folder has no finished model.
+        DataError: the source has classes that the model does not know, or images with several labels where the model
+            was trained for one, or the reverse.
     """
     folder = Path(directory)
     predictor = restore(folder, allow_local_code=allow_local_code)
@@ -44,17 +50,19 @@ def evaluate_run(directory: str | Path, source: str | None = None, *, allow_loca
         )
     to_model = np.array([predictor.class_names.index(name) for name in splits.class_names], np.int32)
     if splits.multi_label != predictor.multi_label:
-        kinds = {False: "one class for each image", True: "several classes for an image"}
+        labels = {False: "one class for each image", True: "several classes for an image"}
         raise DataError(
-            f"{data.source}: has {kinds[splits.multi_label]}; the model was trained for {kinds[predictor.multi_label]}"
+            f"{data.source}: has {labels[splits.multi_label]}; "
+            f"the model was trained for {labels[predictor.multi_label]}"
         )
-    test = replace(splits.test, labels=_in_terms_of_the_model(splits.test, to_model, len(predictor.class_names)))
+    test = replace(splits.test, labels=_as_model_labels(splits.test, to_model, len(predictor.class_names)))
     step = make_eval_step(predictor.model, predictor.image_spec)
     evaluation = evaluate(step, predictor.variables, test, predictor.image_spec, recipe.evaluate.batch_size)
     return {"data": data.source, "split": "test", **evaluation.to_json(), "skipped": splits.skipped_from("test")}
 
 
-def _in_terms_of_the_model(split: Split, to_model: np.ndarray, num_classes: int) -> np.ndarray:
+def _as_model_labels(split: Split, to_model: np.ndarray, num_classes: int) -> np.ndarray:
+    """The split's labels with the model's class indices; ``to_model`` is int [classes of the split]."""
     if not split.multi_label:
         return to_model[split.labels]
     labels = np.zeros((len(split), num_classes), np.float32)

@@ -10,19 +10,21 @@ import numpy as np
 
 from finetune.data.labeled_images import Split
 from finetune.data.loader import evaluation_batches
+from finetune.errors import DataError
 from finetune.evaluation.steps import EvalStep
 from finetune.images.spec import ImageSpec
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model over a split.
+    """The metrics of a model over a split.
 
     Attributes:
-        n: images.
-        accuracy: in [0, 1]; of images with many labels, the share whose set of classes is exactly right.
-        loss: mean cross-entropy in nats.
-        mean_average_precision: over the classes, in [0, 1]; for images with many labels alone.
+        n: number of images.
+        accuracy: in [0, 1]; for images with several labels, the share whose set of classes is exactly right.
+        loss: mean cross-entropy in nats; for images with several labels its binary form, the mean over the classes.
+        mean_average_precision: the mean over the classes that some image has, in [0, 1]; None unless images have
+            several labels.
     """
 
     n: int
@@ -32,23 +34,39 @@ class Evaluation:
 
     @property
     def metric(self) -> str:
-        """Name of the metric by which models are compared."""
+        """Name of the metric that decides between models: ``accuracy`` or ``mean_average_precision``."""
         return "accuracy" if self.mean_average_precision is None else "mean_average_precision"
 
     @property
     def score(self) -> float:
-        """By which models are compared."""
+        """Value of the metric that decides between models, in [0, 1]; higher is better."""
         return self.accuracy if self.mean_average_precision is None else self.mean_average_precision
 
     def to_json(self) -> dict[str, Any]:
-        """The metrics, and under ``metric`` the name of the one that decides between models."""
+        """The metrics by name, without those that are None, and under ``metric`` the name of the deciding one."""
         return {**{name: value for name, value in vars(self).items() if value is not None}, "metric": self.metric}
 
 
 def evaluate(eval_step: EvalStep, variables: Any, split: Split, spec: ImageSpec, batch_size: int) -> Evaluation:
-    """Every image of the split counts once; the device is read once, at the end."""
-    variables = jax.device_put(variables)  # what is held on the host crosses once, not with every batch
-    sums: Any = None
+    """Exact metrics over a split: every image counts once, however the batches are padded.
+
+    Args:
+        eval_step: from :func:`make_eval_step`.
+        variables: of the classifier, on the device or on the host.
+        split: its labels are int [N], or 0 and 1 of shape [N, num_classes] where images have several labels.
+        spec: the images that the model takes.
+        batch_size: images in a step; no metric depends on it beyond rounding.
+
+    Raises:
+        DataError: images may have several labels, but none has any: average precision is undefined.
+    """
+    if split.multi_label and not split.labels.any():
+        raise DataError(
+            f"mean average precision is undefined: none of the {len(split)} images has a label; "
+            "give images with labels, or another share of them to this split"
+        )
+    variables = jax.device_put(variables)  # arrays on the host are copied once, not with every batch
+    sums: Any = None  # read from the device once, after the last batch
     rows = []
     for batch in evaluation_batches(split, spec, batch_size):
         metrics, logits = eval_step(variables, jax.device_put(batch))
@@ -64,8 +82,8 @@ def evaluate(eval_step: EvalStep, variables: Any, split: Split, spec: ImageSpec,
 
 
 def _mean_average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Over the classes that some image has."""
+    """The mean over the classes that some image has; labels and scores are [N, num_classes]."""
     from sklearn.metrics import average_precision_score
 
-    shown = labels.any(0)
-    return float(average_precision_score(labels[:, shown], scores[:, shown], average="macro"))
+    scores = np.nan_to_num(scores, nan=float(np.finfo(np.float32).min))  # a model that has diverged ranks nothing
+    return float(np.mean([average_precision_score(labels[:, i], scores[:, i]) for i in np.flatnonzero(labels.any(0))]))

@@ -1,4 +1,4 @@
-"""The jitted steps that measure: logits with their sums, and features."""
+"""Jitted steps: logits with summed metrics, and features."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ EvalStep = Callable[[Any, Any], tuple[Metrics, jax.Array]]
 def make_eval_step(classifier: Classifier, spec: ImageSpec) -> EvalStep:
     """``eval_step(variables, batch) -> (metrics, logits)``, jitted.
 
-    The batch's ``weight`` is 0 for filled-up rows, which count for nothing; logits are float32 [N, num_classes]. The
-    loss is cross-entropy, or with labels [N, num_classes] of 0 and 1 its binary form, the mean over the classes.
+    The batch holds ``image`` uint8 [N, H, W, C], ``label`` (int [N], or 0 and 1 of shape [N, num_classes]) and
+    ``weight`` float32 [N], which is 0 for the rows that pad the last batch. Logits are float32 [N, num_classes]. The
+    loss is cross-entropy, or for labels of shape [N, num_classes] its binary form, the mean over the classes.
     """
 
     def eval_step(variables: Any, batch: Any) -> tuple[Metrics, jax.Array]:
@@ -38,7 +39,7 @@ def make_eval_step(classifier: Classifier, spec: ImageSpec) -> EvalStep:
 
 
 def make_feature_step(classifier: Classifier, spec: ImageSpec) -> Callable[[Any, Any], jax.Array]:
-    """``feature_step(variables, images)``: uint8 [N, H, W, 3] to the float32 features the head reads, jitted."""
+    """``feature_step(variables, images)``, jitted: uint8 [N, H, W, C] to the head's float32 input."""
 
     def feature_step(variables: Any, images: jax.Array) -> jax.Array:
         features: Any = classifier.apply(variables, spec.normalize(images), method="features")

@@ -6,16 +6,16 @@ from paths import SMALL
 from PIL import Image
 
 
-def test_check_tells_what_the_images_are(tmp_path):
-    found = json.loads(finetune("check-data", SMALL, "--json").stdout)
-    assert found["splits"]["test"]["images"] == 1438
-    assert found["leakage"]["exact"] == 0
+def test_check_data_shows_counts_sizes_and_modes():
+    report = json.loads(finetune("check-data", SMALL, "--json").stdout)
+    assert report["splits"]["test"]["images"] == 1438
+    assert report["leakage"]["exact"] == 0
     table = finetune("check-data", SMALL, columns=200).stdout
     assert "8x8 - 8x8" in table
     assert "L 1,438" in table
 
 
-def test_check_lists_broken_images_and_skips_them_only_when_told(tmp_path):
+def test_check_data_lists_broken_images_and_skips_them_only_where_the_recipe_says_so(tmp_path):
     for name in ("ant", "bee"):
         for i in range(6):
             path = tmp_path / "data" / name / f"{i}.png"
@@ -27,6 +27,6 @@ def test_check_lists_broken_images_and_skips_them_only_when_told(tmp_path):
     clean_failure(
         finetune("check-data", SMALL, *options, cwd=tmp_path), "ant/1.png", "bee/4.png", "on_broken_image=skip"
     )
-    told = finetune("check-data", SMALL, *options, "data.on_broken_image=skip", cwd=tmp_path)
-    assert told.returncode == 0
-    assert len([line for line in told.stdout.splitlines() if line.startswith("skipped")]) == 2
+    skipping = finetune("check-data", SMALL, *options, "data.on_broken_image=skip", cwd=tmp_path)
+    assert skipping.returncode == 0
+    assert len([line for line in skipping.stdout.splitlines() if line.startswith("skipped")]) == 2

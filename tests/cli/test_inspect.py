@@ -41,6 +41,12 @@ def test_inspect_shows_a_trained_model_and_the_values_of_a_parameter(small_run):
 
 
 def test_inspect_tells_recipes_and_checkpoints_apart(small_run, tmp_path):
-    clean_failure(finetune("inspect", "quickstart"), "quickstart: a recipe; finetune plan")
-    clean_failure(finetune("inspect", tmp_path / "mine.yaml"), "mine.yaml: a recipe; finetune plan")
+    clean_failure(finetune("inspect", "quickstart"), "use: finetune plan quickstart")
+    mine = tmp_path / "mine.yaml"
+    clean_failure(finetune("inspect", mine), f"{mine}: a recipe, not a model; use: finetune plan {mine}")
     clean_failure(finetune("inspect", small_run.directory, "--image-size", "64"), "--image-size is for pretrained")
+
+
+def test_inspect_prefers_a_folder_to_a_recipe_of_the_same_name(small_run, tmp_path):
+    (tmp_path / "quickstart").symlink_to(small_run.directory, target_is_directory=True)
+    assert "params/head/kernel" in finetune("inspect", "quickstart", cwd=tmp_path).stdout

@@ -4,7 +4,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from command_line import FINETUNE, RECIPE, clean_failure, finetune, in_a_process
+from command_line import FINETUNE, RECIPE, clean_failure, finetune, in_a_process, read_table
 from PIL import Image
 
 
@@ -45,7 +45,7 @@ def test_a_checkpoint_of_an_unknown_family_is_refused_with_what_is_supported(rec
     clean_failure(finetune("inspect", tmp_path), "architecture 'resnet50_gn' is not supported", "convnext_*")
 
 
-def test_a_module_of_ones_own_is_run_only_where_that_is_allowed(tmp_path):
+def test_a_module_of_your_own_is_imported_only_with_the_option(tmp_path):
     (tmp_path / "mine.py").write_text("from finetune.models.lenet import LeNet\n\n\nclass Mine(LeNet): ...\n")
     (tmp_path / "mine.yaml").write_text(
         """
@@ -57,7 +57,7 @@ def test_a_module_of_ones_own_is_run_only_where_that_is_allowed(tmp_path):
     )
     Image.fromarray(np.zeros((9, 7), np.uint8)).save(tmp_path / "a.png")
     for command in (["run", "mine.yaml"], ["predict", "checkpoints/mine", "a.png"]):
-        clean_failure(in_a_process(*command, cwd=tmp_path), "mine:Mine: code from outside", "--allow-local-code")
+        clean_failure(finetune(*command, cwd=tmp_path), "mine:Mine: code from outside", "--allow-local-code")
         assert in_a_process(*command, "--allow-local-code", cwd=tmp_path).returncode == 0
 
 
@@ -90,3 +90,14 @@ def test_a_disk_that_takes_no_more_is_one_message(recipe, tmp_path):
     command = [*limited, *FINETUNE, "run", str(recipe)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     clean_failure(result, "cannot save", "make room")
+
+
+def test_results_are_shown_by_the_metric_that_decides(multi_label_run):
+    result, directory = multi_label_run
+    assert result.returncode == 0, result.stderr
+    (record,) = json.loads((directory / "summary.json").read_text())["results"]
+    assert record["metric"] == "mean_average_precision"
+    assert 0 <= record["accuracy"] != record["mean_average_precision"] <= 1
+    (row,) = read_table(result.stdout)
+    assert list(row) == ["result", "test images", "mean average precision"]
+    assert row["mean average precision"] == f"{record['mean_average_precision']:.4f}"

@@ -21,9 +21,9 @@ def digits_folder(root, names):
 
 def test_classes_of_another_source_are_matched_by_name(small_run, tmp_path):
     root = digits_folder(tmp_path / "some", {"7": 7, "3": 3})
-    found = evaluate_run(small_run.directory, str(root))
-    assert found["n"] == 20
-    assert found["accuracy"] > 0.8
+    result = evaluate_run(small_run.directory, str(root))
+    assert result["n"] == 20
+    assert result["accuracy"] > 0.8
 
 
 def test_a_class_that_the_model_does_not_know_is_named(small_run, tmp_path):

@@ -1,6 +1,8 @@
 """The command line, for tests."""
 
 import io
+import itertools
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -44,3 +46,13 @@ def clean_failure(result, *words):
     assert "Traceback" not in result.stderr
     for word in words:
         assert word in result.stderr
+
+
+def read_table(text):
+    """The rows of the first printed table as {column: cell}; column names may have spaces."""
+    lines = text.splitlines()
+    rule = next(i for i, line in enumerate(lines) if line.strip() and not line.strip(" ─"))
+    head, rows = lines[rule - 1], itertools.takewhile(str.strip, lines[rule + 1 :])
+    starts = [match.start() for match in re.finditer(r"\S+(?: \S+)*", head)]
+    columns = [slice(*ends) for ends in itertools.pairwise([*starts, None])]
+    return [{head[column].strip(): row[column].strip() for column in columns} for row in rows]
