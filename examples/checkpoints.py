@@ -18,11 +18,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import finetune
-from finetune.checkpoint import RunCheckpoints
-from finetune.optim.partitions import merge
-from finetune.optim.schedules import StageLength
-from finetune.recipe import TrainStage
-from finetune.training.stage_trainer import StageTrainer
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "checkpoints/example")
 shutil.rmtree(folder / "loop", ignore_errors=True)
@@ -37,7 +32,7 @@ backbone = finetune.load_backbone("builtin:tiny-clip")
 classifier, variables = finetune.build_classifier(backbone, num_classes=10)
 spec = backbone.image_spec
 rules = [{"match": "head", "learning_rate": 1e-3}, {"match": ".*", "frozen": True}]
-stage = TrainStage(steps=40, batch_size=64, partitions=rules)
+stage = finetune.TrainStage(steps=40, batch_size=64, partitions=rules)
 digits = load_digits()
 pixels = np.stack([spec.to_uint8(Image.fromarray((d * 15.9).astype(np.uint8)).convert("RGB")) for d in digits.images])
 test = slice(1000, None)
@@ -54,31 +49,31 @@ def accuracy(variables):
 
 
 def prepare():
-    return StageTrainer(stage, classifier, variables, spec, StageLength(40), seed=0)
+    return finetune.StageTrainer(stage, classifier, variables, spec, finetune.StageLength(40), seed=0)
 
 
 # %% [markdown]
 # ## Save
 #
-# Every ten steps, what a step needs to go on from there: the parameters that learn, and the optimizer's state, step and
+# Every ten steps, what a step needs to go on from there: the trainable parameters, and the optimizer's state, step and
 # random key with them. `score` is what the best is chosen by.
 
 
 # %%
-def train(training, state, checkpoints, until):
+def train(trainer, state, checkpoints, until):
     while int(state.step) < until:
-        state, _ = training.step(state, training.frozen, batch_at(int(state.step)))
+        state, _ = trainer.step(state, trainer.frozen, batch_at(int(state.step)))
         if (step := int(state.step)) % 10 == 0:
-            now = training.variables(state)
+            now = trainer.variables(state)
             changed = {"params": {"head": now["params"]["head"]}}
             score = accuracy(now)
-            checkpoints.save(step, changed, training.resumable(state), {"accuracy": score}, score)
+            checkpoints.save(step, changed, trainer.resumable(state), {"accuracy": score}, score)
     return state
 
 
-training = prepare()
-with RunCheckpoints(folder / "loop") as checkpoints:
-    train(training, training.init_state(), checkpoints, until=30)
+trainer = prepare()
+with finetune.RunCheckpoints(folder / "loop") as checkpoints:
+    train(trainer, trainer.init_state(), checkpoints, until=30)
     checkpoints.wait()  # saving goes on in the background where the device has memory of its own
 
 # %% [markdown]
@@ -87,11 +82,11 @@ with RunCheckpoints(folder / "loop") as checkpoints:
 # The newest step is kept, and the best.
 
 # %%
-with RunCheckpoints(folder / "loop", read_only=True) as checkpoints:
+with finetune.RunCheckpoints(folder / "loop", read_only=True) as checkpoints:
     saved = {step: checkpoints.progress(step)["accuracy"] for step in checkpoints.steps()}
     best = max(saved, key=saved.__getitem__)
     print(f"saved steps and their accuracies: {saved}; best: {best}")
-    restored = merge(variables, checkpoints.variables(best))
+    restored = finetune.merge(variables, checkpoints.variables(best))
 assert accuracy(restored) == saved[best]
 
 # %% [markdown]
@@ -101,10 +96,10 @@ assert accuracy(restored) == saved[best]
 # interrupted.
 
 # %%
-with RunCheckpoints(folder / "loop") as checkpoints:
+with finetune.RunCheckpoints(folder / "loop") as checkpoints:
     newest = checkpoints.steps()[-1]
-    variables_then = merge(variables, checkpoints.variables(newest))
-    resumed = StageTrainer(stage, classifier, variables_then, spec, StageLength(40), seed=0)
+    variables_then = finetune.merge(variables, checkpoints.variables(newest))
+    resumed = finetune.StageTrainer(stage, classifier, variables_then, spec, finetune.StageLength(40), seed=0)
     fresh = resumed.init_state()
     state = resumed.resume(fresh, checkpoints.state(newest, resumed.resumable(fresh)))
     state = train(resumed, state, checkpoints, until=40)
@@ -128,7 +123,7 @@ assert all(jax.tree.leaves(same))
 overrides = ["~stages.0", "stages.0.epochs=4", "data.validation=0.2", "~data.shots_per_class"]
 recipe = finetune.load_recipe("quickstart", overrides)
 result = finetune.run(recipe, output=folder / "run", resume=(folder / "run").exists(), quiet=True)
-with RunCheckpoints(folder / "run" / "state", read_only=True) as checkpoints:
+with finetune.RunCheckpoints(folder / "run" / "state", read_only=True) as checkpoints:
     print(f"states of the run: {checkpoints.steps()}")
 for step in ("best", "last"):
     predictor = finetune.restore(folder / "run", step=step)

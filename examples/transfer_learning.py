@@ -21,9 +21,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import finetune
-from finetune.optim.schedules import StageLength
-from finetune.recipe import TrainStage
-from finetune.training.stage_trainer import StageTrainer
 
 # %% [markdown]
 # ## A pretrained model
@@ -107,9 +104,9 @@ def guides_step(state, pixels, labels):
 # copies of them. Images cross to the device as uint8.
 
 # %%
-stage = TrainStage(steps=100, batch_size=64, partitions=rules)
-training = StageTrainer(stage, classifier, variables, spec, StageLength(100), seed=0)
-lean = training.init_state()
+stage = finetune.TrainStage(steps=100, batch_size=64, partitions=rules)
+trainer = finetune.StageTrainer(stage, classifier, variables, spec, finetune.StageLength(100), seed=0)
+lean = trainer.init_state()
 print(
     f"{sum(leaf.size for leaf in jax.tree.leaves(lean.params)):,} of "
     f"{sum(leaf.size for leaf in jax.tree.leaves(variables['params'])):,} values are in its state"
@@ -126,7 +123,7 @@ order = np.random.default_rng(0)
 for step in range(100):
     chosen = order.choice(train, 64, replace=False)
     batch = {"image": pixels[chosen], "label": digits.target[chosen].astype(np.int32)}
-    lean, metrics = training.step(lean, training.frozen, batch)
+    lean, metrics = trainer.step(lean, trainer.frozen, batch)
     if step < 5:
         state, loss = guides_step(state, spec.normalize(batch["image"]), batch["label"])
         assert np.isclose(loss, metrics["loss"] / metrics["count"], rtol=1e-5)
@@ -141,7 +138,7 @@ for step in range(100):
 # ## What came of it
 
 # %%
-trained = training.variables(lean)
+trained = trainer.variables(lean)
 backbone_pairs = zip(*(jax.tree.leaves(v["params"]["backbone"]) for v in (variables, trained)), strict=True)
 assert all(np.array_equal(a, b) for a, b in backbone_pairs)
 predict = jax.jit(lambda v, x: classifier.apply(v, spec.normalize(x)).argmax(-1))

@@ -19,10 +19,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import finetune
-from finetune import resources
-from finetune.optim.schedules import StageLength
-from finetune.recipe import TrainStage
-from finetune.training.stage_trainer import StageTrainer
 
 if not hasattr(transformers, "FlaxCLIPModel"):
     sys.exit(f"transformers {transformers.__version__} has no Flax classes; install transformers 4.57")
@@ -34,9 +30,8 @@ if not hasattr(transformers, "FlaxCLIPModel"):
 # leaves half-precision files in half precision; they are widened here.
 
 # %%
-source = sys.argv[1] if len(sys.argv) > 1 else str(resources.checkpoint("tiny-clip"))
-theirs = transformers.FlaxCLIPModel.from_pretrained(source)
-ours = finetune.load_clip(source)
+ours = finetune.load_clip(sys.argv[1] if len(sys.argv) > 1 else "builtin:tiny-clip")
+theirs = transformers.FlaxCLIPModel.from_pretrained(str(ours.folder))
 params = theirs.to_fp32(theirs.params)
 assert jax.tree.structure(params) == jax.tree.structure(ours.variables["params"])
 
@@ -66,9 +61,9 @@ rules = [
     {"match": "head", "name": "trainable", "optimizer": "adam", "learning_rate": 5e-3},
     {"match": "backbone", "frozen": True},
 ]
-stage = TrainStage(steps=100, batch_size=64, partitions=rules)
-training = StageTrainer(stage, classifier, variables, spec, StageLength(100), seed=0)
-state = training.init_state()
+stage = finetune.TrainStage(steps=100, batch_size=64, partitions=rules)
+trainer = finetune.StageTrainer(stage, classifier, variables, spec, finetune.StageLength(100), seed=0)
+state = trainer.init_state()
 
 digits = load_digits()
 pixels = np.stack([spec.to_uint8(Image.fromarray((d * 15.9).astype(np.uint8)).convert("RGB")) for d in digits.images])
@@ -77,13 +72,13 @@ order = np.random.default_rng(0)
 for _ in range(100):
     chosen = order.choice(train, 64, replace=False)
     batch = {"image": pixels[chosen], "label": digits.target[chosen].astype(np.int32)}
-    state, metrics = training.step(state, training.frozen, batch)
+    state, metrics = trainer.step(state, trainer.frozen, batch)
 
 # %% [markdown]
 # ## What came of it
 
 # %%
-trained = training.variables(state)
+trained = trainer.variables(state)
 predict = jax.jit(lambda v, x: classifier.apply(v, spec.normalize(x)).argmax(-1))
 accuracy = float((predict(trained, pixels[test]) == digits.target[test]).mean())
 print(f"test accuracy {accuracy:.4f} on {len(test)} digits, with a frozen {type(vision).__name__}")

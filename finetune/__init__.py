@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from finetune.run.run import run as run
     from finetune.training.stage_trainer import StageTrainer as StageTrainer
     from finetune.training.state import TrainState as TrainState
+    from finetune.trees import merge as merge
 
 _HOME = {
     "Backbone": "models.backbone",
@@ -81,6 +82,7 @@ _HOME = {
     "load_bundle": "export.bundle",
     "load_clip": "models.backbone",
     "load_recipe": "recipe",
+    "merge": "trees",
     "plan_recipe": "report.plan",
     "recipe_schema": "recipe.schema",
     "restore": "inference.predictor",
