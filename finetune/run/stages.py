@@ -101,7 +101,8 @@ class StageRunner:
         result = {"name": name, "split": "test", **evaluation.to_json()}
         self.progress.results.append(result)
         self.folder.log({"stage": name, **result})
-        self.display.say(f"{name}: test {evaluation.metric} {evaluation.score:.4f} on {evaluation.n} images")
+        metric = evaluation.metric.replace("_", " ")
+        self.display.say(f"{name}: test {metric} {evaluation.score:.4f} on {evaluation.n} images")
 
     def save_model(self) -> str:
         """Writes the bundle; gives the hash of its weights."""
