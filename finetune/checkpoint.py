@@ -1,4 +1,4 @@
-"""The state of a run on disk, by Orbax: what it takes to go on exactly where it stopped."""
+"""The saved states of a run, by Orbax: what it takes to go on exactly where it stopped."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from finetune.files import require_space
 
 
 class RunCheckpoints:
-    """The folder ``state/`` of a run: one folder a saved step, each complete or not there at all.
+    """The folder ``state/`` of a run: one folder for each saved step, written atomically.
 
-    Each holds ``variables`` (all that the run changes, as it is measured; frozen weights are never written), ``state``
-    (what else going on needs, such as the optimizer's) and ``progress`` (JSON: stage, results, loader position).
-    The newest is kept, and the one with the best validation accuracy.
+    Each holds ``variables`` (everything that the run changes, as it is measured; frozen weights are never written),
+    ``state`` (what else resuming needs, such as the optimizer's) and ``progress`` (JSON: stage, results, loader
+    position). The newest is kept, and the one with the best validation score.
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False) -> None:
@@ -57,11 +57,11 @@ class RunCheckpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, variables: Any, state: Any, progress: dict[str, Any], score: float | None = None) -> None:
-        """Writes a step whole or not at all, in the background where the device's memory is not the host's.
+        """Writes a step atomically, in the background where the device's memory is not the host's.
 
         Args:
-            step: a step that is saved already is left as it is.
-            score: by which the best is kept, higher is better.
+            step: one that is saved already is left as it is.
+            score: of validation; the step with the highest is kept.
 
         Raises:
             CheckpointError: it cannot be written, for example because the disk is full.
@@ -81,7 +81,7 @@ class RunCheckpoints:
             self.wait()  # Orbax reads CPU arrays in place, and the next train step will overwrite them
 
     def wait(self) -> None:
-        """Until all is on disk."""
+        """Waits until everything is on disk."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -110,7 +110,7 @@ class RunCheckpoints:
 
     def _unwritten(self, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"{self.directory}: cannot save: {first_line(error)}; what was saved before is whole: "
+            f"{self.directory}: cannot save: {first_line(error)}; earlier states are complete: "
             "make room, then continue with --resume"
         )
 

@@ -26,11 +26,11 @@ class Classifier(nn.Module):
     Attributes:
         backbone: any Linen module from images to features. It may take a training switch called ``train``,
             ``training`` or ``deterministic``; it may return a BackboneOutput, a transformers output, or an array.
-        num_classes: width of the head, or of a whole model's output.
+        num_classes: width of the head, or of a headless model's output.
         dropout: rate on the pooled features, in training.
         pool: ``pooler`` (the backbone's own pooling), ``cls`` (first token) or ``mean`` (over tokens or pixels).
             None takes ``pooler`` where there is one, else the array itself if it is [N, features], else ``mean``.
-        headless: the backbone is a whole model, whose output are the logits: no head is put on it.
+        headless: the backbone is a complete model whose output is the logits; no head is attached.
     """
 
     backbone: nn.Module
@@ -52,7 +52,7 @@ class Classifier(nn.Module):
             images: float32 [N, H, W, 3], normalized.
             train: apply dropout (needs the ``dropout`` rng) and let the backbone train.
             backbone_train: the backbone's own switch; None follows ``train``. A frozen backbone takes False, so that
-                it computes what it will compute in evaluation and its running statistics hold still.
+                it computes what it will compute in evaluation and its running statistics stay as they are.
 
         Returns:
             float32 [N, num_classes].
@@ -129,15 +129,15 @@ def build_classifier(
     image_size: int | None = None,
     example: Any = None,
 ) -> tuple[Classifier, dict[str, Any]]:
-    """Puts a head on a backbone and carries the pretrained variables over, every collection of them.
+    """Attaches a head to a backbone and transfers the pretrained variables, every collection of them.
 
     Args:
         backbone: from :func:`load_backbone`, or (module, variables) of any Linen module, those of transformers' Flax
             models included.
         num_classes: number of classes.
         head_init: ``zeros``, ``lecun_normal``, or a kernel [num_features, num_classes] such as
-            :func:`zero_shot_head` makes. The bias starts at zero. None puts no head on a model that is whole, whose
-            output are the logits.
+            :func:`zero_shot_head` makes. The bias starts at zero. None attaches no head to a complete model, whose
+            output is the logits.
         dropout: rate on the pooled features.
         pool: see :class:`Classifier`.
         rng: key for ``lecun_normal``; by default key 0.
@@ -150,7 +150,7 @@ def build_classifier(
 
     Raises:
         TransferError: backbone variables that do not fit the module, or a kernel of another shape.
-        ModelError: a whole model whose output is not [N, num_classes].
+        ModelError: a complete model whose output is not [N, num_classes].
     """
     module, variables = (backbone.module, backbone.variables) if isinstance(backbone, Backbone) else backbone
     classifier = Classifier(module, num_classes, dropout, pool, headless=head_init is None)
@@ -158,7 +158,7 @@ def build_classifier(
     logits, target = init_shapes(classifier, inputs)
     if logits.shape != (inputs.shape[0], num_classes):
         raise ModelError(
-            f"{type(module).__name__}: as a whole model for {num_classes} classes it has to give "
+            f"{type(module).__name__}: as a complete model for {num_classes} classes it has to give "
             f"[N, {num_classes}]; for images {list(inputs.shape)} it gives {list(logits.shape)}"
         )
     if head_init is not None:

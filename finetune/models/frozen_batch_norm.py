@@ -1,4 +1,4 @@
-"""Batch normalization that is held: it computes as in evaluation while the rest of the model trains."""
+"""Frozen batch normalization: it computes as in evaluation while the rest of the model trains."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _EVALUATION = {**train_flags(False), "use_running_average": True}
 
 @contextmanager
 def freeze_batch_norm(paths: Collection[str]) -> Iterator[None]:
-    """Within it, the modules at ``paths``, which keep running statistics, normalize with these and leave them.
+    """Within it, the modules at ``paths`` normalize with their running statistics and do not update them.
 
-    Works on models as they are, by ``flax.linen.intercept_methods``: trained by calling ``apply(..., train=True,
+    Works on models as they are, by ``flax.linen.intercept_methods``: call ``apply(..., train=True,
     mutable=["batch_stats"])`` inside.
 
     Args:
@@ -38,7 +38,7 @@ def freeze_batch_norm(paths: Collection[str]) -> Iterator[None]:
         evaluation = {name: value for name, value in _EVALUATION.items() if name in bound.signature.parameters}
         if not evaluation:
             raise ModelError(
-                f"{type(module).__name__} at {'/'.join(module.path)}: its statistics cannot be held: its __call__ "
+                f"{type(module).__name__} at {'/'.join(module.path)}: its statistics cannot be frozen: its __call__ "
                 f"takes none of {', '.join(_EVALUATION)}"
             )
         if getattr(module, "use_running_average", None) is not None:

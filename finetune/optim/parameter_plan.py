@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from finetune.errors import PartitionError
 from finetune.models.depth import DepthOrder
 from finetune.optim.partitions import assign_rules, check_every_rule_takes
 from finetune.optim.selectors import classifier_depths, is_embedding
@@ -45,20 +46,25 @@ class ParameterPlan:
             depth_order: of the backbone, which ``blocks[...]`` and ``layer_decay`` need.
 
         Raises:
-            PartitionError: leaves that match no rule, rules that take no leaf, or blocks whose order is not known.
+            PartitionError: leaves that match no rule, rules or options without an effect, or blocks whose order is not
+                known.
         """
         matches, paths = [partition.match for partition in partitions], paths_of(variables["params"])
         assigned = assign_rules(paths, matches, depth_order)
         check_every_rule_takes(assigned, matches, depth_order)
         rules = {path: partitions[number] for path, number in assigned.items()}
+        norms = _norm_partitions(variables, rules, partitions, depth_order)
+        state = _state_partitions(variables, partitions, depth_order)
         decays = any(partition.layer_decay is not None for partition in partitions)
-        return cls(
+        plan = cls(
             tuple(partitions),
             rules,
-            _frozen_norms(variables, rules, partitions, depth_order),
-            _frozen_state(variables, partitions, depth_order),
+            frozenset(module for module, rule in norms.items() if rule.freezes_statistics),
+            frozenset(path for path, rule in state.items() if rule.freezes_statistics),
             classifier_depths(paths, depth_order) if decays else {},
         )
+        plan._check_effects(flatten(variables["params"]), [*norms.values(), *state.values()])
+        return plan
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -132,6 +138,27 @@ class ParameterPlan:
             for record in self.summarize(params)
         ]
 
+    def _check_effects(self, params: Mapping[str, Any], with_statistics: Sequence[Partition]) -> None:
+        """Refuses options that have no effect on the parameters that their partition took."""
+        for rule in self.partitions:
+            taken = [path for path in params if self.rules[path] is rule]
+            where = f"partitions: the rule {rule.match!r}"
+            if rule.weight_decay and rule.lora is None and not any(self.decays(path, params[path]) for path in taken):
+                raise PartitionError(
+                    f"{where}: weight_decay {rule.weight_decay:g} has no effect: it took no kernel; leave it out, or set "
+                    "weight_decay_on: all"
+                )
+            if rule.layer_decay is not None and all(self.rate_factor(path) == 1 for path in taken):
+                raise PartitionError(
+                    f"{where}: layer_decay {rule.layer_decay:g} has no effect: all that it took is above the last "
+                    "block; leave it out"
+                )
+            if rule.batch_norm is not None and not any(rule is other for other in with_statistics):
+                raise PartitionError(
+                    f"{where}: batch_norm: {rule.batch_norm} has no effect: it took no layer with running statistics; "
+                    "leave it out"
+                )
+
     @cached_property
     def _top(self) -> int:
         return max(self.depths.values())
@@ -144,33 +171,32 @@ def _treatment(record: Mapping[str, Any]) -> str:
     return f"{adapters}{record['optimizer']}, peak learning rate {record['learning_rate']:g}"
 
 
-def _frozen_norms(
+def _norm_partitions(
     variables: Variables,
     rules: Mapping[str, Partition],
     partitions: Sequence[Partition],
     depth_order: DepthOrder | None,
-) -> frozenset[str]:
-    """A norm's statistics follow its scale, or its bias; those of a norm with neither follow their own path."""
+) -> dict[str, Partition]:
+    """module with running statistics -> the partition that they follow: that of its scale, or its bias; those of a norm
+    with neither follow their own path."""
     statistics = {module_of(path): path for path in paths_of(variables.get("batch_stats", {}))}
     affine = {module_of(path): path for path in sorted(rules, key=lambda path: path.endswith("/scale"))}
     alone = [path for module, path in statistics.items() if module not in affine]
-    assigned = (
-        assign_rules([*rules, *alone], [partition.match for partition in partitions], depth_order) if alone else {}
-    )
+    matches = [partition.match for partition in partitions]
+    assigned = assign_rules([*rules, *alone], matches, depth_order) if alone else {}
     followed = {module: rules[affine[module]] for module in statistics if module in affine}
-    followed |= {module_of(path): partitions[assigned[path]] for path in alone}
-    return frozenset(module for module, rule in followed.items() if rule.freezes_statistics)
+    return followed | {module_of(path): partitions[assigned[path]] for path in alone}
 
 
-def _frozen_state(
+def _state_partitions(
     variables: Variables, partitions: Sequence[Partition], depth_order: DepthOrder | None
-) -> frozenset[str]:
-    """What a rule freezes of a module's other collections; what no rule matches changes as the module changes it."""
+) -> dict[str, Partition]:
+    """``collection/path`` of a module's other state -> the partition that matches it; what no rule matches changes as
+    the module changes it."""
     names = variables.keys() - {"params", "batch_stats"}
     inner = {path: f"{name}/{path}" for name in names for path in paths_of(variables[name])}
     if not inner:
-        return frozenset()
+        return {}
     paths = dict.fromkeys([*paths_of(variables["params"]), *inner])  # of all leaves, so that blocks are counted alike
     assigned = assign_rules(list(paths), [*(partition.match for partition in partitions), ".*"], depth_order)
-    rules = {path: partitions[assigned[path]] for path in inner if assigned[path] < len(partitions)}
-    return frozenset(inner[path] for path, rule in rules.items() if rule.freezes_statistics)
+    return {inner[path]: partitions[assigned[path]] for path in inner if assigned[path] < len(partitions)}

@@ -1,4 +1,4 @@
-"""Optimizer state from one stage to the next, for what learns in both by the same optimizer."""
+"""Optimizer state from one stage to the next, for parameters that both train with the same optimizer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def transfer_state(
 ) -> tuple[optax.transforms.PartitionState, list[str]]:
     """``new`` with the moments and counts of ``old`` where they fit, and the names of the partitions where they did.
 
-    A partition takes over the state of an earlier one that has the same optimizer and holds all of its leaves: moments
-    and the count that corrects their bias belong together, so there is no partial transfer. Learning-rate schedules
-    begin anew.
+    A partition takes over the state of an earlier one with the same optimizer that has all of its leaves: moments and
+    the count that corrects their bias belong together, so there is no partial transfer. Learning-rate schedules start
+    from their beginning.
 
     Args:
         old, new: states of two optimizers from :func:`build_optimizer`; ``new`` is fresh.
@@ -35,8 +35,8 @@ def transfer_state(
                 continue
             core, *rest = states[rule.label].inner_state
             earlier = _leaves(old.inner_states[label].inner_state[0])
-            wanted = _leaves(core)
-            if wanted and all(earlier.get(key) is not None and _fits(earlier[key], wanted[key]) for key in wanted):
+            current = _leaves(core)
+            if current and all(earlier.get(key) is not None and _fits(earlier[key], current[key]) for key in current):
                 core = jax.tree_util.tree_map_with_path(
                     lambda keys, _, earlier=earlier: earlier[jax.tree_util.keystr(keys)], core
                 )

@@ -206,5 +206,5 @@ def test_a_layer_without_a_switch_cannot_be_held():
 
     x = jnp.ones((3, 2))
     variables = One().init(jax.random.key(0), x)
-    with freeze_batch_norm({"inner"}), pytest.raises(ModelError, match="Unswitchable at inner: .*cannot be held"):
+    with freeze_batch_norm({"inner"}), pytest.raises(ModelError, match="Unswitchable at inner: .*cannot be frozen"):
         One().apply(variables, x, mutable=["batch_stats"])

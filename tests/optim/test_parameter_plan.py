@@ -2,6 +2,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from finetune.errors import PartitionError
 from finetune.models.depth import DepthOrder
@@ -104,6 +105,26 @@ def test_weight_decay_acts_on_kernels_alone_unless_told_otherwise():
 def test_a_rule_that_takes_no_parameter_is_refused(matches, message):
     with pytest.raises(PartitionError, match=message):
         plan(*(Partition(match=match, name=f"p{i}", learning_rate=0.1) for i, match in enumerate(matches)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"match": "norms", "learning_rate": 0.1, "weight_decay": 0.1}, r"'norms': weight_decay 0.1 has no effect"),
+        ({"match": "head", "learning_rate": 0.1, "batch_norm": "frozen"}, r"batch_norm"),
+        ({"match": "backbone/stem/.*", "frozen": True, "batch_norm": "update"}, r"batch_norm: update has no effect"),
+        ({"match": "head/.*", "learning_rate": 0.1, "layer_decay": 0.5}, r"layer_decay"),
+    ],
+)
+def test_an_option_without_effect_on_what_its_partition_took_is_refused(rule, message):
+    with pytest.raises((PartitionError, ValidationError), match=message):
+        plan(Partition(**rule), HEAD.model_copy(update={"name": "rest", "match": ".*"}))
+
+
+def test_weight_decay_of_norms_is_an_effect_where_it_is_asked_for():
+    norms = Partition(match="norms", learning_rate=0.1, weight_decay=0.1, weight_decay_on="all")
+    made = plan(norms, HEAD, REST)
+    assert made.decays("backbone/block_0/norm/scale", VARIABLES["params"]["backbone"]["block_0"]["norm"]["scale"])
 
 
 def test_one_line_for_each_partition_says_how_many_parameters_it_took():
