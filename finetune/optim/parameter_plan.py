@@ -145,8 +145,8 @@ class ParameterPlan:
             where = f"partitions: the rule {rule.match!r}"
             if rule.weight_decay and rule.lora is None and not any(self.decays(path, params[path]) for path in taken):
                 raise PartitionError(
-                    f"{where}: weight_decay {rule.weight_decay:g} has no effect: it took no kernel; leave it out, or set "
-                    "weight_decay_on: all"
+                    f"{where}: weight_decay {rule.weight_decay:g} has no effect: it took no kernel; leave it out, "
+                    "or set weight_decay_on: all"
                 )
             if rule.layer_decay is not None and all(self.rate_factor(path) == 1 for path in taken):
                 raise PartitionError(

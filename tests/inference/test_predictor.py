@@ -91,7 +91,7 @@ def test_saved_steps_restore_by_number_and_as_the_last(small_run):
         (lambda d: (d / "model.json").write_text("{"), "not a model description"),
         (lambda d: shutil.rmtree(d / "weights"), "the weights cannot be read"),
         (lambda d: _rewrite(d, weights_sha256="0"), "not those that model.json was written with"),
-        (lambda d: _rewrite(d, format=99), "format 99, made by another version; this one reads 2"),
+        (lambda d: _rewrite(d, format=99), "format 99, made by another version; this one reads 3"),
         (lambda d: _rewrite(d, head={"num_classes": 7, "pool": None, "dropout": 0.0}), "the weights cannot be read"),
     ],
 )
