@@ -95,5 +95,5 @@ def test_with_both_each_batch_takes_one_of_them():
 
 
 def test_the_key_decides():
-    assert np.array_equal(mixed(3, 0.4, 1.0)[0], mixed(3, 0.4, 1.0)[0])
-    assert not np.array_equal(mixed(3, 0.4, 1.0)[0], mixed(4, 0.4, 1.0)[0])
+    assert np.array_equal(mixed(3, 1.0, 1.0)[0], mixed(3, 1.0, 1.0)[0])
+    assert not np.array_equal(mixed(3, 1.0, 1.0)[0], mixed(4, 1.0, 1.0)[0])
