@@ -10,7 +10,7 @@ def list_models() -> None:
     from finetune.models.registry import FAMILIES
 
     rows = [
-        ["" if i else family.title, reader.layout, reader.label or reader.kinds, ", ".join(reader.verified)]
+        ["" if i else family.title, reader.layout, reader.label or reader.model_types, ", ".join(reader.verified)]
         for family in FAMILIES
         for i, reader in enumerate(family.readers)
     ]

@@ -1,1 +1,1 @@
-"""Pretrained vision models in Flax Linen, and the surgery that turns them into classifiers."""
+"""Pretrained vision models in Flax Linen, and what turns them into classifiers."""

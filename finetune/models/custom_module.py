@@ -1,7 +1,7 @@
-"""Linen modules of your own as backbones: found by name, built from plain values, initialized or read from Orbax.
+"""Your own Linen modules as backbones: imported by name, built from plain values, initialized or restored from Orbax.
 
-Importing a module runs it. Code from outside of this toolkit is imported only where the caller allows it, never because
-a recipe or a bundle names it.
+Importing a module runs its code. Code from outside this toolkit is imported only if the caller permits it, never just
+because a recipe or a bundle names it.
 """
 
 from __future__ import annotations
@@ -27,53 +27,67 @@ from finetune.models.backbone import Backbone
 from finetune.models.classifier import Classifier, state_of, training_switch
 from finetune.models.surgery import TransferReport, transplant
 
-FAMILY = "module"  # as a saved bundle names it
+FAMILY = "module"  # its family in a saved bundle
 _TRUSTED = "finetune.models."
 
 
 @dataclass(frozen=True)
 class CustomModule:
-    """What makes the module again: ``package.module:ClassName`` and its attributes, plain values."""
+    """A Linen module by name.
+
+    Attributes:
+        module: ``package.module:ClassName``.
+        kwargs: the module's attributes, JSON values.
+    """
 
     module: str
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def build(self, *, allow_local_code: bool = False) -> nn.Module:
-        """Raises ModelError: not allowed, not to be imported, no Linen module, or other attributes than it has."""
-        kind = _find_class(self.module, allow_local_code)
+        """Imports the class and creates the module.
+
+        Args:
+            allow_local_code: permit code from outside this toolkit.
+
+        Raises:
+            ModelError: the code is not permitted, cannot be imported, is not a Linen module, or does not take these
+                kwargs.
+        """
+        module_class = _import_class(self.module, allow_local_code)
         try:
-            return kind(**self.kwargs)
-        except Exception as error:  # of unknown names, or whatever the module's own code raises
-            known = [f.name for f in fields(kind) if f.init and f.name not in ("parent", "name")]
-            unknown = [name for name in self.kwargs if name not in known]
-            hint = nearest(unknown[0], known) if unknown else ""
+            return module_class(**self.kwargs)
+        except Exception as error:  # unknown names, or whatever the module's own code raises
+            attributes = [f.name for f in fields(module_class) if f.init and f.name not in ("parent", "name")]
+            unknown = [name for name in self.kwargs if name not in attributes]
+            hint = nearest(unknown[0], attributes) if unknown else ""
             raise ModelError(
-                f"{self.module}: cannot be made with these kwargs{hint}: {first_line(error)}; it has: "
-                f"{', '.join(known) or 'none'}"
+                f"{self.module}: cannot be built with these kwargs{hint}: {first_line(error)}; its attributes: "
+                f"{', '.join(attributes) or 'none'}"
             ) from None
 
 
 def load_module(
-    own: CustomModule,
+    custom: CustomModule,
     spec: ImageSpec,
     *,
     seed: int = 0,
     weights: str | Path | None = None,
     allow_local_code: bool = False,
 ) -> Backbone:
-    """A module of your own as a backbone.
+    """Your own module as a backbone.
 
     Args:
-        spec: what its images are; ``module.apply`` takes float32 [N, height, width, channels].
-        seed: of its initializers: the variables are those of ``module.init(jax.random.key(seed), images)``.
-        weights: read from there instead: a run's folder or model bundle with the same module as its backbone, or a
-            folder that Orbax saved the variables to.
+        spec: its images; ``module.apply`` takes float32 [N, height, width, channels].
+        seed: of the initial variables, ``module.init(jax.random.key(seed), images)``.
+        weights: where to read the variables instead: a run's folder or a model bundle whose backbone is the same
+            module, or a folder to which Orbax saved the variables.
+        allow_local_code: permit code from outside this toolkit.
 
     Raises:
-        ModelError: see :meth:`CustomModule.build`; a module that cannot take such images; or missing weights.
-        TransferError: weights of another tree.
+        ModelError: see :meth:`CustomModule.build`; the module cannot take such images; or the weights are missing.
+        TransferError: the weights do not fit the module.
     """
-    module = own.build(allow_local_code=allow_local_code)
+    module = custom.build(allow_local_code=allow_local_code)
     key = jax.random.key(seed)
     init: Callable[..., Any] = partial(module.init, **training_switch(module, False))  # type: ignore[arg-type]
     pixels = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
@@ -87,16 +101,16 @@ def load_module(
     except ModelError:
         raise
     except Exception as error:  # whatever the module's own code raises
-        raise ModelError(f"{own.module}: cannot take images {list(pixels.shape)}: {first_line(error)}") from None
+        raise ModelError(f"{custom.module}: cannot take images {list(pixels.shape)}: {first_line(error)}") from None
     if weights is None:
         variables = state_of(init(key, jnp.zeros(pixels.shape)))
         report = TransferReport((), fresh=tuple("/".join(key) for key in flatten_dict(variables)))
     else:
-        variables, report = transplant(_read(Path(weights).expanduser()), shapes)
+        variables, report = transplant(_read_weights(Path(weights).expanduser()), shapes)
     return Backbone(
         module=module,
         variables=variables,
-        config=own,
+        config=custom,
         image_spec=spec,
         num_features=features.shape[-1],
         text=None,
@@ -106,12 +120,12 @@ def load_module(
     )
 
 
-def _find_class(reference: str, allow_local_code: bool) -> type[nn.Module]:
+def _import_class(reference: str, allow_local_code: bool) -> type[nn.Module]:
     path, _, name = reference.partition(":")
     if not path.startswith(_TRUSTED) and not allow_local_code:
         raise ModelError(
-            f"{reference}: code from outside of this toolkit, which is not run unless you say so: look at it, then "
-            "give --allow-local-code (in Python allow_local_code=True)"
+            f"{reference}: code from outside this toolkit, which runs only with your permission: review it, then pass "
+            "--allow-local-code (in Python allow_local_code=True)"
         )
     if str(Path.cwd()) not in sys.path and not path.startswith(_TRUSTED):
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
@@ -121,30 +135,33 @@ def _find_class(reference: str, allow_local_code: bool) -> type[nn.Module]:
         raise ModelError(
             f"{reference}: {path} cannot be imported: {type(error).__name__}: {first_line(error)}"
         ) from None
-    kinds = {key: value for key, value in vars(source).items() if isinstance(value, type)}
-    modules = [key for key, kind in kinds.items() if issubclass(kind, nn.Module) and kind.__module__ == source.__name__]
-    if name not in kinds or not issubclass(kinds[name], nn.Module):
-        what = "is no Linen module" if hasattr(source, name) else "is not there"
+    modules = {
+        key: value for key, value in vars(source).items() if isinstance(value, type) and issubclass(value, nn.Module)
+    }
+    if name not in modules:
+        defined_there = [key for key, value in modules.items() if value.__module__ == source.__name__]
+        problem = "is not a Linen module" if hasattr(source, name) else "does not exist"
         raise ModelError(
-            f"{reference}: {name} {what}{nearest(name, modules)}; {path} has: {', '.join(modules) or 'none'}"
+            f"{reference}: {name} {problem}{nearest(name, defined_there)}; Linen modules in {path}: "
+            f"{', '.join(defined_there) or 'none'}"
         )
-    return kinds[name]
+    return modules[name]
 
 
-def _read(folder: Path) -> Mapping[str, Any]:
-    """Variables as Orbax saved them, or the backbone's of a bundle."""
+def _read_weights(folder: Path) -> Mapping[str, Any]:
+    """The variables in a folder of Orbax's, or those of the backbone in a bundle."""
     bundle = find_bundle(folder)
-    home = folder if bundle is None else bundle / "weights"
-    if not home.is_dir():
+    directory = folder if bundle is None else bundle / "weights"
+    if not directory.is_dir():
         raise ModelError(f"weights: {folder}: no such folder")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            saved = checkpointer.metadata(home.absolute())
+            saved = checkpointer.metadata(directory.absolute())
             shapes = on_this_device(getattr(saved, "item_metadata", saved))
-            variables = checkpointer.restore(home.absolute(), shapes)
+            variables = checkpointer.restore(directory.absolute(), shapes)
     except Exception as error:  # Orbax and TensorStore raise many kinds
         raise ModelError(
-            f"weights: {folder}: neither a run's folder nor variables saved by Orbax: {first_line(error)}"
+            f"weights: {folder}: neither a run, nor a bundle, nor variables saved by Orbax: {first_line(error)}"
         ) from None
     if bundle is None:
         return variables

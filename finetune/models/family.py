@@ -1,4 +1,4 @@
-"""What every model family tells the loader: its module, its configuration, and how each layout's files become both."""
+"""What a model family declares to the loader: its module, its configuration, and a reader for each layout."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Verified = Literal["features", "other image sizes", "text features", "a training
 
 @dataclass(frozen=True)
 class Reading:
-    """A checkpoint's configuration, understood.
+    """A checkpoint's configuration, translated.
 
     Attributes:
         config: the module's configuration, a frozen dataclass of plain values.
-        names: the table from the checkpoint's tensor names to the module's tree.
+        names: the rows that map the checkpoint's tensor names to the module's tree.
     """
 
     config: Any
@@ -31,23 +31,24 @@ class Reading:
 
 @dataclass(frozen=True)
 class Reader:
-    """One layout's way into a family.
+    """Reads a family's checkpoints in one layout.
 
     Attributes:
-        layout: whose files it reads.
-        kinds: regular expression of the whole ``model_type`` (transformers) or ``architecture`` (timm).
-        read: (configuration as the file has it, names of the tensors) -> Reading. Raises ModelError for a variant
+        layout: the library whose files it reads.
+        model_types: regular expression that matches all of ``model_type`` (transformers) or ``architecture`` (timm).
+        read: (content of the configuration file, names of the tensors) -> Reading. Raises ModelError for a variant
             that is not supported.
-        processor: the image processor of transformers whose defaults hold where the files name none.
-        module: what ``read`` configures, where that is not the family's own vision module: a model of two towers.
+        processor: transformers' image processor whose defaults apply where the files name none.
+        module: the class of a model with both towers, where ``read`` configures one; None for the family's vision
+            module.
         antialias: how this layout's library resizes position embeddings (see :mod:`finetune.models.layers.positions`).
-        label: ``kinds`` as people write them, where it is no plain name.
-        verified: what the tests hold equal to PyTorch's values.
-        any_size: the library resizes them to the images that the image processor makes, of its own accord.
+        any_size: the library resizes position embeddings to whatever size the image processor makes.
+        label: ``model_types`` written for people, where it is not a plain name.
+        verified: what the tests compare with PyTorch's values.
     """
 
     layout: Layout
-    kinds: str
+    model_types: str
     read: Callable[[dict[str, Any], Collection[str]], Reading]
     processor: str = ""
     module: type[nn.Module] | None = None
@@ -59,14 +60,14 @@ class Reader:
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of vision model.
+    """A family of vision models.
 
     Attributes:
-        name: as a saved bundle names it.
-        title: as people name it.
-        module: ``module(config, dtype=...)``, from float32 [N, H, W, 3] to a BackboneOutput; declares ``depth_order``.
+        name: identifies it in a saved bundle.
+        title: its name in tables and messages.
+        module: ``module(config, dtype=...)`` maps float32 [N, H, W, 3] to a BackboneOutput; declares ``depth_order``.
         config: the class of its configuration; has ``num_features``, and ``image_size`` where the size is fixed.
-        readers: one for each layout that it comes in.
+        readers: one for each layout, and for each model type that is read differently.
     """
 
     name: str
@@ -75,37 +76,42 @@ class Family:
     config: type
     readers: tuple[Reader, ...]
 
-    def reader(self, layout: Layout, kind: str) -> Reader | None:
-        return next((r for r in self.readers if r.layout == layout and re.fullmatch(r.kinds, kind)), None)
+    def reader(self, layout: Layout, model_type: str) -> Reader | None:
+        return next((r for r in self.readers if r.layout == layout and re.fullmatch(r.model_types, model_type)), None)
 
 
-def parse_transformers(kind: str, config: dict[str, Any]) -> Any:
-    """transformers' configuration class of that name, which knows what a file leaves out.
+def parse_transformers(class_name: str, config: dict[str, Any]) -> Any:
+    """A ``config.json`` as transformers' configuration class, which has the defaults of what the file leaves out.
 
     Raises:
-        ModelError: the values are not such a configuration's.
+        ModelError: the class refuses the values, or the model takes other than RGB images.
     """
     import transformers
 
     try:
-        parsed = getattr(transformers, kind).from_dict(config)
-    except Exception as error:  # its checks differ in type from version to version
-        raise ModelError(f"not a {kind}: {' '.join(str(error).split())}") from None
+        parsed = getattr(transformers, class_name).from_dict(config)
+    except Exception as error:  # the type depends on the version of transformers
+        raise ModelError(f"not a {class_name}: {' '.join(str(error).split())}") from None
     if getattr(parsed, "num_channels", 3) != 3:
         raise ModelError(f"num_channels: only 3 (RGB) is supported; received {parsed.num_channels}")
     return parsed
 
 
 def timm_arguments(config: dict[str, Any], defaults: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """What timm's model function is called with: an architecture's own arguments, then the file's ``model_args``.
+    """The arguments of timm's model function: the architecture's defaults, overridden by the file's ``model_args``.
+
+    Args:
+        config: content of timm's ``config.json``.
+        defaults: what the architecture's name implies.
+        known: further arguments that are read, or have no effect on the features.
 
     Raises:
-        ModelError: ``model_args`` has an argument outside ``defaults`` and ``known``, which would be ignored.
+        ModelError: ``model_args`` has an argument outside ``defaults`` and ``known``, or other than 3 channels.
     """
-    given = config.get("model_args", {})
-    unknown = sorted(given.keys() - defaults.keys() - set(known) - {"num_classes", "in_chans", "pretrained"})
+    arguments = config.get("model_args", {})
+    unknown = sorted(arguments.keys() - defaults.keys() - set(known) - {"num_classes", "in_chans", "pretrained"})
     if unknown:
-        raise ModelError(f"model_args: {', '.join(unknown)} not supported for {config['architecture']}")
-    if given.get("in_chans", 3) != 3:
-        raise ModelError(f"model_args: in_chans: only 3 (RGB) is supported; received {given['in_chans']}")
-    return {**defaults, **given}
+        raise ModelError(f"model_args: not supported for {config['architecture']}: {', '.join(unknown)}")
+    if arguments.get("in_chans", 3) != 3:
+        raise ModelError(f"model_args: in_chans: only 3 (RGB) is supported; received {arguments['in_chans']}")
+    return {**defaults, **arguments}

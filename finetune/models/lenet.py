@@ -1,7 +1,7 @@
 """LeNet-5 (LeCun et al. 1998, "Gradient-based learning applied to document recognition"), with or without BatchNorm.
 
-A whole model for small grey images, trained from its own initializers; it shows what batch normalization does to a
-network that is hard to train without.
+A complete classifier for small grayscale images, trained from scratch; it shows what batch normalization does for a
+network that is hard to train without it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ _KERNEL = nn.initializers.xavier_uniform()
 
 
 class LeNet(nn.Module):
-    """Two convolutions with average pooling, three dense layers, sigmoids between them: [N, 28, 28, C] to logits
-    [N, num_classes].
+    """Two convolutions with average pooling and three dense layers, with sigmoids between them.
+
+    float32 [N, 28, 28, C] to logits [N, num_classes].
 
     Attributes:
         num_classes: width of the last layer.
-        norm: batch normalization before each sigmoid.
-        dtype: of the computation.
+        norm: use batch normalization before each sigmoid.
+        dtype: compute dtype.
     """
 
     num_classes: int = 10

@@ -1,4 +1,4 @@
-"""The families that can be loaded."""
+"""The model families that can be loaded."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def depth_order_of_tree(paths: Collection[str]) -> DepthOrder | None:
-    """The order of the families whose backbones have these paths; None where there is none, or more than one.
+    """The one depth order that knows all of these paths; None where no family's does, or several do.
 
-    For trees that come without their module; a loaded backbone's module declares its order itself.
+    For trees without a module; a loaded backbone's module declares its order itself.
     """
     orders = {order for family in FAMILIES if (order := depth_order_of(family.module))}
     known = [order for order in orders if all(order.key(path) for path in paths)]

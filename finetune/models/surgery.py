@@ -1,4 +1,4 @@
-"""Taking modules out of modules, and moving variables from tree to tree with nothing left unaccounted for."""
+"""Extracting submodules, and transferring variables from one tree to another with every leaf accounted for."""
 
 from __future__ import annotations
 
@@ -22,60 +22,64 @@ Key = tuple[str, ...]
 
 
 def extract_submodule(module: nn.Module, variables: Variables, path: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A submodule and its part of the variables, by Linen's ``bind`` and ``unbind``.
+    """A submodule and its variables, by Linen's ``bind`` and ``unbind``.
 
-    Follows Flax's guide on transfer learning. Works for any Linen module that defines its parts in ``setup()``.
+    Follows Flax's guide on transfer learning. Works for any Linen module that defines its submodules in ``setup()``.
 
     Args:
         module: for example ``CLIPModule``, or the ``.module`` of transformers' ``FlaxCLIPModel``.
-        variables: ``{"params": ..., ...}``; every collection of the submodule comes along.
-        path: attribute names with dots, such as ``vision_model.encoder``; a number picks from a list (``stages.0``).
+        variables: ``{"params": ..., ...}``; the result has every collection of the submodule.
+        path: attribute names separated by dots, such as ``vision_model.encoder``; a number indexes a list
+            (``stages.0``).
+
+    Returns:
+        The unbound submodule, and its variables, whose leaves are shared rather than copied.
 
     Raises:
-        ModelError: a part of the path is not a submodule; lists those that are.
+        ModelError: there is no such submodule; lists those that exist.
     """
-    part: Any = module.bind(_plain(variables))
+    current: Any = module.bind(_to_dict(variables))
     for i, name in enumerate(path.split(".")):
-        child = _member(part, name)
+        child = _child(current, name)
         if child is None:
-            at = ".".join(path.split(".")[:i]) or type(module).__name__
-            children = _members(part)
+            parent = ".".join(path.split(".")[:i]) or type(module).__name__
+            children = _child_names(current)
             raise ModelError(
-                f"{at} has no submodule {name!r}{nearest(name, children)}; it has: {', '.join(children) or 'none'}"
-                " (modules made inside an @nn.compact method cannot be taken out)"
+                f"{parent} has no submodule {name!r}{nearest(name, children)}; it has: {', '.join(children) or 'none'}"
+                " (submodules created in an @nn.compact method cannot be extracted)"
             )
-        part = child
-    if not isinstance(part, nn.Module):
-        raise ModelError(f"{path}: a list of {len(part)} submodules; name one of them, such as {path}.0")
-    submodule, subvariables = part.unbind()
-    return submodule, _plain(subvariables)
+        current = child
+    if not isinstance(current, nn.Module):
+        raise ModelError(f"{path}: a list of {len(current)} submodules; choose one of them, such as {path}.0")
+    submodule, subvariables = current.unbind()
+    return submodule, _to_dict(subvariables)
 
 
-def _member(part: Any, name: str) -> Any:
-    """A submodule, a list of submodules or one of a list; None where there is no such thing."""
-    if isinstance(part, list | tuple):
-        return part[int(name)] if name.isdigit() and int(name) < len(part) else None
-    child = getattr(part, name, None)
+def _child(parent: Any, name: str) -> Any:
+    """The submodule or list of submodules of that name, or the item of a list; None where there is none."""
+    if isinstance(parent, list | tuple):
+        return parent[int(name)] if name.isdigit() and int(name) < len(parent) else None
+    child = getattr(parent, name, None)
     modules = child if isinstance(child, list | tuple) and child else [child]
     return child if all(isinstance(module, nn.Module) for module in modules) else None
 
 
-def _members(part: Any) -> list[str]:
-    if isinstance(part, list | tuple):
-        return [str(i) for i in range(len(part))]
-    # getattr has run setup(), so the parts that it made are attributes now
-    return sorted(name for name in vars(part) if name != "parent" and _member(part, name) is not None)
+def _child_names(parent: Any) -> list[str]:
+    if isinstance(parent, list | tuple):
+        return [str(i) for i in range(len(parent))]
+    # getattr has run setup(), so the submodules that it defines are attributes by now
+    return sorted(name for name in vars(parent) if name != "parent" and _child(parent, name) is not None)
 
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What became of every source tensor and of every target leaf; names are ``collection/path``.
+    """Where every source tensor went, and where every target leaf came from; names are ``collection/path``.
 
     Attributes:
-        transferred: (source, target) names of what was copied.
-        fresh: target leaves that keep their new initial values, such as a head's.
+        transferred: (source, target) names of the copied leaves.
+        fresh: target leaves that keep their initial values, such as those of a new head.
         unused: source tensors that were left out on purpose.
-        resized: target leaves, positions, that were interpolated to another image size.
+        resized: target leaves (positions) that were interpolated to another image size.
     """
 
     transferred: tuple[tuple[str, str], ...]
@@ -100,60 +104,60 @@ def transplant(
     unused: Iterable[str] = (),
     names: Mapping[Key, str] | None = None,
 ) -> tuple[dict[str, Any], TransferReport]:
-    """Copies every leaf of every collection of ``source`` to its place in ``target``.
+    """Copies every leaf of every collection of ``source`` to the leaf of the same path in ``target``.
 
     Args:
         source: ``{"params": ..., "batch_stats": ..., ...}``.
         target: the same collections, as arrays or as shapes (``jax.eval_shape`` of ``init``); leaves that are only
             shapes cannot stay fresh.
-        into: where source trees go inside each target collection, such as ``backbone``.
-        fresh: regular expressions of whole target names (``params/head/.*``) that may have no source.
-        unused: regular expressions of whole source names that may have no target.
-        names: source names to show for source leaves in place of their paths.
+        into: path inside each target collection that the source's paths are relative to, such as ``backbone``.
+        fresh: regular expressions that match all of a target name (``params/head/.*``); these need no source.
+        unused: regular expressions that match all of a source name; these need no target.
+        names: names of source leaves to report instead of their paths.
 
     Returns:
         The target's tree with the source's values in the target's dtypes, and the report.
 
     Raises:
-        TransferError: listing together all leaves that are missing, unexpected or of another shape.
+        TransferError: leaves are missing, unexpected or of another shape; lists all of them.
     """
-    goal = flatten_dict(_plain(target))
-    given = {_placed(key, into): (key, value) for key, value in flatten_dict(_plain(source)).items()}
-    shown = {key: (names or {}).get(origin, "/".join(origin)) for key, (origin, _) in given.items()}
-    problems, transferred, kept, left = [], [], [], []
+    targets = flatten_dict(_to_dict(target))
+    sources = {_prefixed(key, into): (key, value) for key, value in flatten_dict(_to_dict(source)).items()}
+    reported = {key: (names or {}).get(path, "/".join(path)) for key, (path, _) in sources.items()}
+    problems, transferred, kept, left_out = [], [], [], []
     result: dict[Key, Any] = {}
-    for key, wanted in goal.items():
+    for key, leaf in targets.items():
         path = "/".join(key)
-        if key in given:
-            value = given[key][1]
-            if tuple(value.shape) != tuple(wanted.shape):
-                problems.append(f"shape       {shown[key]}: {tuple(value.shape)} given, {tuple(wanted.shape)} needed")
+        if key in sources:
+            value = sources[key][1]
+            if tuple(value.shape) != tuple(leaf.shape):
+                problems.append(f"shape       {reported[key]}: {tuple(value.shape)} given, {tuple(leaf.shape)} needed")
                 continue
-            result[key] = jnp.asarray(np.asarray(value) if isinstance(value, LazyArray) else value, wanted.dtype)
-            transferred.append((shown[key], path))
-        elif _any_match(fresh, path) and not isinstance(wanted, jax.ShapeDtypeStruct):
-            result[key] = wanted
+            result[key] = jnp.asarray(np.asarray(value) if isinstance(value, LazyArray) else value, leaf.dtype)
+            transferred.append((reported[key], path))
+        elif _any_match(fresh, path) and not isinstance(leaf, jax.ShapeDtypeStruct):
+            result[key] = leaf
             kept.append(path)
         else:
-            problems.append(f"missing     {path} {tuple(wanted.shape)}")
-    for key in given.keys() - goal.keys():
-        if _any_match(unused, "/".join(given[key][0])):
-            left.append(shown[key])
+            problems.append(f"missing     {path} {tuple(leaf.shape)}")
+    for key in sources.keys() - targets.keys():
+        if _any_match(unused, "/".join(sources[key][0])):
+            left_out.append(reported[key])
         else:
-            problems.append(f"unexpected  {shown[key]} {tuple(given[key][1].shape)}")
+            problems.append(f"unexpected  {reported[key]} {tuple(sources[key][1].shape)}")
     if problems:
         raise TransferError(
-            "weights and model do not fit:\n" + "\n".join(f"  {line}" for line in sorted(set(problems)))
+            "the weights do not fit the model:\n" + "\n".join(f"  {line}" for line in sorted(set(problems)))
         )
-    return unflatten_dict(result), TransferReport(tuple(transferred), tuple(kept), tuple(sorted(left)))
+    return unflatten_dict(result), TransferReport(tuple(transferred), tuple(kept), tuple(sorted(left_out)))
 
 
-def _plain(tree: Variables) -> dict[str, Any]:
+def _to_dict(tree: Variables) -> dict[str, Any]:
     return unfreeze(tree) if isinstance(tree, FrozenDict) else dict(tree)
 
 
-def _placed(key: Key, into: str) -> Key:
-    return (key[0], *(part for part in into.split("/") if part), *key[1:])
+def _prefixed(key: Key, into: str) -> Key:
+    return (key[0], *(name for name in into.split("/") if name), *key[1:])
 
 
 def _any_match(patterns: Iterable[str], path: str) -> bool:

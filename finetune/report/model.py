@@ -1,4 +1,4 @@
-"""A loaded backbone in words and numbers, for people who want to see what they got."""
+"""Describes a loaded model: its leaves, their values, its images, and where its weights came from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from finetune.models.surgery import TransferReport
 
 
 def summarize(backbone: Backbone) -> dict[str, Any]:
-    """Plain JSON values: family, layout, leaves (path, shape, dtype, size), totals, image spec, transfer report."""
+    """A backbone as JSON values: family, layout, image spec, leaves, totals and transfer report."""
     return {
         "family": backbone.family,
         "layout": backbone.layout,
@@ -32,11 +32,11 @@ def summarize(backbone: Backbone) -> dict[str, Any]:
 
 
 def list_leaves(variables: Any) -> dict[str, Any]:
-    """``totals`` of values by collection, and ``leaves``: path, shape, dtype, size."""
+    """``totals``: number of values in each collection; ``leaves``: path, shape, dtype and size of each."""
     totals = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in sorted(variables.items())}
     leaves = [
         {"path": "/".join(path), "shape": list(leaf.shape), "dtype": str(leaf.dtype), "size": leaf.size}
-        for path, leaf in sorted(flatten_dict(variables).items(), key=_in_order)
+        for path, leaf in sorted(flatten_dict(variables).items(), key=_sort_key)
     ]
     return {"totals": totals, "leaves": leaves}
 
@@ -45,55 +45,56 @@ def find_values(variables: Any, path: str) -> list[dict[str, Any]]:
     """The leaves at a path or below it: path, shape, dtype, mean, std, min, max and values (nested lists).
 
     Args:
-        path: names joined by ``/``, such as ``backbone/norm1/scale``; the collection (``params/...``) may be left out.
+        path: such as ``backbone/norm1/scale``; the collection in front (``params/``) may be left out.
 
     Raises:
-        ModelError: there is nothing; it names what is close.
+        ModelError: no leaf has that path; suggests the closest one.
     """
-    leaves = {"/".join(key): leaf for key, leaf in sorted(flatten_dict(variables).items(), key=_in_order)}
-    wanted = path.strip("/")
-    found = [name for name in leaves if f"/{name}/".startswith((f"/{wanted}/", f"/{name.split('/')[0]}/{wanted}/"))]
-    if not found:
-        inner = [name.split("/", 1)[1] for name in leaves]
+    leaves = {"/".join(key): leaf for key, leaf in sorted(flatten_dict(variables).items(), key=_sort_key)}
+    prefix = path.strip("/")
+    matches = [name for name in leaves if f"/{name}/".startswith((f"/{prefix}/", f"/{name.split('/')[0]}/{prefix}/"))]
+    if not matches:
+        without_collection = [name.split("/", 1)[1] for name in leaves]
         raise ModelError(
-            f"--param {path}: there is no such parameter{nearest(wanted, inner)}; without --param all are listed"
+            f"--param {path}: there is no such parameter{nearest(prefix, without_collection)}; "
+            "run without --param to list all of them"
         )
-    return [{"path": name, **_measured(np.asarray(leaves[name]))} for name in found]
+    return [{"path": name, **_describe_values(np.asarray(leaves[name]))} for name in matches]
 
 
-def _measured(array: np.ndarray) -> dict[str, Any]:
-    wide = array.astype(np.float64)
-    numbers = {name: float(getattr(wide, name)()) for name in ("mean", "std", "min", "max")}
-    return {"shape": list(array.shape), "dtype": str(array.dtype), **numbers, "values": array.tolist()}
+def _describe_values(array: np.ndarray) -> dict[str, Any]:
+    exact = array.astype(np.float64)
+    statistics = {name: float(getattr(exact, name)()) for name in ("mean", "std", "min", "max")}
+    return {"shape": list(array.shape), "dtype": str(array.dtype), **statistics, "values": array.tolist()}
 
 
 def describe_images(spec: ImageSpec) -> str:
-    """One line: what happens to an image before the model sees it."""
+    """How an image is prepared, in one line."""
     if spec.resize is None:
-        resize = "as they are"
+        resize = "not resized"
     elif isinstance(spec.resize, tuple):
         resize = f"resized to {spec.resize[0]}x{spec.resize[1]} ({spec.interpolation})"
     else:
         resize = f"shorter edge resized to {spec.resize} ({spec.interpolation})"
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (spec.mean, spec.std))
-    return f"{resize}, centre {spec.height}x{spec.width}, scaled to [0, 1], minus ({mean}), divided by ({std})"
+    return f"{resize}, centre {spec.height}x{spec.width}, scaled to [0, 1], mean ({mean}), std ({std})"
 
 
 def describe_transfer(report: TransferReport) -> list[str]:
-    """The transfer report with equal kinds of tensors counted rather than listed."""
+    """The transfer report, line by line; unused tensors with similar names are counted together."""
     lines = [f"{len(report.transferred)} tensors transferred, {len(report.unused)} unused, none missing"]
-    lines += [f"unused   {count} x {kind}" for kind, count in _kinds(report.unused)]
-    return lines + [f"resized  {path}, to the positions of another image size" for path in report.resized]
+    lines += [f"unused   {count} x {pattern}" for pattern, count in _count_by_pattern(report.unused)]
+    return lines + [f"resized  {path}, interpolated to another image size" for path in report.resized]
 
 
-def _in_order(item: tuple[tuple[str, ...], Any]) -> tuple[bool, list[tuple[int, str]]]:
-    """Parameters first, and blocks_2 before blocks_10."""
+def _sort_key(item: tuple[tuple[str, ...], Any]) -> tuple[bool, list[tuple[int, str]]]:
+    """Sorts params first, and blocks_2 before blocks_10."""
     path = item[0]
     return path[0] != "params", [(int(n or 0), text) for text, n in re.findall(r"(\D+)(\d*)", "/".join(path) + "/")]
 
 
-def _kinds(names: tuple[str, ...]) -> list[tuple[str, int]]:
-    """Names that differ in numbers, or in all but their last part, are of one kind."""
+def _count_by_pattern(names: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Counts names that differ only in numbers; where that leaves many, names with the same last part."""
     numberless = Counter(re.sub(r"\d+", "*", name) for name in names)
     last = Counter(name.rsplit(".", 1)[-1] for name in names)
     if len(numberless) <= 8:

@@ -1,1 +1,1 @@
-"""Finding pretrained checkpoints and reading their tensors."""
+"""Locating pretrained checkpoints and reading their tensors and image settings."""

@@ -1,4 +1,4 @@
-"""Whose files a checkpoint's folder holds: transformers', timm's or open_clip's."""
+"""Which library's layout a checkpoint's folder has: transformers, timm or open_clip."""
 
 from __future__ import annotations
 
@@ -16,23 +16,29 @@ Layout = Literal["transformers", "timm", "open_clip"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder whose configuration has been read.
+    """A checkpoint's folder and its configuration.
 
     Attributes:
-        file: the configuration.
-        kind: ``model_type`` (transformers), ``architecture`` (timm), or ``open_clip``.
-        config: as the file has it.
+        folder: holds the configuration, the weights, and the image processor and tokenizer where it has them.
+        file: the configuration file.
+        layout: the library that wrote it.
+        model_type: ``model_type`` (transformers), ``architecture`` (timm), or ``open_clip``.
+        config: content of the configuration file.
     """
 
     folder: Path
     file: Path
     layout: Layout
-    kind: str
+    model_type: str
     config: dict[str, Any]
 
     @cached_property
     def tensors(self) -> TensorFolder:
-        """Raises ModelError where the weights are missing, pickled or damaged."""
+        """The weights.
+
+        Raises:
+            ModelError: they are missing, pickled or damaged.
+        """
         if self.layout == "open_clip":
             return TensorFolder(self.folder, ("open_clip_model.safetensors", "model.safetensors"))
         return TensorFolder(self.folder)
@@ -43,10 +49,10 @@ def open_checkpoint(folder: Path, *, prefer_open_clip: bool = False) -> Checkpoi
 
     Args:
         folder: holds ``config.json`` (transformers, timm) or ``open_clip_config.json``.
-        prefer_open_clip: where both are there, as in timm's copies of CLIP, take the one with a text tower.
+        prefer_open_clip: where a folder has both, as timm's copies of CLIP do, read the one with a text tower.
 
     Raises:
-        ModelError: none is there, it is damaged, or it says nothing about the kind of model.
+        ModelError: the configuration is missing, cannot be read, or does not name the type of model.
     """
     file, open_clip = folder / "config.json", folder / "open_clip_config.json"
     if open_clip.is_file() and (not file.is_file() or (prefer_open_clip and "architecture" in read_json(file))):
@@ -57,7 +63,7 @@ def open_checkpoint(folder: Path, *, prefer_open_clip: bool = False) -> Checkpoi
         return Checkpoint(folder, open_clip, "open_clip", "open_clip", config)
     if not file.is_file():
         raise ModelError(
-            f"{folder}: not a checkpoint: it has no config.json (transformers, timm) and no open_clip_config.json; "
+            f"{folder}: not a checkpoint: it has neither config.json (transformers, timm) nor open_clip_config.json; "
             "give a folder that save_pretrained wrote or that was downloaded from the hub"
         )
     config = read_json(file)
@@ -69,15 +75,15 @@ def open_checkpoint(folder: Path, *, prefer_open_clip: bool = False) -> Checkpoi
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
+    """The JSON object in a file.
 
     Raises:
-        ModelError: the file cannot be read, or holds something else.
+        ModelError: the file cannot be read, or holds something other than an object.
     """
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ModelError(f"{file}: not readable as JSON: {error}") from None
+        raise ModelError(f"{file}: cannot be read as JSON: {error}") from None
     if not isinstance(data, dict):
         raise ModelError(f"{file}: needs a JSON object; received {type(data).__name__}")
     return data

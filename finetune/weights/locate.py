@@ -1,4 +1,4 @@
-"""Where a checkpoint is: bundled, in a folder, or on the Hugging Face hub."""
+"""Locates a checkpoint: bundled, in a folder, or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from finetune import resources
 from finetune.errors import ModelError, first_line
 
-# Of a repository's top folder: configuration, image processor and tokenizer. The weights are named one by one, and
-# only safetensors, so nothing that could hold code is fetched.
+# Configuration, image processor and tokenizer, from a repository's top folder only. Weights are downloaded by name, and
+# only safetensors, so nothing that could hold code is downloaded.
 _SETTINGS = ["*.json", "*.txt", "*.model"]
 _SUBFOLDERS = ["*/*"]
 _CONFIGURATIONS = ("config.json", "open_clip_config.json")
@@ -24,65 +24,66 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     """The local folder of a checkpoint.
 
     Args:
-        source: ``builtin:NAME``, a folder, or a hub id ``owner/name`` or ``owner/name@REVISION`` (fetched once and
-            cached by huggingface_hub). A folder wins over a hub id of that name.
+        source: ``builtin:NAME``, a folder, or a hub id ``owner/name`` or ``owner/name@REVISION``, downloaded once and
+            cached by huggingface_hub. A folder takes precedence over a hub id of the same name.
         revision: branch, tag or commit of a hub id.
 
     Raises:
-        ModelError: nothing is there, or the hub does not give it.
+        ModelError: there is no such checkpoint, or it cannot be downloaded.
     """
     text = str(source)
     path = Path(source).expanduser()
     if revision is not None and (text.startswith("builtin:") or path.exists()):
-        raise ModelError(f"{text}: revision {revision!r} is for hub ids; this is on disk: leave the revision out")
+        raise ModelError(f"{text}: revision {revision!r} applies only to hub ids; this is on disk, so leave it out")
     if text.startswith("builtin:"):
         return resources.checkpoint(text.removeprefix("builtin:"))
     if path.is_dir():
         return path
     if path.is_file():
-        raise ModelError(f"{path}: a file; give the folder that holds config.json and the safetensors")
+        raise ModelError(f"{path}: is a file; give the folder that holds config.json and the safetensors")
     repository, at, named = text.partition("@")
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")) or repository.endswith("/"):
-        raise ModelError(f"{text}: no such folder, and not a hub id (owner/name) or builtin:NAME either")
+        raise ModelError(f"{text}: no such folder, and neither a hub id (owner/name) nor builtin:NAME")
     if at and not named:
-        raise ModelError(f"{text}: no revision after @; give a branch, tag or commit there, or leave out the @")
+        raise ModelError(f"{text}: no revision after @; add a branch, tag or commit, or leave out the @")
     if named and revision and named != revision:
-        raise ModelError(f"{text}: names another revision than the argument revision={revision!r}; give one of them")
+        raise ModelError(f"{text}: its revision differs from the argument revision={revision!r}; give only one")
     return _from_hub(repository, named or revision)
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:
     at = f"{repository}@{revision}" if revision else repository
     try:
-        return _fetch(repository, revision)
+        return _download(repository, revision)
     except ModelError as error:
         raise ModelError(f"{at}: {error}") from None
-    except Exception as error:  # from requests, httpx or the disk; versions of huggingface_hub share no class
+    except Exception as error:  # of requests, httpx or the disk; versions of huggingface_hub share no base class
         raise ModelError(f"{at}: {_explain(error)}") from None
 
 
-def _fetch(repository: str, revision: str | None) -> Path:
+def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     settings = snapshot_download(repository, revision=revision, allow_patterns=_SETTINGS, ignore_patterns=_SUBFOLDERS)
     folder = Path(settings)
     if "model_type" in _read_object(folder / "config.json") and not _any(folder, _PROCESSORS):
-        # Another program may have cached a transformers model without its image processor, and defaults in place of
-        # that would change the model's input; where the hub cannot be asked this raises.
-        _has(repository, _PROCESSORS[0], folder.name)
-    for name in _weights(repository, folder):
-        if not _has(repository, name, folder.name):
+        # Another program may have cached a transformers model without its image processor; falling back to defaults
+        # would then change the model's input. Raises if the hub cannot be reached.
+        _ensure_cached(repository, _PROCESSORS[0], folder.name)
+    for name in _weight_files(repository, folder):
+        if not _ensure_cached(repository, name, folder.name):
             raise ModelError(
-                f"has no safetensors ({name}), and pickled weights, which can run code, are not read; look among the "
-                "repository's pull requests for a converted copy and name it as revision: refs/pr/NUMBER; or convert "
-                "it: load it in transformers, save_pretrained(FOLDER, safe_serialization=True), and give that folder"
+                f"has no safetensors ({name}), and pickled weights, which can run code, are not read; look for a "
+                "converted copy among the repository's pull requests and give it as revision: refs/pr/NUMBER; or "
+                "convert it: load it in transformers, save_pretrained(FOLDER, safe_serialization=True), and give "
+                "that folder"
             )
     return folder
 
 
-def _weights(repository: str, folder: Path) -> list[str]:
-    """The files of the one set of weights that belongs to a repository's configuration."""
-    if not _any(folder, _CONFIGURATIONS) and not _has(repository, "config.json", folder.name):
+def _weight_files(repository: str, folder: Path) -> list[str]:
+    """The names of the weight files that belong to a repository's configuration."""
+    if not _any(folder, _CONFIGURATIONS) and not _ensure_cached(repository, "config.json", folder.name):
         raise ModelError(f"not a checkpoint: no {' or '.join(_CONFIGURATIONS)} in its top folder")
     if not (folder / "config.json").is_file():
         return ["open_clip_model.safetensors"]
@@ -93,15 +94,16 @@ def _weights(repository: str, folder: Path) -> list[str]:
     foreign = [name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", name)]
     if foreign or not names:
         received = f"it names {foreign[0]!r}" if foreign else "it names no files"
-        raise ModelError(f"{_INDEX}: needs a weight_map of safetensors beside it; {received}; use another revision")
+        raise ModelError(f"{_INDEX}: needs a weight_map of safetensors in its folder; {received}; use another revision")
     return names
 
 
-def _has(repository: str, name: str, commit: str) -> bool:
-    """Whether a repository has a file, which is then in the cache. That it has none is cached too.
+def _ensure_cached(repository: str, name: str, commit: str) -> bool:
+    """Downloads a file into the cache unless it is there; False where the repository has no such file, which is cached
+    as well.
 
     Raises:
-        LocalEntryNotFoundError: neither is in the cache, and the hub cannot be asked.
+        LocalEntryNotFoundError: the cache does not know, and the hub cannot be reached.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -123,7 +125,7 @@ def _any(folder: Path, names: Sequence[str]) -> bool:
 
 
 def _read_object(file: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one: what is wrong with a file is for its reader to say."""
+    """The JSON object in a file, or an empty one; what is wrong with the file is reported when it is loaded."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -132,27 +134,27 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 
 def _explain(error: Exception) -> str:
-    """What was wrong with the hub, and what to do."""
+    """Why the hub did not deliver, and what to do."""
     from huggingface_hub import constants, errors
 
-    answer = getattr(error.__cause__ or error, "response", None)
-    status = None if answer is None else answer.status_code
+    response = getattr(error.__cause__ or error, "response", None)
+    status = None if response is None else response.status_code
     if isinstance(error, errors.RepositoryNotFoundError) and not isinstance(error, errors.GatedRepoError):
-        return "the hub has no such repository, or it needs a login (hf auth login); and no folder here has that name"
+        return "the hub has no such repository, or it needs a login (hf auth login); there is no folder of that name"
     if isinstance(error, errors.GatedRepoError) or status in (401, 403):
-        return "gated: accept its terms on its page on the hub, then log in with the same account (hf auth login)"
+        return "gated: accept the terms on its page on the hub, then log in with the same account (hf auth login)"
     if isinstance(error, errors.RevisionNotFoundError):
         return "the hub has this repository, but no such branch, tag or commit of it; check the revision"
     if isinstance(error, errors.LocalEntryNotFoundError) and status is None:
         if constants.HF_HUB_OFFLINE:
-            return "not, or not wholly, in the local cache, and offline mode is on; unset HF_HUB_OFFLINE to fetch it"
+            return "not completely in the local cache, and offline mode is on; unset HF_HUB_OFFLINE to download it"
         return (
-            "no folder of that name here, not, or not wholly, in the local cache, and the hub cannot be reached; "
+            "there is no folder of that name, it is not completely in the local cache, and the hub cannot be reached; "
             "check the name and the network, or download the checkpoint and give its folder"
         )
     if isinstance(error, errors.HFValidationError):
         return f"not a hub id (owner/name), and no such folder: {first_line(error)}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
-        return f"cannot be kept in {constants.HF_HUB_CACHE}: {first_line(error)}; make room, or set HF_HOME elsewhere"
-    said = f"the hub answered {status}" if status else first_line(error)
-    return f"cannot be fetched from the hub: {said}; try again, what has arrived whole is kept"
+        return f"cannot be saved in {constants.HF_HUB_CACHE}: {first_line(error)}; free disk space, or change HF_HOME"
+    cause = f"the hub answered {status}" if status else first_line(error)
+    return f"cannot be downloaded from the hub: {cause}; try again, complete files are kept"

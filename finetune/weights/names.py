@@ -1,4 +1,4 @@
-"""From a checkpoint's tensor names to a Linen tree: each family brings a table, this reads it."""
+"""Tables that map a checkpoint's tensor names to a Linen tree; each family has its own."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 from finetune.errors import ModelError
 from finetune.weights.tensors import LazyArray
 
-Layout = Callable[[np.ndarray], np.ndarray]
+Transform = Callable[[np.ndarray], np.ndarray]
 
 
-def as_is(array: np.ndarray) -> np.ndarray:
+def identity(array: np.ndarray) -> np.ndarray:
     return array
 
 
 def linear(array: np.ndarray) -> np.ndarray:
-    """PyTorch's [out, in] to Flax's [in, out]."""
+    """A kernel of a linear layer: PyTorch's [out, in] to Flax's [in, out]."""
     return array.T
 
 
 def pointwise(array: np.ndarray) -> np.ndarray:
-    """A PyTorch 1x1 convolution [out, in, 1, 1], or a linear [out, in], to a Flax Dense's [in, out]."""
+    """A PyTorch kernel [out, in, 1, 1] of a 1x1 convolution, or [out, in], to that of a Flax Dense, [in, out]."""
     return array.reshape(array.shape[:2]).T
 
 
@@ -44,33 +44,44 @@ def flat(array: np.ndarray) -> np.ndarray:
 
 
 def convolution(array: np.ndarray) -> np.ndarray:
-    """PyTorch's [out, in, height, width] to Flax's [height, width, in, out]."""
+    """A kernel of a convolution: PyTorch's [out, in, height, width] to Flax's [height, width, in, out]."""
     return array.transpose(2, 3, 1, 0)
 
 
 @dataclass(frozen=True)
 class Rename:
-    """Tensors whose whole name matches ``pattern`` become the leaf ``collection`` : ``path`` (dots separate keys)."""
+    """A tensor whose name matches all of ``pattern`` becomes one leaf.
+
+    Attributes:
+        pattern: regular expression.
+        path: of the leaf, keys separated by dots; may refer to the pattern's groups.
+        transform: from the tensor's array to the leaf's.
+        collection: of the leaf.
+    """
 
     pattern: str
     path: str
-    layout: Layout = as_is
+    transform: Transform = identity
     collection: str = "params"
 
 
 @dataclass(frozen=True)
 class Split:
-    """A tensor that packs several leaves along its first axis, such as queries, keys and values in one kernel."""
+    """A tensor that packs several leaves along its first axis, such as the kernels of queries, keys and values.
+
+    Attributes:
+        paths: one for each leaf; the rest is as in :class:`Rename`.
+    """
 
     pattern: str
     paths: tuple[str, ...]
-    layout: Layout = as_is
+    transform: Transform = identity
     collection: str = "params"
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Tensors that hold nothing learned, such as stored position indices."""
+    """A tensor that is not part of the module: a task head, or nothing learned, such as position indices."""
 
     pattern: str
 
@@ -78,20 +89,20 @@ class Drop:
 Row = Rename | Split | Drop
 
 
-def weight_and_bias(name: str, path: str, weight: str, layout: Layout = as_is) -> tuple[Rename, Rename]:
+def weight_and_bias(name: str, path: str, weight: str, transform: Transform = identity) -> tuple[Rename, Rename]:
     """The rows of a module: tensors ``name.weight`` and ``name.bias``, leaves ``path.<weight>`` and ``path.bias``."""
-    return Rename(rf"{name}\.weight", f"{path}.{weight}", layout), Rename(rf"{name}\.bias", f"{path}.bias", flat)
+    return Rename(rf"{name}\.weight", f"{path}.{weight}", transform), Rename(rf"{name}\.bias", f"{path}.bias", flat)
 
 
 @dataclass(frozen=True)
 class NamedTensors:
-    """What a table made of a checkpoint.
+    """A checkpoint's tensors under the names of a Linen tree.
 
     Attributes:
-        leaves: (collection, key, key, ...) -> array, not read yet.
+        leaves: (collection, key, key, ...) -> array, not yet read.
         names: the same keys -> the tensor's name in the file.
-        dropped: names that the table leaves out on purpose.
-        unknown: names that no row of the table matches.
+        dropped: tensors that a :class:`Drop` matches.
+        unknown: tensors that no row matches.
     """
 
     leaves: dict[tuple[str, ...], LazyArray]
@@ -101,10 +112,10 @@ class NamedTensors:
 
 
 def apply_table(tensors: Mapping[str, np.ndarray | LazyArray], table: Sequence[Row]) -> NamedTensors:
-    """Finds a place for every tensor; the first row of the table whose pattern matches decides.
+    """Applies to each tensor the first row whose pattern matches its name.
 
     Raises:
-        ModelError: two tensors claim one leaf, or a tensor's shape does not fit its row.
+        ModelError: two tensors become the same leaf, or a row cannot transform a tensor of that shape.
     """
     leaves: dict[tuple[str, ...], LazyArray] = {}
     names: dict[tuple[str, ...], str] = {}
@@ -118,27 +129,27 @@ def apply_table(tensors: Mapping[str, np.ndarray | LazyArray], table: Sequence[R
             dropped.append(name)
             continue
         paths = row.paths if isinstance(row, Split) else (row.path,)
-        for path, part in zip(paths, _parts(tensors[name], len(paths), row.layout, name), strict=True):
+        for path, part in zip(paths, _split(tensors[name], len(paths), row.transform, name), strict=True):
             key = (row.collection, *match.expand(path).split("."))
             if key in leaves:
-                raise ModelError(f"tensors {names[key]!r} and {name!r} both claim {'/'.join(key)}")
+                raise ModelError(f"tensors {names[key]!r} and {name!r} would both become {'/'.join(key)}")
             leaves[key], names[key] = part, name
     return NamedTensors(leaves, names, tuple(dropped), tuple(unknown))
 
 
-def _parts(array: np.ndarray | LazyArray, count: int, layout: Layout, name: str) -> list[LazyArray]:
-    """The leaves that a tensor becomes; their shapes are found without reading it."""
+def _split(array: np.ndarray | LazyArray, count: int, transform: Transform, name: str) -> list[LazyArray]:
+    """The leaves that a tensor becomes; only its shape is read."""
 
-    def part(whole: np.ndarray, index: int) -> np.ndarray:
-        return layout(np.split(whole, count)[index] if count > 1 else whole)
+    def part(tensor: np.ndarray, index: int) -> np.ndarray:
+        return transform(np.split(tensor, count)[index] if count > 1 else tensor)
 
     try:
         shape = part(np.broadcast_to(np.int8(0), array.shape), 0).shape
     except (ValueError, IndexError):
-        needed = f"{count} parts" if count > 1 else f"a {layout.__name__}"
-        raise ModelError(f"tensor {name!r} has shape {array.shape}, not that of {needed}") from None
+        expected = f"{count} equal parts" if count > 1 else f"{transform.__name__} weights"
+        raise ModelError(f"tensor {name!r} has shape {array.shape}, not that of {expected}") from None
 
-    def lazy(index: int) -> LazyArray:
+    def leaf(index: int) -> LazyArray:
         return LazyArray(shape, lambda: part(np.asarray(array), index))
 
-    return [lazy(i) for i in range(count)]
+    return [leaf(i) for i in range(count)]

@@ -1,4 +1,4 @@
-"""The image spec of a checkpoint, from its own files: one reader for each layout."""
+"""Reads how a checkpoint's images are prepared: one function for each layout."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _OPENAI = {
 _NEAREST, _BILINEAR, _BICUBIC = 0, 2, 3
 _SHORTEST_224, _SQUARE_224 = {"shortest_edge": 224}, {"height": 224, "width": 224}
 
-# By image processor of transformers, what published checkpoints have, for values that a file leaves out or where there
-# is no file; `square`: what a plain number as size means.
+# transformers' image processors, with the values of published checkpoints as defaults. `square`: whether a plain number
+# as size means height and width, rather than the shortest edge.
 _PROCESSORS: dict[str, dict[str, Any]] = {
     "CLIP": {"size": _SHORTEST_224, "crop_size": 224, "resample": _BICUBIC, **_OPENAI},
     "Siglip": {"size": _SQUARE_224, "do_center_crop": False, "resample": _BICUBIC, "square": True, **_HALF},
@@ -41,13 +41,12 @@ def read_image_spec(
     """How a checkpoint's images are prepared.
 
     Args:
-        checkpoint: whose files tell.
-        processor: transformers' image processor where no file names one.
-        native: edge in pixels that the model is configured for, where it is.
-        size: another edge that is wanted; the resize rule scales with it.
+        processor: the image processor of transformers to assume where no file names one.
+        native: edge in pixels that the model is configured for; None if it takes any size.
+        size: edge in pixels to use instead; the resize rule scales with it.
 
     Raises:
-        ModelError: the files ask for a step that this toolkit does not do, or lack what describes one.
+        ModelError: the files ask for a step that is not supported, or a value is missing or invalid.
     """
     try:
         if checkpoint.layout == "timm":
@@ -67,11 +66,11 @@ def read_image_spec(
 
 def _from_transformers(checkpoint: Checkpoint, processor: str, native: int | None, size: int | None) -> ImageSpec:
     file = checkpoint.folder / "preprocessor_config.json"
-    whole = checkpoint.folder / "processor_config.json"  # where transformers 5 keeps it when a whole processor is saved
+    combined = checkpoint.folder / "processor_config.json"  # transformers 5: image processor and tokenizer settings
     if file.is_file():
         spec = from_processor(read_json(file), str(file), processor)
-    elif whole.is_file() and "image_processor" in (settings := read_json(whole)):
-        spec = from_processor(settings["image_processor"], str(whole), processor)
+    elif combined.is_file() and "image_processor" in (settings := read_json(combined)):
+        spec = from_processor(settings["image_processor"], str(combined), processor)
     else:
         spec = from_processor({}, str(checkpoint.folder), processor)
         size = size or native
@@ -82,31 +81,33 @@ def from_processor(config: dict[str, Any], where: str, default: str = "CLIP") ->
     """Reads a transformers ``preprocessor_config.json``.
 
     Args:
-        config: the file's content.
-        where: the file, for messages.
-        default: the image processor where the file names none.
+        config: content of the file.
+        where: name of the file, for messages.
+        default: the image processor to assume where the file names none.
 
     Raises:
-        ModelError: it asks for a step that this toolkit does not do, or lacks what describes one.
+        ModelError: it asks for a step that is not supported, or a value is missing or invalid.
     """
     named = config.get("image_processor_type") or config.get("feature_extractor_type") or default
-    kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(named))
-    if kind not in _PROCESSORS:
+    processor = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(named))
+    if processor not in _PROCESSORS:
         raise ModelError(f"{where}: image processor {named!r} is not supported; supported: {', '.join(_PROCESSORS)}")
     try:
-        # null is a value left out, but a step (do_...) that is not done
-        given = {key: value for key, value in config.items() if value is not None or key.startswith("do_")}
-        return _from_settings({**_PROCESSORS[kind], **given}, kind, where)
+        # null means the default, except for a step (do_...), where it means no
+        settings = {key: value for key, value in config.items() if value is not None or key.startswith("do_")}
+        return _from_settings({**_PROCESSORS[processor], **settings}, processor, where)
     except KeyError as error:
         raise ModelError(f"{where}: has no {error}") from None
     except (TypeError, ValueError, ArithmeticError) as error:
         raise ModelError(f"{where}: not the configuration of an image processor: {error}") from None
 
 
-def _from_settings(config: dict[str, Any], kind: str, where: str) -> ImageSpec:
+def _from_settings(config: dict[str, Any], processor: str, where: str) -> ImageSpec:
     if not config.get("do_rescale", True) or abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         raise ModelError(f"{where}: only a rescale by 1/255 is supported; received {config.get('rescale_factor')}")
-    geometry: Callable[..., tuple[Any, tuple[int, int]]] = _crop_percent if kind == "ConvNext" else _resize_and_crop
+    geometry: Callable[..., tuple[Any, tuple[int, int]]] = (
+        _crop_percent if processor == "ConvNext" else _resize_and_crop
+    )
     resize, (height, width) = geometry(config, where)
     normalizes = config.get("do_normalize", True)
     return ImageSpec(
@@ -130,7 +131,7 @@ def _resize_and_crop(config: dict[str, Any], where: str) -> tuple[Any, tuple[int
 
 
 def _crop_percent(config: dict[str, Any], where: str) -> tuple[Any, tuple[int, int]]:
-    """ConvNeXt's rule: below 384 pixels a larger resize and a crop, from there on the whole image, squeezed."""
+    """ConvNeXt's rule: below 384 pixels, resize to a larger size and crop; from 384 on, resize without a crop."""
     edge = _edges(config["size"], square=False)
     if isinstance(edge, tuple):
         raise ModelError(f"{where}: size needs shortest_edge; received {config['size']}")
@@ -138,7 +139,7 @@ def _crop_percent(config: dict[str, Any], where: str) -> tuple[Any, tuple[int, i
 
 
 def _edges(size: Any, square: bool) -> int | tuple[int, int]:
-    """A processor's size in any of the forms it has had: int, {shortest_edge}, {height, width}."""
+    """A processor's size, which may be an int, {shortest_edge} or {height, width}."""
     if isinstance(size, int):
         return (size, size) if square else size
     if "shortest_edge" in size:
@@ -152,7 +153,7 @@ def _channels(values: Any) -> tuple[float, float, float]:
 
 
 def _from_timm(config: dict[str, Any], size: int | None, where: str) -> ImageSpec:
-    """timm's ``pretrained_cfg``, with timm's own defaults; evaluation at ``input_size``."""
+    """timm's ``pretrained_cfg`` with timm's defaults; evaluation at ``input_size``."""
     size = size or int(config.get("input_size", (3, 224, 224))[-1])
     fraction, mode = config.get("crop_pct") or 0.875, config.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
@@ -171,7 +172,7 @@ def _from_open_clip(config: dict[str, Any], size: int, where: str) -> ImageSpec:
 def _torchvision(
     config: dict[str, Any], size: int, resize: int | tuple[int, int], statistics: dict[str, Any], where: str
 ) -> ImageSpec:
-    """What timm and open_clip have in common; ``statistics`` where the file has none."""
+    """What timm and open_clip share; ``statistics`` are the mean and std to use where the file has none."""
     return ImageSpec(
         height=size,
         width=size,

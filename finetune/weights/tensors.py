@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint folder, read from safetensors one by one (the files are memory-mapped)."""
+"""The tensors in a checkpoint's folder, read one by one from memory-mapped safetensors files."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 
 @dataclass(frozen=True)
 class LazyArray:
-    """An array that is read when asked for (``np.asarray``), so that a checkpoint is never held in memory twice.
+    """An array that ``np.asarray`` reads, so that a checkpoint is never in memory twice.
 
     Attributes:
-        shape: known beforehand.
-        read: gives the array.
+        shape: known without reading it.
+        read: returns the array.
     """
 
     shape: tuple[int, ...]
@@ -37,37 +37,37 @@ class LazyArray:
 
 
 class TensorFolder(Mapping[str, LazyArray]):
-    """Name -> array of every tensor in a folder, single-file or sharded, in the dtype it was saved in.
+    """Name -> array of every tensor in a folder, in one file or sharded, in the dtype that it was saved in.
 
     Raises:
-        ModelError: no safetensors there, or files that are missing or damaged.
+        ModelError: there are no safetensors, or files are missing or damaged.
     """
 
     def __init__(self, folder: Path, files: Sequence[str] = SINGLE_FILES) -> None:
         self.folder = folder
-        self._home: dict[str, tuple[_File, tuple[int, ...]]] = {}
+        self._tensors: dict[str, tuple[_File, tuple[int, ...]]] = {}  # name -> file, shape
         for path in _weight_files(folder, files):
             file = _File(path)
             handle = file.open()
             for name in handle.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
-                self._home[name] = file, tuple(handle.get_slice(name).get_shape())
+                self._tensors[name] = file, tuple(handle.get_slice(name).get_shape())
 
     def __getitem__(self, name: str) -> LazyArray:
-        file, shape = self._home[name]
+        file, shape = self._tensors[name]
         return LazyArray(shape, lambda: file.read(name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._home)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._home)
+        return len(self._tensors)
 
 
 class _File:
     """One memory-mapped safetensors file.
 
-    Pages that were read stay mapped, and count as this process's memory, for as long as the file is open; it is
-    opened anew after every quarter of a gigabyte.
+    Pages that were read stay mapped, and count as memory of this process, while the file is open; so it is reopened
+    after every quarter of a gigabyte.
     """
 
     def __init__(self, path: Path) -> None:
@@ -97,11 +97,11 @@ def _weight_files(folder: Path, single_files: Sequence[str]) -> list[Path]:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             files = [folder / Path(name).name for name in names]
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ModelError(f"{index}: not a safetensors index (it needs a 'weight_map'); fetch it again") from None
+            raise ModelError(f"{index}: not a safetensors index, which has a 'weight_map'; download it again") from None
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             count = f"{len(missing)} of {len(files)} shards are missing"
-            raise ModelError(f"{folder}: {count}: {', '.join(missing)}; fetch them")
+            raise ModelError(f"{folder}: {count}: {', '.join(missing)}; download them")
         return files
     for name in single_files:
         if (folder / name).is_file():
@@ -109,7 +109,7 @@ def _weight_files(folder: Path, single_files: Sequence[str]) -> list[Path]:
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
     if pickled:
         raise ModelError(
-            f"{folder}: has {', '.join(pickled)} but no safetensors; pickled weights can run code and are refused; "
+            f"{folder}: has {', '.join(pickled)} but no safetensors; pickled weights can run code and are not read; "
             "save the model again with save_pretrained(..., safe_serialization=True)"
         )
     raise ModelError(f"{folder}: no weights; expected model.safetensors, or shards with model.safetensors.index.json")
@@ -120,7 +120,7 @@ def _open(file: Path) -> Any:
         return safe_open(file, framework="numpy")
     except SafetensorError as error:
         raise ModelError(
-            f"{file}: not a whole safetensors file ({file.stat().st_size:,} bytes): {error}; fetch it again"
+            f"{file}: not a complete safetensors file ({file.stat().st_size:,} bytes): {error}; download it again"
         ) from None
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error}") from None

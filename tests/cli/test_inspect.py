@@ -10,7 +10,7 @@ def test_inspect_refuses_pickled_and_truncated_weights(tmp_path):
     shutil.copytree(golden, tmp_path / "vit")
     weights = tmp_path / "vit" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    clean_failure(finetune("inspect", tmp_path / "vit"), "model.safetensors: not a whole safetensors file")
+    clean_failure(finetune("inspect", tmp_path / "vit"), "model.safetensors: not a complete safetensors file")
     weights.rename(weights.with_name("pytorch_model.bin"))
     clean_failure(finetune("inspect", tmp_path / "vit"), "pytorch_model.bin", "can run code", "safe_serialization=True")
 

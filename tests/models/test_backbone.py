@@ -36,14 +36,14 @@ def test_every_tensor_of_a_checkpoint_is_accounted_for(tiny_clip):
     assert ("logit_scale", "params/logit_scale") in tiny_clip.report.transferred
 
 
-def test_the_module_is_built_again_from_family_and_configuration(tiny_clip, images):
+def test_the_module_is_rebuilt_from_family_and_configuration(tiny_clip, images):
     module = build_module(**json.loads(json.dumps(describe(tiny_clip))))
     assert module == tiny_clip.module
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     assert jax.tree.map(jnp.shape, dict(shapes)) == jax.tree.map(jnp.shape, tiny_clip.variables)
 
 
-def test_an_unknown_family_lists_the_known_ones():
+def test_the_error_about_an_unknown_family_lists_the_known_ones():
     with pytest.raises(ModelError, match="unknown model family 'vgg'; supported: clip, siglip, vit, "):
         build_module("vgg", {})
 
@@ -70,14 +70,14 @@ def test_a_vision_tower_is_read_with_and_without_its_prefix(copy_golden, prefix)
     np.testing.assert_array_equal(kernel, original.T)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ModelError, match=r"nowhere: no such folder, and not a hub id"):
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"nowhere: no such folder, and neither a hub id"):
         load_backbone(tmp_path / "nowhere")
 
 
 def test_a_folder_without_a_configuration_is_no_checkpoint(tmp_path):
     with pytest.raises(
-        ModelError, match=rf"{tmp_path.name}: not a checkpoint: it has no config.json .*; give a folder"
+        ModelError, match=rf"{tmp_path.name}: not a checkpoint: it has neither config.json .*; give a folder"
     ):
         load_backbone(tmp_path)
 
@@ -85,7 +85,7 @@ def test_a_folder_without_a_configuration_is_no_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"model_type":', r"config.json: not readable as JSON"),
+        ('{"model_type":', r"config.json: cannot be read as JSON"),
         ("[1, 2]", r"config.json: needs a JSON object; received list"),
         ('{"hidden_size": 4}', r"config.json: has neither model_type \(transformers\) nor architecture \(timm\)"),
         (
@@ -111,7 +111,9 @@ def test_a_configuration_that_cannot_be_used_is_named(tmp_path, text, message):
 
 
 def test_load_clip_needs_both_towers(goldens):
-    with pytest.raises(ModelError, match=r"not a whole CLIP: config\.json says 'clip_vision_model', a vision model"):
+    with pytest.raises(
+        ModelError, match=r"not a CLIP with both towers: config\.json says 'clip_vision_model', a vision model"
+    ):
         load_clip(goldens / "clip-vision-only")
 
 
@@ -145,7 +147,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_reported_together(copy_gol
 def test_weights_of_another_model_are_refused(copy_golden):
     folder = copy_golden("clip-vision-only")
     save_file({"fc.weight_v": np.zeros(2, np.float32)}, folder / "model.safetensors")
-    with pytest.raises(ModelError, match=r"none of its 1 tensors belong to the model its config\.json names"):
+    with pytest.raises(ModelError, match=r"none of its 1 tensors belong to the model that its config\.json names"):
         load_backbone(folder)
 
 
@@ -155,7 +157,7 @@ def test_a_truncated_file_is_named_with_its_size(copy_golden, kept):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(
-        ModelError, match=rf"model.safetensors: not a whole safetensors file \({kept:,} bytes\).*fetch it"
+        ModelError, match=rf"model.safetensors: not a complete safetensors file \({kept:,} bytes\).*download it"
     ):
         load_backbone(folder)
 
@@ -164,14 +166,14 @@ def test_missing_and_truncated_shards_are_named(copy_golden):
     folder = copy_golden("clip-gelu-sharded")
     third, fifth = (folder / f"model-0000{n}-of-00007.safetensors" for n in (3, 5))
     fifth.write_bytes(fifth.read_bytes()[:-10])
-    with pytest.raises(ModelError, match=rf"{fifth.name}: not a whole safetensors file"):
+    with pytest.raises(ModelError, match=rf"{fifth.name}: not a complete safetensors file"):
         load_backbone(folder)
     third.unlink()
-    with pytest.raises(ModelError, match=rf"1 of 7 shards are missing: {third.name}; fetch"):
+    with pytest.raises(ModelError, match=rf"1 of 7 shards are missing: {third.name}; download"):
         load_backbone(folder)
 
 
-def test_pickled_weights_are_refused_and_the_way_out_is_told(copy_golden):
+def test_pickled_weights_are_refused_and_the_error_says_how_to_convert_them(copy_golden):
     folder = copy_golden("clip-vision-only")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"has pytorch_model.bin but no safetensors.*safe_serialization=True"):
@@ -187,7 +189,7 @@ def test_pickled_weights_are_refused_and_the_way_out_is_told(copy_golden):
         ({"do_rescale": False}, "only a rescale by 1/255 is supported"),
         (
             {"crop_size": {"height": 24, "width": 24}},
-            "its image processor makes images of 24x24; config.json says 32x32",
+            "its image processor makes images of 24x24, but config.json says 32x32",
         ),
     ],
 )
@@ -205,7 +207,9 @@ def test_a_checkpoint_without_a_tokenizer_says_so_when_texts_are_embedded(golden
 
 
 def test_a_submodule_of_a_vision_model_alone_is_refused():
-    with pytest.raises(ModelError, match=r"vit is a vision model alone, with no part 'vision_model' that takes images"):
+    with pytest.raises(
+        ModelError, match=r"vit is a vision model without a text tower, so there is no 'vision_model' to choose"
+    ):
         load_backbone(GOLDENS / "vit", submodule="vision_model")
 
 
@@ -214,7 +218,7 @@ def test_an_image_smaller_than_a_patch_is_refused():
         load_backbone(GOLDENS / "vit", image_size=7)
 
 
-def test_at_another_image_size_only_the_positions_change_and_the_resize_rule_scales_along(tiny_clip):
+def test_at_another_image_size_only_the_positions_and_the_resize_rule_change(tiny_clip):
     larger = load_backbone("builtin:tiny-clip", image_size=48)
     assert larger.report.resized == ("params/vision_model/embeddings/position_embedding/embedding",)
     assert larger.config == replace(tiny_clip.config, image_size=48)
@@ -229,10 +233,13 @@ def test_the_public_names_are_the_same_objects():
     assert finetune.load_clip is load_clip
 
 
-def test_a_submodule_is_named_from_the_whole_module_and_has_to_take_images(tiny_clip):
+def test_a_submodule_is_a_path_in_the_two_tower_module_and_has_to_take_images(tiny_clip):
     named = load_backbone("builtin:tiny-clip", submodule="vision_model")
     assert type(named.module) is type(tiny_clip.module)
-    with pytest.raises(ModelError, match=r"'text_model' is a CLIPTextTransformer, which takes no images"):
+    with pytest.raises(
+        ModelError,
+        match=r"'text_model' is a CLIPTextTransformer, which does not take images; choose a VisionTransformer",
+    ):
         load_backbone("builtin:tiny-clip", submodule="text_model")
 
 
@@ -248,12 +255,14 @@ def test_dropout_and_stochastic_depth_replace_those_of_the_checkpoint(name):
 @pytest.mark.parametrize("name", ["timm-resnet50d", "timm-convnext", "mobilenet-v2"])
 def test_convolutional_backbones_have_stochastic_depth_and_no_dropout_inside(name):
     assert load_backbone(GOLDENS / name, drop_path=0.2).module.config.drop_path_rate == 0.2
-    with pytest.raises(ModelError, match=r"dropout: \w+ has none inside; the head's own dropout is another setting"):
+    with pytest.raises(
+        ModelError, match=r"dropout: \w+ has no dropout layers; dropout in front of the head is set on the head"
+    ):
         load_backbone(GOLDENS / name, dropout=0.1)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 @pytest.mark.parametrize("option", ["dropout", "drop_path"])
-def test_a_rate_that_is_no_probability_below_one_is_refused_by_the_options_name(option, rate):
-    with pytest.raises(ModelError, match=rf"^{option}: a rate from 0 to below 1 is needed; received {rate}"):
+def test_a_rate_outside_0_to_1_is_refused_and_the_option_named(option, rate):
+    with pytest.raises(ModelError, match=rf"^{option}: needs a rate of at least 0 and below 1; received {rate}"):
         load_backbone(GOLDENS / "vit", **{option: rate})

@@ -118,7 +118,7 @@ def test_what_is_frozen_of_it_stays_as_it_was_with_all_its_collections(code):
 
 def test_code_from_outside_is_not_imported_unless_that_is_allowed(code):
     (code / "own_models.py").write_text("raise SystemExit('this ran')", encoding="utf-8")
-    with pytest.raises(ModelError, match="own_models:Net: code from outside of this toolkit.*--allow-local-code"):
+    with pytest.raises(ModelError, match="own_models:Net: code from outside this toolkit.*--allow-local-code"):
         run()
     assert "own_models" not in sys.modules
 
@@ -126,7 +126,7 @@ def test_code_from_outside_is_not_imported_unless_that_is_allowed(code):
 def test_a_bundle_does_not_import_code_unless_that_is_allowed(code):
     directory = run(allow_local_code=True).directory
     sys.modules.pop("own_models")
-    with pytest.raises(ModelError, match="not run unless you say so"):
+    with pytest.raises(ModelError, match="runs only with your permission"):
         finetune.restore(directory)
     assert "own_models" not in sys.modules
 

@@ -15,7 +15,7 @@ SOURCE = {
 
 
 class Stages(nn.Module):
-    """Its parts stand in lists."""
+    """Has lists of submodules."""
 
     def setup(self):
         self.stages = [[nn.Dense(3), nn.BatchNorm(use_running_average=True)], [nn.Dense(2)]]
@@ -61,26 +61,28 @@ def test_an_extracted_submodule_computes_as_it_did_inside(tiny_clip, images):
     )
 
 
-def test_a_number_picks_a_submodule_from_a_list(stages):
+def test_a_number_selects_a_submodule_from_a_list(stages):
     module, variables = stages
     part, own = extract_submodule(module, variables, "heads.0")
     np.testing.assert_array_equal(own["params"]["kernel"], variables["params"]["heads_0"]["kernel"])
     assert part.apply(own, jnp.ones((1, 2))).shape == (1, 5)
 
 
-def test_a_list_is_no_submodule_but_names_one(stages):
-    with pytest.raises(ModelError, match=r"heads: a list of 1 submodules; name one of them, such as heads\.0"):
+def test_a_list_is_not_a_submodule_and_the_error_names_one(stages):
+    with pytest.raises(ModelError, match=r"heads: a list of 1 submodules; choose one of them, such as heads\.0"):
         extract_submodule(*stages, "heads")
 
 
 @pytest.mark.parametrize("name", ["1", "-1", "x", "0.y"])
-def test_a_place_that_a_list_does_not_have_is_refused_with_those_it_has(stages, name):
-    at, there = ("heads.0", "none") if "." in name else ("heads", "0")
-    with pytest.raises(ModelError, match=rf"{at} has no submodule '{name[-2:].lstrip('.')}'.*; it has: {there} \("):
+def test_an_index_that_a_list_does_not_have_is_refused_and_valid_ones_are_listed(stages, name):
+    parent, existing = ("heads.0", "none") if "." in name else ("heads", "0")
+    with pytest.raises(
+        ModelError, match=rf"{parent} has no submodule '{name[-2:].lstrip('.')}'.*; it has: {existing} \("
+    ):
         extract_submodule(*stages, f"heads.{name}")
 
 
-def test_lists_of_modules_are_named_among_the_submodules_and_other_lists_are_not(stages):
+def test_lists_of_modules_are_listed_among_the_submodules_and_other_lists_are_not(stages):
     with pytest.raises(ModelError, match=r"Stages has no submodule 'widths'; it has: heads"):
         extract_submodule(*stages, "widths")
 
@@ -93,12 +95,12 @@ def test_lists_of_modules_are_named_among_the_submodules_and_other_lists_are_not
         ("top.kernel", r"top has no submodule 'kernel'; it has: none"),
     ],
 )
-def test_an_unknown_submodule_lists_those_that_are_there(batch_norm_net, path, message):
+def test_the_error_about_an_unknown_submodule_lists_the_existing_ones(batch_norm_net, path, message):
     with pytest.raises(ModelError, match=message):
         extract_submodule(*batch_norm_net, path)
 
 
-def test_every_collection_is_moved_and_counted():
+def test_every_collection_is_transferred_and_counted():
     result, report = transplant(SOURCE, SHAPES)
     assert len(report.transferred) == 3
     assert (report.fresh, report.unused) == ((), ())
@@ -136,14 +138,14 @@ def test_unused_leaves_are_left_out_and_named():
         ({**SOURCE, "batch_stats": {"norm": {"mean": np.zeros(4)}}}, "shape       batch_stats/norm/mean: (4,) given"),
     ],
 )
-def test_each_kind_of_misfit_raises_and_names_the_leaf(source, line):
+def test_a_missing_unexpected_or_misshapen_leaf_raises_and_is_named(source, line):
     with pytest.raises(TransferError) as raised:
         transplant(source, SHAPES)
     assert line in str(raised.value)
     assert len(str(raised.value).splitlines()) == 2
 
 
-def test_all_misfits_are_reported_together():
+def test_all_mismatches_are_reported_together():
     source = {"params": {"conv": {"kernel": np.zeros((2, 4))}, "head": {"bias": np.zeros(2)}}}
     with pytest.raises(TransferError) as raised:
         transplant(source, SHAPES)
@@ -160,13 +162,13 @@ def test_a_leaf_known_by_its_shape_alone_cannot_stay_fresh():
         transplant({"params": SOURCE["params"]}, SHAPES, fresh=[".*"])
 
 
-def test_source_names_are_shown_as_the_checkpoint_has_them():
+def test_source_leaves_are_reported_by_their_names_in_the_checkpoint():
     names = {("params", "norm", "scale"): "norm.weight"}
     _, report = transplant(SOURCE, SHAPES, names=names)
     assert ("norm.weight", "params/norm/scale") in report.transferred
 
 
-def test_a_report_prints_its_counts_and_what_was_left():
+def test_a_report_prints_its_counts_and_the_leaves_that_were_not_transferred():
     report = TransferReport((("a", "b"), ("c", "d")), ("head/kernel",), ("old",), ("params/positions",))
     assert str(report).splitlines() == [
         "2 tensors transferred, 1 fresh, 1 unused",

@@ -42,7 +42,7 @@ def folder(tmp_path):
 )
 def test_the_layout_is_that_of_the_configuration(folder, files, prefer, found):
     checkpoint = open_checkpoint(folder(**files), prefer_open_clip=prefer)
-    assert (checkpoint.layout, checkpoint.kind, checkpoint.file.name) == found
+    assert (checkpoint.layout, checkpoint.model_type, checkpoint.file.name) == found
     assert checkpoint.config == json.loads(checkpoint.file.read_text())
     assert checkpoint.file.parent == checkpoint.folder
 
@@ -56,9 +56,9 @@ def test_the_layout_is_that_of_the_configuration(folder, files, prefer, found):
         ),
         ({"config": {"hidden_size": 8}}, r"/config.json: has neither model_type \(transformers\) nor architecture"),
         ({"config": {"architecture": ["ViT"]}}, "/config.json: has neither model_type"),
-        ({"config": "{"}, "/config.json: not readable as JSON"),
+        ({"config": "{"}, "/config.json: cannot be read as JSON"),
         ({"config": "[1]"}, "/config.json: needs a JSON object; received list"),
-        ({"open_clip": "nothing"}, "/open_clip_config.json: not readable as JSON"),
+        ({"open_clip": "nothing"}, "/open_clip_config.json: cannot be read as JSON"),
         ({"open_clip": {}}, "/open_clip_config.json: needs a model_cfg with embed_dim, vision_cfg and text_cfg"),
         ({"open_clip": {"model_cfg": "ViT-B-32"}}, "/open_clip_config.json: needs a model_cfg with"),
         ({"open_clip": {"model_cfg": {"embed_dim": 8, "vision_cfg": {}}}}, "/open_clip_config.json: needs a model_cfg"),
@@ -70,7 +70,7 @@ def test_a_folder_that_is_no_checkpoint_says_what_it_lacks(folder, files, messag
 
 
 def test_a_preferred_configuration_that_is_damaged_is_named(folder):
-    with pytest.raises(ModelError, match="/open_clip_config.json: not readable as JSON"):
+    with pytest.raises(ModelError, match="/open_clip_config.json: cannot be read as JSON"):
         open_checkpoint(folder(TIMM, "{"), prefer_open_clip=True)
 
 
@@ -98,5 +98,5 @@ def test_weights_are_looked_for_when_they_are_asked_for(folder):
 def test_json_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "latin.json").write_bytes('{"a": "é"}'.encode("latin-1"))
     for name in ("latin.json", "absent.json"):
-        with pytest.raises(ModelError, match=f"{name}: not readable as JSON: "):
+        with pytest.raises(ModelError, match=f"{name}: cannot be read as JSON: "):
             read_json(tmp_path / name)

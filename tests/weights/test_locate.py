@@ -21,24 +21,24 @@ def test_an_unknown_bundled_name_lists_those_that_are_there():
 def test_a_file_in_place_of_its_folder_is_refused(tmp_path):
     file = tmp_path / "config.json"
     file.write_text("{}")
-    with pytest.raises(ModelError, match=r"config.json: a file; give the folder"):
+    with pytest.raises(ModelError, match=r"config.json: is a file; give the folder"):
         locate(file)
 
 
 @pytest.mark.parametrize("source", ["./here/not", "/nowhere", "a/b/c", "word", "owner/"])
 def test_what_is_neither_folder_nor_hub_id_is_refused(source):
-    with pytest.raises(ModelError, match="no such folder, and not a hub id"):
+    with pytest.raises(ModelError, match="no such folder, and neither a hub id"):
         locate(source)
 
 
 @pytest.mark.parametrize("revision", [None, "v2"])
 def test_a_hub_id_that_ends_in_at_needs_a_revision(revision):
-    with pytest.raises(ModelError, match="owner/name@: no revision after @; give a branch, tag or commit"):
+    with pytest.raises(ModelError, match="owner/name@: no revision after @; add a branch, tag or commit"):
         locate("owner/name@", revision)
 
 
 def test_two_revisions_that_differ_are_refused():
-    with pytest.raises(ModelError, match="owner/name@v1: names another revision than the argument revision='v2'; give"):
+    with pytest.raises(ModelError, match="owner/name@v1: its revision differs from the argument revision='v2'; give"):
         locate("owner/name@v1", "v2")
 
 

@@ -7,9 +7,9 @@ from finetune.weights.names import (
     Rename,
     Split,
     apply_table,
-    as_is,
     convolution,
     flat,
+    identity,
     linear,
     pointwise,
     scalar,
@@ -26,7 +26,7 @@ TABLE = (
 )
 
 
-def test_names_paths_layouts_and_collections_follow_the_table():
+def test_names_paths_transforms_and_collections_follow_the_table():
     kernel = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
     tensors = {"conv1.weight": kernel, "bn1.running_mean": np.ones(2), "fc.weight": np.arange(6.0).reshape(2, 3)}
     named = apply_table(tensors, TABLE)
@@ -41,7 +41,7 @@ def test_names_paths_layouts_and_collections_follow_the_table():
     assert named.names["batch_stats", "bn1", "mean"] == "bn1.running_mean"
 
 
-def test_what_is_dropped_and_what_is_unknown_is_listed():
+def test_dropped_and_unknown_tensors_are_listed():
     tensors = {"bn1.num_batches_tracked": np.zeros(()), "conv1.weight_v": np.zeros(2), "fc.bias": np.zeros(2)}
     named = apply_table(tensors, TABLE)
     assert named.dropped == ("bn1.num_batches_tracked",)
@@ -49,7 +49,7 @@ def test_what_is_dropped_and_what_is_unknown_is_listed():
     assert set(named.leaves) == {("params", "fc", "bias")}
 
 
-def test_the_first_row_that_matches_decides():
+def test_the_first_matching_row_applies():
     table = (Rename("a", "first"), Rename(".*", "second"))
     named = apply_table({"b": np.zeros(1), "a": np.zeros(1)}, table)
     assert named.names == {("params", "first"): "a", ("params", "second"): "b"}
@@ -60,12 +60,12 @@ def test_a_pattern_has_to_match_the_whole_name():
 
 
 def test_two_tensors_for_one_leaf_are_refused():
-    with pytest.raises(ModelError, match=r"'a\.w' and 'b\.w' both claim params/w"):
+    with pytest.raises(ModelError, match=r"'a\.w' and 'b\.w' would both become params/w"):
         apply_table({"a.w": np.zeros(1), "b.w": np.zeros(1)}, (Rename(r"[ab]\.w", "w"),))
 
 
-def test_a_tensor_of_another_rank_than_its_layout_is_named():
-    with pytest.raises(ModelError, match=r"'conv1.weight' has shape \(3, 3\), not that of a convolution"):
+def test_a_tensor_whose_rank_does_not_fit_its_transform_is_named():
+    with pytest.raises(ModelError, match=r"'conv1.weight' has shape \(3, 3\), not that of convolution weights"):
         apply_table({"conv1.weight": np.zeros((3, 3))}, TABLE)
 
 
@@ -75,7 +75,7 @@ PACKED = (
 )
 
 
-def test_a_packed_tensor_is_split_along_its_first_axis_before_its_parts_are_laid_out():
+def test_a_packed_tensor_is_split_along_its_first_axis_before_its_parts_are_transformed():
     packed = np.arange(6 * 3.0).reshape(6, 3)
     named = apply_table({"a.qkv.weight": packed, "a.qkv.running": np.arange(3.0)}, PACKED)
     assert named.unknown == ()
@@ -88,13 +88,13 @@ def test_a_packed_tensor_is_split_along_its_first_axis_before_its_parts_are_laid
 
 
 def test_a_tensor_that_cannot_be_split_evenly_is_named():
-    with pytest.raises(ModelError, match=r"'a\.qkv\.weight' has shape \(4, 3\), not that of 3 parts"):
+    with pytest.raises(ModelError, match=r"'a\.qkv\.weight' has shape \(4, 3\), not that of 3 equal parts"):
         apply_table({"a.qkv.weight": np.zeros((4, 3))}, PACKED)
 
 
-def test_a_part_that_another_tensor_has_claimed_is_refused():
+def test_a_part_of_a_packed_tensor_for_a_leaf_that_is_taken_is_refused():
     table = (*PACKED, Rename(r"(.*)\.k\.weight", r"\1.k.kernel", linear))
-    with pytest.raises(ModelError, match=r"'a\.qkv\.weight' and 'a\.k\.weight' both claim params/a/k/kernel"):
+    with pytest.raises(ModelError, match=r"'a\.qkv\.weight' and 'a\.k\.weight' would both become params/a/k/kernel"):
         apply_table({"a.qkv.weight": np.zeros((3, 1)), "a.k.weight": np.zeros((1, 1))}, table)
 
 
@@ -123,9 +123,9 @@ def test_a_tensor_is_read_when_one_of_its_leaves_is_and_not_before():
 
 
 @pytest.mark.parametrize(
-    ("layout", "shape", "expected"),
+    ("transform", "shape", "expected"),
     [
-        (as_is, (2, 3), (2, 3)),
+        (identity, (2, 3), (2, 3)),
         (linear, (2, 3), (3, 2)),
         (pointwise, (2, 3, 1, 1), (3, 2)),
         (pointwise, (2, 3), (3, 2)),
@@ -135,12 +135,12 @@ def test_a_tensor_is_read_when_one_of_its_leaves_is_and_not_before():
         (convolution, (2, 3, 4, 5), (4, 5, 3, 2)),
     ],
 )
-def test_each_layout_gives_the_shape_that_it_says_beforehand(layout, shape, expected):
-    leaf = apply_table({"a": np.zeros(shape)}, (Rename("a", "b", layout),)).leaves["params", "b"]
+def test_each_transform_has_the_shape_that_it_announced(transform, shape, expected):
+    leaf = apply_table({"a": np.zeros(shape)}, (Rename("a", "b", transform),)).leaves["params", "b"]
     assert leaf.shape == np.asarray(leaf).shape == expected
 
 
-@pytest.mark.parametrize(("layout", "shape"), [(pointwise, (2, 3, 3, 3)), (scalar, (2,)), (unbatched, (2, 4))])
-def test_a_layout_refuses_a_shape_that_it_would_scramble(layout, shape):
-    with pytest.raises(ModelError, match=rf"tensor 'a' has shape .*, not that of a {layout.__name__}"):
-        apply_table({"a": np.zeros(shape)}, (Rename("a", "b", layout),))
+@pytest.mark.parametrize(("transform", "shape"), [(pointwise, (2, 3, 3, 3)), (scalar, (2,)), (unbatched, (2, 4))])
+def test_a_transform_refuses_a_shape_that_it_would_scramble(transform, shape):
+    with pytest.raises(ModelError, match=rf"tensor 'a' has shape .*, not that of {transform.__name__} weights"):
+        apply_table({"a": np.zeros(shape)}, (Rename("a", "b", transform),))

@@ -1,7 +1,7 @@
 """CLIP (Radford et al. 2021, arXiv:2103.00020) in Flax Linen.
 
-The parameter tree is, path for path, that of ``FlaxCLIPModule`` in transformers 4.57, so that trees made with either
-fit the other.
+All parameters have the paths that they have in ``FlaxCLIPModule`` of transformers 4.57, so that the two can exchange
+parameters.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from finetune.errors import ModelError
 from finetune.models.families.vit import read_timm
 from finetune.models.family import Family, Reader, Reading, parse_transformers
 from finetune.models.layers.base import BackboneOutput, l2_normalize
-from finetune.models.layers.transformer import Encoder, TextConfig, TextEmbeddings, VisionTransformer, ViTConfig
+from finetune.models.layers.text import TextConfig, TextEmbeddings
+from finetune.models.layers.transformer import Encoder, VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, Split, convolution, linear, weight_and_bias
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Both towers and the space that they share.
+    """Both towers and the embedding space that they share.
 
     Attributes:
         projection_dim: width of the embeddings.
-        logit_scale_init_value: fresh logarithm of the temperature's inverse.
+        logit_scale_init_value: initial value of log(1 / temperature).
+        initializer_factor: scales the initial weights.
     """
 
     vision_config: ViTConfig
@@ -47,7 +49,7 @@ class CLIPOutput:
     Attributes:
         logits_per_image: float32 [N, M], cosine similarity times ``exp(logit_scale)``; logits_per_text its transpose.
         image_embeds, text_embeds: unit vectors, [N, projection_dim] and [M, projection_dim].
-        vision_model_output, text_model_output: each tower's own output.
+        vision_model_output, text_model_output: the outputs of the towers.
     """
 
     logits_per_image: jax.Array
@@ -58,16 +60,23 @@ class CLIPOutput:
     text_model_output: BackboneOutput
 
 
-def compare(
+def compare_embeddings(
     vision: BackboneOutput,
     text: BackboneOutput,
-    image: jax.Array,
-    words: jax.Array,
+    image_features: jax.Array,
+    text_features: jax.Array,
     logit_scale: jax.Array,
     logit_bias: jax.Array | float = 0.0,
 ) -> CLIPOutput:
-    """Every image embedding [N, width] with every text's, ``words`` [M, width], neither normalized yet."""
-    image_embeds, text_embeds = l2_normalize(image), l2_normalize(words)
+    """Similarity of every image with every text.
+
+    Args:
+        vision, text: the outputs of the towers.
+        image_features, text_features: [N, width] and [M, width], not normalized.
+        logit_scale: log(1 / temperature).
+        logit_bias: added to every logit.
+    """
+    image_embeds, text_embeds = l2_normalize(image_features), l2_normalize(text_features)
     logits = jnp.exp(logit_scale) * (image_embeds @ text_embeds.T).astype(jnp.float32) + logit_bias
     return CLIPOutput(
         logits_per_image=logits,
@@ -102,10 +111,10 @@ class CLIPTextTransformer(nn.Module):
         return BackboneOutput(last_hidden_state=hidden, pooler_output=pooled)
 
     def _end_of_text(self, input_ids: jax.Array) -> jax.Array:
-        """ResumePoint of the end-of-text token in each row.
+        """Position of the end-of-text token in each row, int [M].
 
-        OpenAI's own configurations say ``eos_token_id: 2``, which their tokenizer never produces; there the end is
-        the highest id of the row. Later checkpoints name the real id, and the first one counts.
+        OpenAI's configurations say ``eos_token_id: 2``, which their tokenizer never produces; there the end-of-text
+        token is the highest id in the row. Later checkpoints name the real id; its first occurrence counts.
         """
         if self.config.eos_token_id == 2:
             return input_ids.argmax(axis=-1)
@@ -143,24 +152,24 @@ class CLIPModule(nn.Module):
         Args:
             input_ids: int [M, length], padded after the end-of-text token.
             pixel_values: float32 [N, H, W, 3], normalized by the image spec.
-            attention_mask: 1 for tokens and 0 for padding, [M, length].
+            attention_mask: [M, length], 1 for tokens and 0 for padding.
             train: apply attention dropout (needs the ``dropout`` rng).
         """
         vision = self.vision_model(pixel_values, train=train)
         text = self.text_model(input_ids, attention_mask, train=train)
-        embeds = self.visual_projection(vision.pooler_output), self.text_projection(text.pooler_output)
-        return compare(vision, text, *embeds, self.logit_scale)
+        features = self.visual_projection(vision.pooler_output), self.text_projection(text.pooler_output)
+        return compare_embeddings(vision, text, *features, self.logit_scale)
 
     def get_image_features(self, pixel_values: jax.Array) -> jax.Array:
-        """Projected image embeddings [N, projection_dim], not normalized."""
+        """Image embeddings [N, projection_dim], not normalized."""
         return self.visual_projection(self.vision_model(pixel_values, pooled_only=True).pooler_output)
 
     def get_text_features(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
-        """Projected text embeddings [M, projection_dim], not normalized."""
+        """Text embeddings [M, projection_dim], not normalized."""
         return self.text_projection(self.text_model(input_ids, attention_mask).pooler_output)
 
 
-# transformers' tensor names; the order matters, the first row that matches decides.
+# transformers' tensor names. Order matters: the first matching row applies.
 NAMES: tuple[Row, ...] = (
     Drop(r".*\.position_ids"),
     Rename(r"(.*\bpatch_embedding)\.weight", r"\1.kernel", convolution),
@@ -169,7 +178,7 @@ NAMES: tuple[Row, ...] = (
     Rename(r"(.*(?:_proj|_projection|\bfc[12]))\.weight", r"\1.kernel", linear),
     Rename(r"(.*\b(?:bias|class_embedding|logit_scale))", r"\1"),
 )
-# A vision tower alone, with the prefix that transformers before 5 wrote or without; its projection is not part of it.
+# A vision tower saved alone: transformers before version 5 wrote a prefix. The projection is not part of the tower.
 VISION_NAMES: tuple[Row, ...] = (
     Drop(r"visual_projection\.weight"),
     *(replace(row, pattern=rf"(?:vision_model\.)?{row.pattern}") for row in NAMES),
@@ -177,7 +186,7 @@ VISION_NAMES: tuple[Row, ...] = (
 
 
 def _open_clip_block(theirs: str, ours: str) -> tuple[Row, ...]:
-    """The rows of one tower's blocks."""
+    """The rows of one tower's blocks, whose names begin with ``theirs`` in open_clip and with ``ours`` here."""
     block, layer = rf"{theirs}\.resblocks\.(\d+)\.", rf"{ours}.encoder.layers.\1."
     packed = tuple(rf"{layer}self_attn.{letter}_proj." for letter in "qkv")
     return (
@@ -209,7 +218,7 @@ OPEN_CLIP_NAMES: tuple[Row, ...] = (
 
 
 def from_transformers(config: Any) -> CLIPConfig:
-    """The configuration that a CLIPConfig of transformers stands for."""
+    """Translates a CLIPConfig of transformers."""
     return CLIPConfig(
         vision_config=_vision(config.vision_config),
         text_config=TextConfig(
@@ -248,7 +257,7 @@ def _read_vision(config: dict[str, Any], names: Collection[str]) -> Reading:
     return Reading(_vision(parse_transformers("CLIPVisionConfig", config)), VISION_NAMES)
 
 
-# What open_clip's own CLIP is configured with; all else changes what it computes and is refused.
+# The defaults of open_clip's own towers. Any other option would change what they compute, and is refused.
 _OPEN_CLIP_VISION = {
     "image_size": 224,
     "layers": 12,
@@ -258,14 +267,14 @@ _OPEN_CLIP_VISION = {
     "patch_size": 16,
 }
 _OPEN_CLIP_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0}
-_PLAIN = ("tok", "argmax", "learnable")  # open_clip's own pooling and positions, spelled out
-_NO_EFFECT = {"patch_dropout", "hf_tokenizer_name", "tokenizer_kwargs", "output_tokens"}  # on inference
+_DEFAULT_VALUES = ("tok", "argmax", "learnable")  # open_clip's default pooling and positions, where a file names them
+_NO_EFFECT = {"patch_dropout", "hf_tokenizer_name", "tokenizer_kwargs", "output_tokens"}  # on evaluation
 
 
 def _read_open_clip(config: dict[str, Any], names: Collection[str]) -> Reading:
     model = config["model_cfg"]
-    vision = _merged(model["vision_cfg"], _OPEN_CLIP_VISION, "vision_cfg")
-    text = _merged(model["text_cfg"], _OPEN_CLIP_TEXT, "text_cfg")
+    vision = _with_defaults(model["vision_cfg"], _OPEN_CLIP_VISION, "vision_cfg")
+    text = _with_defaults(model["text_cfg"], _OPEN_CLIP_TEXT, "text_cfg")
     shared = {"hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu", "layer_norm_eps": 1e-5}
 
     def tower(sizes: dict[str, Any], heads: int) -> dict[str, Any]:
@@ -290,7 +299,7 @@ def _read_open_clip(config: dict[str, Any], names: Collection[str]) -> Reading:
                 **tower(text, text["heads"]),
                 vocab_size=text["vocab_size"],
                 max_position_embeddings=text["context_length"],
-                eos_token_id=2,  # open_clip reads the highest id of the row
+                eos_token_id=2,  # open_clip pools at the highest id in the row
             ),
             projection_dim=model["embed_dim"],
         ),
@@ -298,13 +307,13 @@ def _read_open_clip(config: dict[str, Any], names: Collection[str]) -> Reading:
     )
 
 
-def _merged(given: dict[str, Any], defaults: dict[str, Any], where: str) -> dict[str, Any]:
-    changing = sorted(
-        key for key in given.keys() - defaults.keys() - _NO_EFFECT if given[key] and given[key] not in _PLAIN
+def _with_defaults(tower: dict[str, Any], defaults: dict[str, Any], name: str) -> dict[str, Any]:
+    unsupported = sorted(
+        key for key in tower.keys() - defaults.keys() - _NO_EFFECT if tower[key] and tower[key] not in _DEFAULT_VALUES
     )
-    if changing:
-        raise ModelError(f"model_cfg.{where}: {', '.join(changing)} not supported; only open_clip's plain CLIP is")
-    return {**defaults, **given}
+    if unsupported:
+        raise ModelError(f"model_cfg.{name}: not supported: {', '.join(unsupported)}; supported: {', '.join(defaults)}")
+    return {**defaults, **tower}
 
 
 FAMILY = Family(
@@ -321,7 +330,7 @@ FAMILY = Family(
             _read_open_clip,
             module=CLIPModule,
             antialias=True,
-            label="ViT towers of open_clip's own",
+            label="open_clip's own ViT and text towers",
             verified=("features", "other image sizes", "text features"),
         ),
         Reader(

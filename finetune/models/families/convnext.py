@@ -16,7 +16,7 @@ from finetune.errors import ModelError
 from finetune.models.depth import DepthOrder
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
 from finetune.models.layers.base import BackboneOutput, activation, drop_path, rematerialized
-from finetune.models.layers.convolution import require
+from finetune.models.layers.convolution import require_supported
 from finetune.weights.names import (
     Drop,
     Rename,
@@ -34,14 +34,14 @@ class ConvNeXtConfig:
     """Sizes and variants.
 
     Attributes:
-        depths: blocks of each stage.
+        depths: number of blocks in each stage.
         hidden_sizes: channels of each stage.
-        patch_size: edge in pixels of the stem's patches.
-        layer_scale_init_value: of the vector that multiplies each branch (V1); None for none.
+        patch_size: edge of the stem's patches, in pixels.
+        layer_scale_init_value: initial value of the layer scale (V1); None for no layer scale.
         response_norm: the blocks have global response normalization (V2).
         layer_norm_eps: of every LayerNorm but the last.
-        pooled_norm_eps: of the last one, behind the pooling.
-        drop_path_rate: of the last block, in training; it grows from 0 block by block.
+        pooled_norm_eps: of the last LayerNorm, after the pooling.
+        drop_path_rate: stochastic depth of the last block during training; it grows linearly from 0 at the first.
     """
 
     depths: tuple[int, ...]
@@ -64,20 +64,20 @@ class ConvNeXtConfig:
 
 
 _INIT = nn.initializers.truncated_normal(0.02)
-# E[x^2] - E[x]^2 cancels where the mean is large, as it is in the residual stream of trained weights.
+# The fast variance, E[x^2] - E[x]^2, loses precision where the mean is large, as in a trained residual stream.
 _LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
 
 
-def _patches(features: int, size: int, dtype: jnp.dtype) -> nn.Conv:
-    """A dense layer on each whole ``size`` x ``size`` patch, [N, H, W, C] to [N, H // size, W // size, features]."""
+def _patch_embedding(features: int, size: int, dtype: jnp.dtype) -> nn.Conv:
+    """A dense layer on each ``size`` x ``size`` patch, [N, H, W, C] to [N, H // size, W // size, features]."""
     window = (size, size)
     return nn.Conv(features, window, strides=window, padding="VALID", dtype=dtype, kernel_init=_INIT)
 
 
 class GlobalResponseNorm(nn.Module):
-    """Each channel in proportion to its share of the image's response, [N, H, W, C] to the same; computes in float32.
+    """Scales each channel by its norm over the image, relative to the other channels' (ConvNeXt V2, section 3.2).
 
-    ConvNeXt V2, section 3.2.
+    [N, H, W, C] to the same shape; computes in float32.
     """
 
     features: int
@@ -89,18 +89,18 @@ class GlobalResponseNorm(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         energy = jnp.square(x.astype(jnp.float32)).sum(axis=(1, 2), keepdims=True)
-        # The root has no finite gradient at 0, where a channel that GELU turned off lies; PyTorch takes 0 there.
+        # sqrt has no finite gradient at 0, which a channel that GELU switched off has; PyTorch's is 0.
         response = jnp.where(energy > 0, jnp.sqrt(jnp.where(energy > 0, energy, 1)), 0)
         share = response / (response.mean(axis=-1, keepdims=True) + 1e-6)
         return (x * (1 + self.scale * share) + self.bias).astype(self.dtype)
 
 
 class ConvNeXtBlock(nn.Module):
-    """A 7x7 depthwise convolution and an MLP, with a shortcut around both: [N, H, W, C] to the same.
+    """A 7x7 depthwise convolution and an MLP with a shortcut around both: [N, H, W, C] to the same shape.
 
     Attributes:
         features: C.
-        drop_path_rate: of this block.
+        drop_path_rate: stochastic depth of this block during training.
     """
 
     config: ConvNeXtConfig
@@ -135,13 +135,13 @@ class ConvNeXtBlock(nn.Module):
 
 
 class ConvNeXtStem(nn.Module):
-    """Patches, then a LayerNorm: [N, H, W, 3] to [N, H // patch_size, W // patch_size, hidden_sizes[0]]."""
+    """A patch embedding, then a LayerNorm: [N, H, W, 3] to [N, H // patch_size, W // patch_size, hidden_sizes[0]]."""
 
     config: ConvNeXtConfig
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        self.conv = _patches(self.config.hidden_sizes[0], self.config.patch_size, self.dtype)
+        self.conv = _patch_embedding(self.config.hidden_sizes[0], self.config.patch_size, self.dtype)
         self.norm = _LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -149,7 +149,7 @@ class ConvNeXtStem(nn.Module):
 
 
 class ConvNeXtDownsample(nn.Module):
-    """A LayerNorm, then patches of 2x2: [N, H, W, C] to [N, H // 2, W // 2, features]."""
+    """A LayerNorm, then a 2x2 patch embedding: [N, H, W, C] to [N, H // 2, W // 2, features]."""
 
     config: ConvNeXtConfig
     features: int
@@ -157,14 +157,14 @@ class ConvNeXtDownsample(nn.Module):
 
     def setup(self) -> None:
         self.norm = _LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype)
-        self.conv = _patches(self.features, 2, self.dtype)
+        self.conv = _patch_embedding(self.features, 2, self.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(self.norm(x))
 
 
 class ConvNeXtStage(nn.Module):
-    """Blocks of one resolution; every stage but the first halves the image before them."""
+    """The blocks at one resolution; every stage but the first begins with a downsampling."""
 
     config: ConvNeXtConfig
     stage: int
@@ -191,9 +191,11 @@ class ConvNeXtStage(nn.Module):
 
 
 class ConvNeXtModule(nn.Module):
-    """float32 [N, H, W, 3] -> BackboneOutput of the last stage's map [N, H / 32, W / 32, C], which is not normalized,
-    and the LayerNorm of its mean, [N, C]."""
+    """float32 [N, H, W, 3] -> BackboneOutput of the last stage's feature map [N, H / 32, W / 32, C], which is not
+    normalized, and the LayerNorm of its mean [N, C].
+    """
 
+    # the downsampling layer counts as part of the block after it
     depth_order: ClassVar[DepthOrder] = DepthOrder(
         stem=r"stem/.*", blocks=r"stages_(\d+)/(?:downsample|blocks_(\d+))/.*", top=r"norm/.*"
     )
@@ -258,26 +260,26 @@ def _timm_names() -> tuple[Row, ...]:
 
 
 def _read_transformers(config: dict[str, Any], names: Collection[str]) -> Reading:
-    second = config["model_type"] == "convnextv2"
-    given = parse_transformers("ConvNextV2Config" if second else "ConvNextConfig", config)
-    require(vars(given), {"num_stages": len(given.depths)})
-    if not isinstance(given.patch_size, int):
-        raise ModelError(f"patch_size: only a single number is supported; received {given.patch_size!r}")
-    scale = None if second else given.layer_scale_init_value
-    understood = ConvNeXtConfig(
-        depths=tuple(given.depths),
-        hidden_sizes=tuple(given.hidden_sizes),
-        patch_size=given.patch_size,
-        hidden_act=given.hidden_act,
+    v2 = config["model_type"] == "convnextv2"
+    parsed = parse_transformers("ConvNextV2Config" if v2 else "ConvNextConfig", config)
+    require_supported(vars(parsed), {"num_stages": len(parsed.depths)})
+    if not isinstance(parsed.patch_size, int):
+        raise ModelError(f"patch_size: only a single number is supported; received {parsed.patch_size!r}")
+    scale = None if v2 else parsed.layer_scale_init_value
+    module_config = ConvNeXtConfig(
+        depths=tuple(parsed.depths),
+        hidden_sizes=tuple(parsed.hidden_sizes),
+        patch_size=parsed.patch_size,
+        hidden_act=parsed.hidden_act,
         layer_scale_init_value=scale if scale and scale > 0 else None,
-        response_norm=second,
-        pooled_norm_eps=given.layer_norm_eps,  # the others are always 1e-6
-        drop_path_rate=given.drop_path_rate,
+        response_norm=v2,
+        pooled_norm_eps=parsed.layer_norm_eps,  # the others are always 1e-6
+        drop_path_rate=parsed.drop_path_rate,
     )
-    return Reading(understood, _transformers_names())
+    return Reading(module_config, _transformers_names())
 
 
-# Blocks of each stage and channels of the first, which double from stage to stage.
+# Blocks of each stage, and channels of the first stage; they double from stage to stage.
 _TIMM_SIZES = {
     "atto": ((2, 2, 6, 2), 40),
     "femto": ((2, 2, 6, 2), 48),
@@ -291,7 +293,7 @@ _TIMM_SIZES = {
     "xxlarge": ((3, 4, 30, 3), 384),
     "huge": ((3, 3, 27, 3), 352),
 }
-_TIMM_KINDS = (
+_TIMM_ARCHITECTURES = (
     r"convnext(?:_(?P<v1>atto|femto|pico|nano|tiny|small|base|large|xlarge|xxlarge)"
     r"|v2_(?P<v2>atto|femto|pico|nano|tiny|small|base|large|huge))"
 )
@@ -307,12 +309,12 @@ _TIMM_SUPPORTED = {
     "norm_layer": None,
     "act_layer": "gelu",
 }
-# ``conv_mlp`` only says how the kernels of the MLP are stored; the others shape fresh weights and the classifier.
+# ``conv_mlp`` only decides how the MLP's kernels are stored; the others affect initial weights and the classifier.
 _TIMM_IGNORED = {"conv_mlp", "head_init_scale", "drop_rate"}
 
 
 def _timm_defaults(name: re.Match[str]) -> dict[str, Any]:
-    """What timm's function of that name passes on to its ConvNeXt class."""
+    """The arguments that timm's model function of that name passes to its ConvNeXt class."""
     depths, width = _TIMM_SIZES[name["v1"] or name["v2"]]
     return {
         "depths": depths,
@@ -325,12 +327,12 @@ def _timm_defaults(name: re.Match[str]) -> dict[str, Any]:
 
 
 def _read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
-    name = re.fullmatch(_TIMM_KINDS, config["architecture"])
-    assert name is not None  # the reader's ``kinds``
+    name = re.fullmatch(_TIMM_ARCHITECTURES, config["architecture"])
+    assert name is not None  # the reader's ``model_types``
     args = timm_arguments(config, {**_timm_defaults(name), **_TIMM_SUPPORTED}, _TIMM_IGNORED)
-    require(args, _TIMM_SUPPORTED)
-    epsilon = args["norm_eps"] or 1e-6  # an explicit None is the layer's own default
-    understood = ConvNeXtConfig(
+    require_supported(args, _TIMM_SUPPORTED)
+    epsilon = args["norm_eps"] or 1e-6  # None means the default of timm's LayerNorm
+    module_config = ConvNeXtConfig(
         depths=tuple(args["depths"]),
         hidden_sizes=tuple(args["dims"]),
         layer_scale_init_value=args["ls_init_value"],
@@ -339,7 +341,7 @@ def _read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
         pooled_norm_eps=epsilon,
         drop_path_rate=args["drop_path_rate"],
     )
-    return Reading(understood, _timm_names())
+    return Reading(module_config, _timm_names())
 
 
 FAMILY = Family(
@@ -347,7 +349,6 @@ FAMILY = Family(
     title="ConvNeXt",
     module=ConvNeXtModule,
     config=ConvNeXtConfig,
-    # what halves the image belongs to the block behind it
     readers=(
         Reader(
             "transformers",
@@ -357,6 +358,6 @@ FAMILY = Family(
             label="convnext, convnextv2",
             verified=("features",),
         ),
-        Reader("timm", _TIMM_KINDS, _read_timm, label="convnext_*, convnextv2_*", verified=("features",)),
+        Reader("timm", _TIMM_ARCHITECTURES, _read_timm, label="convnext_*, convnextv2_*", verified=("features",)),
     ),
 )

@@ -26,10 +26,10 @@ def _read_registers(config: dict[str, Any], names: Collection[str]) -> Reading:
     return _read("Dinov2WithRegistersConfig", config)
 
 
-def _read(kind: str, config: dict[str, Any]) -> Reading:
-    parsed = parse_transformers(kind, config)
+def _read(class_name: str, config: dict[str, Any]) -> Reading:
+    parsed = parse_transformers(class_name, config)
     inner = int(parsed.hidden_size * parsed.mlp_ratio)
-    if parsed.use_swiglu_ffn:  # two thirds, so that three kernels weigh as much as two, rounded up to eights
+    if parsed.use_swiglu_ffn:  # two thirds, so that three kernels have the size of two; a multiple of 8
         inner = (int(inner * 2 / 3) + 7) // 8 * 8
     return Reading(
         ViTConfig(

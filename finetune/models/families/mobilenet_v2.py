@@ -15,25 +15,25 @@ import jax.numpy as jnp
 from finetune.models.depth import DepthOrder
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
 from finetune.models.layers.base import BackboneOutput, drop_path, rematerialized
-from finetune.models.layers.convolution import ConvNorm, conv_norm_names, require
+from finetune.models.layers.convolution import ConvNorm, conv_norm_names, require_supported
 from finetune.weights.names import Drop, Row
 
 
 @dataclass(frozen=True, kw_only=True)
 class MobileNetV2Config:
-    """Sizes and variants; the widths are the final ones, so that no rounding rule is needed to read them.
+    """Sizes and variants; all channel counts are final: width multiplier and rounding are already applied.
 
     Attributes:
         stem_size: channels of the stem.
-        hidden_sizes: channels that each block gives.
+        hidden_sizes: output channels of each block.
         inner_sizes: channels inside each block.
         strides: of each block.
         num_features: channels of the last convolution.
         expand_first: the first block has an expanding convolution too.
-        same_padding: as TensorFlow's SAME; otherwise symmetric.
+        same_padding: pad like TensorFlow's SAME; otherwise symmetrically.
         batch_norm_eps: added to each variance.
-        batch_norm_momentum: how much of the running statistics each step keeps.
-        drop_path_rate: in training, of a block behind the last one; it grows from 0 block by block.
+        batch_norm_momentum: decay of the running statistics, as in Flax.
+        drop_path_rate: stochastic depth during training; block i of n has the rate ``drop_path_rate * i / n``.
     """
 
     stem_size: int
@@ -48,7 +48,7 @@ class MobileNetV2Config:
     drop_path_rate: float = 0.0
 
     def conv_norm(self, features: int, **options: Any) -> ConvNorm:
-        """A ConvNorm as this network has them."""
+        """A ConvNorm with this network's padding and batch normalization."""
         return ConvNorm(
             features,
             same=self.same_padding,
@@ -59,10 +59,12 @@ class MobileNetV2Config:
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel, project: [N, H, W, C] to [N, H / stride, W / stride, hidden_sizes[index]].
+    """Expanding, depthwise and projecting convolutions.
+
+    [N, H, W, C] to [N, H / stride, W / stride, hidden_sizes[index]].
 
     Attributes:
-        index: which block of the network it is.
+        index: of the block in the network.
     """
 
     config: MobileNetV2Config
@@ -78,7 +80,7 @@ class InvertedResidual(nn.Module):
             self.expand = conv(inner)
         self.depthwise = conv(inner, kernel=3, stride=stride, groups=inner)
         self.project = conv(config.hidden_sizes[i])
-        # The first block never has a shortcut, even where a small network's widths would allow one.
+        # The first block never has a shortcut, even where its widths would allow one.
         self.has_shortcut = i > 0 and stride == 1 and config.hidden_sizes[i - 1] == config.hidden_sizes[i]
         self.drop_path = drop_path(config.drop_path_rate * i / len(config.hidden_sizes), 4)
 
@@ -90,7 +92,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2Module(nn.Module):
-    """float32 [N, H, W, 3] -> BackboneOutput of the map [N, H / 32, W / 32, num_features] and its mean."""
+    """float32 [N, H, W, 3] -> BackboneOutput of the feature map [N, H / 32, W / 32, num_features] and its mean."""
 
     depth_order: ClassVar[DepthOrder] = DepthOrder(stem=r"stem/.*", blocks=r"blocks_(\d+)/.*", top=r"top/.*")
 
@@ -113,26 +115,26 @@ class MobileNetV2Module(nn.Module):
         return BackboneOutput(last_hidden_state=x, pooler_output=x.mean(axis=(1, 2)))
 
 
-# Table 2 of the paper: channels, blocks and first stride of each stage.
+# Table 2 of the paper: channels, blocks and stride of each stage.
 _STAGES = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 
 
 def _divisible(size: float, divisor: int = 8, minimum: int = 8) -> int:
-    """The nearest multiple of ``divisor``, but no less than ``minimum`` nor than nine tenths of ``size``."""
-    nearest = max(minimum, int(size + divisor / 2) // divisor * divisor)
-    return nearest + divisor if nearest < 0.9 * size else nearest
+    """The multiple of ``divisor`` nearest to ``size`` that is at least ``minimum`` and at least 90% of ``size``."""
+    rounded = max(minimum, int(size + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * size else rounded
 
 
 def _sizes(
     stem_size: int, scaled: Callable[[int], int], expanded: Callable[[int], int], depths: tuple[int, ...]
 ) -> dict[str, Any]:
-    """The sizes of all blocks.
+    """The fields of a MobileNetV2Config that hold the sizes of all blocks.
 
     Args:
         stem_size: channels of the stem.
         scaled: the paper's channels -> this network's.
-        expanded: channels that reach a block -> channels inside it.
-        depths: blocks of each stage.
+        expanded: input channels of a block -> channels inside it.
+        depths: number of blocks in each stage.
     """
     hidden = [scaled(width) for (width, _, _), depth in zip(_STAGES, depths, strict=True) for _ in range(depth)]
     strides = [1 if i else first for (_, _, first), depth in zip(_STAGES, depths, strict=True) for i in range(depth)]
@@ -149,7 +151,7 @@ def _transformers_names() -> tuple[Row, ...]:
         name = rf"(?:mobilenet_v2\.)?{name}"
         return conv_norm_names(rf"{name}\.convolution", rf"{name}\.normalization", path)
 
-    # Its stem holds the first block too; layer i is block i + 1.
+    # transformers' stem contains the first block; layer i is block i + 1.
     blocks = {"conv_stem": "blocks_0", **{rf"layer\.{i}": f"blocks_{i + 1}" for i in range(16)}}
     parts = {"expand_1x1": "expand", "conv_3x3": "depthwise", "reduce_1x1": "project"}
     return (
@@ -180,34 +182,35 @@ def _timm_names(depths: tuple[int, ...]) -> tuple[Row, ...]:
 
 
 def _read_transformers(config: dict[str, Any], names: Collection[str]) -> Reading:
-    given = parse_transformers("MobileNetV2Config", config)
-    require(vars(given), {"output_stride": 32, "hidden_act": "relu6"})
+    parsed = parse_transformers("MobileNetV2Config", config)
+    require_supported(vars(parsed), {"output_stride": 32, "hidden_act": "relu6"})
 
     def divisible(size: float) -> int:
-        return _divisible(round(size), given.depth_divisible_by, given.min_depth)
+        return _divisible(round(size), parsed.depth_divisible_by, parsed.min_depth)
 
     def scaled(width: int) -> int:
-        return divisible(width * given.depth_multiplier)
+        return divisible(width * parsed.depth_multiplier)
 
-    understood = MobileNetV2Config(
+    module_config = MobileNetV2Config(
         **_sizes(
             scaled(32),
             scaled,
-            lambda width: divisible(width * given.expand_ratio),
+            lambda width: divisible(width * parsed.expand_ratio),
             tuple(depth for _, depth, _ in _STAGES),
         ),
-        num_features=1280 if given.finegrained_output and given.depth_multiplier < 1 else scaled(1280),
-        expand_first=not given.first_layer_is_expansion,
-        same_padding=given.tf_padding,
-        batch_norm_eps=given.layer_norm_eps,
-        # transformers hands TensorFlow's decay of 0.997 to PyTorch, where it means the opposite: running statistics
-        # that forget all but the last batch. The weights were trained with the decay.
+        num_features=1280 if parsed.finegrained_output and parsed.depth_multiplier < 1 else scaled(1280),
+        expand_first=not parsed.first_layer_is_expansion,
+        same_padding=parsed.tf_padding,
+        batch_norm_eps=parsed.layer_norm_eps,
+        # transformers passes TensorFlow's decay of 0.997 to PyTorch as the momentum, where it means the opposite:
+        # running statistics of little more than the last batch. The weights were trained with the decay.
         batch_norm_momentum=0.997,
     )
-    return Reading(understood, _transformers_names())
+    return Reading(module_config, _transformers_names())
 
 
-# Multipliers of width and depth. Names with a ``d`` leave stem, first and last stage and the last convolution as is.
+# Multipliers of width and depth. Names with a ``d`` do not scale the stem, the depth of the first and last stages, and
+# the last convolution.
 _TIMM_SIZES = {
     "035": (0.35, 1.0),
     "050": (0.5, 1.0),
@@ -224,24 +227,23 @@ _TIMM_IGNORED = {"drop_rate"}  # in front of the classifier
 
 def _read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
     args = timm_arguments(config, {**_TIMM_DEFAULTS, **_TIMM_SUPPORTED}, _TIMM_IGNORED)
-    require(args, _TIMM_SUPPORTED)
+    require_supported(args, _TIMM_SUPPORTED)
     size = config["architecture"].removeprefix("mobilenetv2_")
     width, depth = _TIMM_SIZES[size]
-    fixed = size.endswith("d")
+    fixed_ends = size.endswith("d")
 
     def scaled(channels: int) -> int:
         return _divisible(channels * width)
 
-    inside = [math.ceil(blocks * depth) for _, blocks, _ in _STAGES[1:-1]]
-    depths = (1, *inside, 1)
-    understood = MobileNetV2Config(
-        **_sizes(32 if fixed else scaled(32), scaled, lambda channels: 6 * channels, depths),
-        num_features=1280 if fixed else max(1280, scaled(1280)),
+    depths = (1, *(math.ceil(blocks * depth) for _, blocks, _ in _STAGES[1:-1]), 1)
+    module_config = MobileNetV2Config(
+        **_sizes(32 if fixed_ends else scaled(32), scaled, lambda channels: 6 * channels, depths),
+        num_features=1280 if fixed_ends else max(1280, scaled(1280)),
         batch_norm_eps=args["bn_eps"],
         batch_norm_momentum=1 - args["bn_momentum"],
         drop_path_rate=args["drop_path_rate"],
     )
-    return Reading(understood, _timm_names(depths))
+    return Reading(module_config, _timm_names(depths))
 
 
 FAMILY = Family(

@@ -21,7 +21,7 @@ from finetune.errors import ModelError
 from finetune.models.depth import DepthOrder
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
 from finetune.models.layers.base import BackboneOutput, activation, drop_path, rematerialized
-from finetune.models.layers.convolution import ConvNorm, conv_norm_names, require
+from finetune.models.layers.convolution import ConvNorm, conv_norm_names, require_supported
 from finetune.weights.names import Drop, Row
 
 
@@ -30,17 +30,18 @@ class ResNetConfig:
     """Sizes and variants.
 
     Attributes:
-        depths: blocks of each stage.
-        hidden_sizes: channels that each stage gives.
-        inner_sizes: channels inside each stage's blocks.
+        depths: number of blocks in each stage.
+        hidden_sizes: output channels of each stage.
+        inner_sizes: channels inside the blocks of each stage.
         stem_sizes: channels of the stem's convolutions: a single one is 7x7, several are 3x3 (ResNet-D).
-        bottleneck: blocks are 1x1, 3x3, 1x1; otherwise 3x3, 3x3.
+        bottleneck: blocks are 1x1, 3x3, 1x1 convolutions; otherwise 3x3, 3x3.
         groups: of the 3x3 convolution in a bottleneck (ResNeXt's cardinality).
         hidden_act: after the stem and after each block; inside a block it is always ReLU.
-        downsample_in_first_stage: the first stage halves the image too.
-        downsample_in_bottleneck: a bottleneck's first convolution has the stride, as in the paper; otherwise the 3x3.
+        downsample_in_first_stage: the first stage halves the resolution too.
+        downsample_in_bottleneck: the stride is in a bottleneck's first convolution, as in the paper; otherwise in its
+            3x3 convolution.
         average_shortcut: a shortcut averages 2x2 pixels before its convolution, which then has no stride (ResNet-D).
-        drop_path_rate: of the last block, in training; it grows from 0 block by block.
+        drop_path_rate: stochastic depth of the last block during training; it grows linearly from 0 at the first.
     """
 
     depths: tuple[int, ...]
@@ -65,10 +66,10 @@ class ResNetConfig:
 
 
 class ResNetBlock(nn.Module):
-    """Convolutions and a shortcut around them: [N, H, W, C] to [N, H / stride, W / stride, hidden_sizes[stage]].
+    """Convolutions with a shortcut around them: [N, H, W, C] to [N, H / stride, W / stride, hidden_sizes[stage]].
 
     Attributes:
-        stage, index: which block of the network it is; the first one of a stage may halve the image.
+        stage, index: of the block in the network; the first block of a stage may halve the resolution.
     """
 
     config: ResNetConfig
@@ -86,12 +87,12 @@ class ResNetBlock(nn.Module):
             self.convs = [conv(inner, 1, early), conv(inner, 3, late, config.groups), conv(width)]
         else:
             self.convs = [conv(inner, 3, self.stride), conv(width, 3)]
-        arriving = (config.stem_sizes[-1], *config.hidden_sizes)[stage]
-        self.projects = first and (self.stride > 1 or arriving != width)
+        input_width = (config.stem_sizes[-1], *config.hidden_sizes)[stage]
+        self.projects = first and (self.stride > 1 or input_width != width)
         if self.projects:
             self.shortcut = conv(width, stride=1 if config.average_shortcut else self.stride)
-        before = sum(config.depths[:stage]) + self.index
-        self.drop_path = drop_path(config.drop_path_rate * before / max(sum(config.depths) - 1, 1), 4)
+        blocks_before = sum(config.depths[:stage]) + self.index
+        self.drop_path = drop_path(config.drop_path_rate * blocks_before / max(sum(config.depths) - 1, 1), 4)
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         branch = x
@@ -100,13 +101,13 @@ class ResNetBlock(nn.Module):
         branch = self.drop_path(self.convs[-1](branch, train), deterministic=not train)
         if self.projects:
             if self.config.average_shortcut and self.stride > 1:
-                x = _halve(x)
+                x = _average_2x2(x)
             x = self.shortcut(x, train)
         return activation(self.config.hidden_act)(x + branch)
 
 
 class ResNetStage(nn.Module):
-    """Blocks of one resolution."""
+    """The blocks at one resolution."""
 
     config: ResNetConfig
     stage: int
@@ -125,7 +126,7 @@ class ResNetStage(nn.Module):
 
 
 class ResNetModule(nn.Module):
-    """float32 [N, H, W, 3] -> BackboneOutput of the last stage's map [N, H / 32, W / 32, C] and its mean [N, C]."""
+    """float32 [N, H, W, 3] -> BackboneOutput of the last feature map [N, H / 32, W / 32, C] and its mean [N, C]."""
 
     depth_order: ClassVar[DepthOrder] = DepthOrder(stem=r"stem_\d+/.*", blocks=r"stages_(\d+)/blocks_(\d+)/.*")
 
@@ -151,8 +152,8 @@ class ResNetModule(nn.Module):
         return BackboneOutput(last_hidden_state=x, pooler_output=x.mean(axis=(1, 2)))
 
 
-def _halve(x: jax.Array) -> jax.Array:
-    """Means of 2x2 pixels, [N, H, W, C] to [N, ceil(H / 2), ceil(W / 2), C]; at an odd edge of those that exist."""
+def _average_2x2(x: jax.Array) -> jax.Array:
+    """Means of 2x2 pixels, [N, H, W, C] to [N, ceil(H / 2), ceil(W / 2), C]; at an odd edge of fewer."""
     padding = ((0, x.shape[1] % 2), (0, x.shape[2] % 2))
     return nn.avg_pool(x, (2, 2), strides=(2, 2), padding=padding, count_include_pad=False)
 
@@ -173,7 +174,7 @@ def _transformers_names() -> tuple[Row, ...]:
 
 def _timm_names(config: ResNetConfig) -> tuple[Row, ...]:
     rows = list(conv_norm_names("conv1", "bn1", f"stem_{len(config.stem_sizes) - 1}"))
-    if len(config.stem_sizes) > 1:  # one Sequential of convolution, norm, activation, and so on; its last norm is bn1
+    if len(config.stem_sizes) > 1:  # conv1 is a Sequential of convolution, norm and activation; the last norm is bn1
         rows = [
             *conv_norm_names(r"conv1\.0", r"conv1\.1", "stem_0"),
             *conv_norm_names(r"conv1\.3", r"conv1\.4", "stem_1"),
@@ -190,25 +191,25 @@ def _timm_names(config: ResNetConfig) -> tuple[Row, ...]:
 
 
 def _read_transformers(config: dict[str, Any], names: Collection[str]) -> Reading:
-    kind = config.get("layer_type", "bottleneck")
-    if kind not in ("basic", "bottleneck"):
-        raise ModelError(f"layer_type: only 'basic' and 'bottleneck' are supported; received {kind!r}")
-    given = parse_transformers("ResNetConfig", config)
-    bottleneck = kind == "bottleneck"
-    understood = ResNetConfig(
-        depths=tuple(given.depths),
-        hidden_sizes=tuple(given.hidden_sizes),
-        inner_sizes=tuple(size // 4 if bottleneck else size for size in given.hidden_sizes),
-        stem_sizes=(given.embedding_size,),
+    layer_type = config.get("layer_type", "bottleneck")
+    if layer_type not in ("basic", "bottleneck"):
+        raise ModelError(f"layer_type: only 'basic' and 'bottleneck' are supported; received {layer_type!r}")
+    parsed = parse_transformers("ResNetConfig", config)
+    bottleneck = layer_type == "bottleneck"
+    module_config = ResNetConfig(
+        depths=tuple(parsed.depths),
+        hidden_sizes=tuple(parsed.hidden_sizes),
+        inner_sizes=tuple(size // 4 if bottleneck else size for size in parsed.hidden_sizes),
+        stem_sizes=(parsed.embedding_size,),
         bottleneck=bottleneck,
-        hidden_act=given.hidden_act,
-        downsample_in_first_stage=given.downsample_in_first_stage,
-        downsample_in_bottleneck=given.downsample_in_bottleneck,
+        hidden_act=parsed.hidden_act,
+        downsample_in_first_stage=parsed.downsample_in_first_stage,
+        downsample_in_bottleneck=parsed.downsample_in_bottleneck,
     )
-    return Reading(understood, _transformers_names())
+    return Reading(module_config, _transformers_names())
 
 
-_TIMM_KINDS = (
+_TIMM_ARCHITECTURES = (
     r"(?:resnet(?P<plain>18|26|34|50|101|152|200)(?P<d>d?)"
     r"|wide_resnet(?P<wide>50|101)_2"
     r"|resnext(?P<grouped>50|101)(?P<grouped_d>d?)_(?P<groups>\d+)x(?P<width>\d+)d)"
@@ -230,12 +231,12 @@ _TIMM_SUPPORTED = {
     "replace_stem_pool": False,
     "drop_block_rate": 0.0,
 }
-# What fresh weights and the classifier depend on, and nothing else.
+# These affect only initial weights and the classifier.
 _TIMM_IGNORED = {"zero_init_last", "drop_rate"}
 
 
 def _timm_defaults(name: re.Match[str]) -> dict[str, Any]:
-    """What timm's function of that name passes on to its ResNet class."""
+    """The arguments that timm's model function of that name passes to its ResNet class."""
     deep = bool(name["d"] or name["grouped_d"])
     return {
         "layers": _TIMM_DEPTHS[name["plain"] or name["wide"] or name["grouped"]],
@@ -250,14 +251,14 @@ def _timm_defaults(name: re.Match[str]) -> dict[str, Any]:
 
 
 def _read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
-    name = re.fullmatch(_TIMM_KINDS, config["architecture"])
-    assert name is not None  # the reader's ``kinds``
+    name = re.fullmatch(_TIMM_ARCHITECTURES, config["architecture"])
+    assert name is not None  # the reader's ``model_types``
     args = timm_arguments(config, {**_timm_defaults(name), **_TIMM_SUPPORTED}, _TIMM_IGNORED)
-    require(args, _TIMM_SUPPORTED)
+    require_supported(args, _TIMM_SUPPORTED)
     if args["stem_type"] not in ("", "deep"):
         raise ModelError(f"stem_type: only '' and 'deep' are supported; received {args['stem_type']!r}")
     width, channels, bottleneck = args["stem_width"], args["channels"], name["plain"] not in ("18", "34")
-    understood = ResNetConfig(
+    module_config = ResNetConfig(
         depths=tuple(args["layers"]),
         hidden_sizes=tuple(4 * size if bottleneck else size for size in channels),
         inner_sizes=tuple(size * args["base_width"] // 64 * args["cardinality"] for size in channels),
@@ -267,7 +268,7 @@ def _read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
         average_shortcut=args["avg_down"],
         drop_path_rate=args["drop_path_rate"],
     )
-    return Reading(understood, _timm_names(understood))
+    return Reading(module_config, _timm_names(module_config))
 
 
 FAMILY = Family(
@@ -279,7 +280,7 @@ FAMILY = Family(
         Reader("transformers", "resnet", _read_transformers, "ConvNext", verified=("features", "a training step")),
         Reader(
             "timm",
-            _TIMM_KINDS,
+            _TIMM_ARCHITECTURES,
             _read_timm,
             label="resnet*, resnet*d, wide_resnet*, resnext*",
             verified=("features", "other image sizes"),

@@ -1,5 +1,5 @@
 """SigLIP (Zhai et al. 2023, arXiv:2303.15343) and SigLIP 2 at fixed resolution (Tschannen et al. 2025,
-arXiv:2502.14786): CLIP with a sigmoid for every pair, attention pooling, and text read at its last token."""
+arXiv:2502.14786): CLIP with a sigmoid for every pair, attention pooling, and text pooled at the last token."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from finetune.models.families.clip import CLIPOutput, compare
+from finetune.models.families.clip import CLIPOutput, compare_embeddings
 from finetune.models.families.vit import read_timm
 from finetune.models.family import Family, Reader, Reading, parse_transformers
 from finetune.models.layers.base import BackboneOutput
-from finetune.models.layers.transformer import Encoder, TextConfig, TextEmbeddings, VisionTransformer, ViTConfig
+from finetune.models.layers.text import TextConfig, TextEmbeddings
+from finetune.models.layers.transformer import Encoder, VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, Split, convolution, flat, linear, scalar, weight_and_bias
 
 
@@ -28,7 +29,7 @@ class SiglipConfig:
 
 
 class SiglipTextTransformer(nn.Module):
-    """The text tower: int [M, length], filled up to the full length, -> BackboneOutput pooled at the last token."""
+    """The text tower: int [M, length], padded to full length -> BackboneOutput, pooled at the last token."""
 
     config: TextConfig
     dtype: jnp.dtype = jnp.float32
@@ -66,18 +67,18 @@ class SiglipModule(nn.Module):
         attention_mask: jax.Array | None = None,
         train: bool = False,
     ) -> CLIPOutput:
-        """Every image with every text; the sigmoid of a logit is the probability that the two belong together.
+        """Similarity of every image with every text; the sigmoid of a logit is the probability that they match.
 
         Args:
             input_ids: int [M, length], padded to ``max_position_embeddings`` as in training.
             pixel_values: float32 [N, H, W, 3], normalized by the image spec.
-            attention_mask: SigLIP is trained without one.
+            attention_mask: [M, length], 1 for tokens and 0 for padding; SigLIP was trained without one.
             train: apply dropout (needs the ``dropout`` rng).
         """
         vision = self.vision_model(pixel_values, train=train)
         text = self.text_model(input_ids, attention_mask, train=train)
-        embeds = (vision.pooler_output, text.pooler_output)
-        return compare(vision, text, *embeds, self.logit_scale, self.logit_bias)
+        features = vision.pooler_output, text.pooler_output
+        return compare_embeddings(vision, text, *features, self.logit_scale, self.logit_bias)
 
     def get_image_features(self, pixel_values: jax.Array) -> jax.Array:
         """Image embeddings [N, width], not normalized."""
@@ -105,7 +106,7 @@ NAMES: tuple[Row, ...] = (
     Rename(r"(.*(?:_proj|\bfc[12]))\.weight", r"\1.kernel", linear),
     Rename(r"(.*\bbias)", r"\1"),
 )
-# A vision tower alone, with the prefix that transformers before 5 wrote or without.
+# A vision tower saved alone: transformers before version 5 wrote a prefix.
 VISION_NAMES: tuple[Row, ...] = tuple(replace(row, pattern=rf"(?:vision_model\.)?{row.pattern}") for row in NAMES)
 
 

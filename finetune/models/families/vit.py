@@ -1,6 +1,6 @@
 """ViT (Dosovitskiy et al. 2021, arXiv:2010.11929) and DeiT (Touvron et al. 2021, arXiv:2012.12877).
 
-Also the reader of timm's ``VisionTransformer``, in whose layout CLIP, SigLIP and DINOv2 come too.
+Also reads timm's ``VisionTransformer``, whose layout CLIP, SigLIP and DINOv2 have too.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from finetune.weights.names import Drop, Rename, Row, Split, convolution, flat, 
 
 
 def embedding_rows(prefix: str) -> tuple[Row, ...]:
-    """transformers' names around the encoder, in ViT, DeiT and DINOv2 alike."""
+    """The rows around the encoder, which are the same in transformers' ViT, DeiT and DINOv2."""
     theirs = rf"{prefix}embeddings\."
     return (
-        Drop(rf"{theirs}mask_token"),  # stands for hidden patches in pretraining
+        Drop(rf"{theirs}mask_token"),  # replaces masked patches in pretraining
         Rename(rf"{theirs}cls_token", r"embeddings.class_embedding", flat),
         Rename(rf"{theirs}distillation_token", r"embeddings.distillation_embedding", flat),
         Rename(rf"{theirs}register_tokens", r"embeddings.register_embedding", unbatched),
@@ -33,7 +33,7 @@ def embedding_rows(prefix: str) -> tuple[Row, ...]:
 
 
 def block_rows(prefix: str, norms: tuple[str, str], mlp: tuple[str, str]) -> tuple[Row, ...]:
-    """transformers' names inside a block; ``norms`` and ``mlp`` are what the family calls them."""
+    """The rows of the blocks in transformers; ``norms`` and ``mlp`` are the family's names of these layers."""
     block, layer = rf"{prefix}encoder\.layer\.(\d+)\.", r"encoder.layers.\1."
     rows: list[Row] = [
         *weight_and_bias(
@@ -49,7 +49,7 @@ def block_rows(prefix: str, norms: tuple[str, str], mlp: tuple[str, str]) -> tup
     return tuple(rows)
 
 
-_PREFIX = r"(?:vit\.|deit\.)?"  # there where a model with a head was saved
+_PREFIX = r"(?:vit\.|deit\.)?"  # where the model was saved with a head
 NAMES: tuple[Row, ...] = (
     *embedding_rows(_PREFIX),
     *block_rows(_PREFIX, ("layernorm_before", "layernorm_after"), (r"intermediate\.dense", r"output\.dense")),
@@ -84,7 +84,7 @@ TIMM_NAMES: tuple[Row, ...] = (
 
 
 def encoder_fields(config: Any) -> dict[str, Any]:
-    """What the configurations of transformers' ViT, DeiT and DINOv2 have in common."""
+    """The fields of a ViTConfig that transformers' ViT, DeiT and DINOv2 configurations share."""
     same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps", "qkv_bias")
     renamed = {"dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob"}
     fields = {key: getattr(config, key) for key in same} | {key: getattr(config, old) for key, old in renamed.items()}
@@ -99,11 +99,11 @@ def _read_deit(config: dict[str, Any], names: Collection[str]) -> Reading:
     return _read("DeiTConfig", config, names, distilled=True)
 
 
-def _read(kind: str, config: dict[str, Any], names: Collection[str], *, distilled: bool) -> Reading:
-    parsed = parse_transformers(kind, config)
+def _read(class_name: str, config: dict[str, Any], names: Collection[str], *, distilled: bool) -> Reading:
+    parsed = parse_transformers(class_name, config)
     if getattr(parsed, "pooler_act", "tanh") != "tanh":
         raise ModelError(f"pooler_act: only tanh is supported; received {parsed.pooler_act!r}")
-    # A model saved with a classifier has no pooler: the classifier reads the class token.
+    # A model that was saved with a classifier has no pooler; the classifier reads the class token.
     pooling: Pooling = "tanh" if any(name.endswith("pooler.dense.weight") for name in names) else "class"
     return Reading(
         ViTConfig(
@@ -116,7 +116,7 @@ def _read(kind: str, config: dict[str, Any], names: Collection[str], *, distille
     )
 
 
-# timm's sizes: width, blocks, heads, width of the MLP over width.
+# timm's sizes: width, blocks, heads, ratio of the MLP's width to it.
 _SIZES = {
     "wee": (256, 14, 4, 5.0),
     "little": (320, 14, 5, 5.6),
@@ -139,28 +139,30 @@ _ARGUMENTS = {"img_size", "fc_norm", "act_layer", "no_embed_class", "global_pool
 _ARGUMENTS |= {"class_token", "pre_norm", "qkv_bias", "drop_rate", "drop_path_rate", "attn_drop_rate", "reg_tokens"}
 _ARCHITECTURE = re.compile(
     r"(?P<model>vit|deit3?)_(?P<size>[a-z0-9]+?)(?P<distilled>_distilled)?_patch(?P<patch>\d+)"
-    r"(?:_reg(?P<registers>\d))?(?:_(?P<kind>clip_quickgelu|clip|siglip_gap|siglip|dinov2|gap))?(?:_(?P<image>\d+))?"
+    r"(?:_reg(?P<registers>\d))?(?:_(?P<pretraining>clip_quickgelu|clip|siglip_gap|siglip|dinov2|gap))?(?:_(?P<image>\d+))?"
 )
 
 
 def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
-    """timm's ``VisionTransformer``; what its architectures fix in code is known by their names and their tensors."""
+    """Reads timm's ``VisionTransformer``; what its architectures fix in code is inferred from names and tensors."""
     match = _ARCHITECTURE.fullmatch(config["architecture"])
     if match is None or match["size"] not in _SIZES:
-        raise ModelError(f"architecture {config['architecture']!r}: no such size; known: {', '.join(_SIZES)}")
-    gated = match["size"] == "giant" and match["kind"] == "dinov2"
+        raise ModelError(
+            f"architecture {config['architecture']!r}: its size is not supported; supported: {', '.join(_SIZES)}"
+        )
+    gated = match["size"] == "giant" and match["pretraining"] == "dinov2"
     width, depth, heads, ratio = (1536, 40, 24, 2.66667 * 2) if gated else _SIZES[match["size"]]
-    if config["architecture"] == "vit_base_patch16_gap_224":  # not the heads of its name
+    if config["architecture"] == "vit_base_patch16_gap_224":  # an exception to the sizes above
         heads = 16
-    own = {
+    defaults = {
         "embed_dim": width,
         "depth": depth,
         "num_heads": heads,
         "mlp_ratio": ratio,
         "patch_size": int(match["patch"]),
     }
-    arguments = timm_arguments(config, own, _ARGUMENTS)
-    kind, width = match["kind"] or "", arguments["embed_dim"]
+    arguments = timm_arguments(config, defaults, _ARGUMENTS)
+    pretraining, width = match["pretraining"] or "", arguments["embed_dim"]
     pool = arguments.get("global_pool") or config.get("global_pool") or "token"
     if pool not in _POOLS:
         raise ModelError(f"global_pool: {pool!r} is not supported; supported: {', '.join(_POOLS)}")
@@ -171,7 +173,7 @@ def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
             num_hidden_layers=arguments["depth"],
             num_attention_heads=arguments["num_heads"],
             hidden_act=_timm_activation(arguments, match),
-            layer_norm_eps=1e-5 if kind.startswith("clip") else 1e-6,
+            layer_norm_eps=1e-5 if pretraining.startswith("clip") else 1e-6,
             qkv_bias="blocks.0.attn.qkv.bias" in names,
             gated_mlp=gated,
             layer_scale="blocks.0.ls1.gamma" in names,
@@ -191,14 +193,14 @@ def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
 
 
 def _timm_activation(arguments: dict[str, Any], match: re.Match[str]) -> str:
-    """SigLIP's later sizes were trained with the tanh approximation, as their architectures in timm say."""
-    given, kind, size = arguments.get("act_layer"), match["kind"] or "", match["size"]
-    if given is not None:
-        return {"gelu_tanh": "gelu_pytorch_tanh"}.get(given, given)
-    if kind == "clip_quickgelu":
+    """The activation as ``hidden_act``; timm's later sizes of SigLIP use the tanh approximation of GELU."""
+    named, pretraining, size = arguments.get("act_layer"), match["pretraining"] or "", match["size"]
+    if named is not None:
+        return {"gelu_tanh": "gelu_pytorch_tanh"}.get(named, named)
+    if pretraining == "clip_quickgelu":
         return "quick_gelu"
-    late = {("base", "32"), ("large", "512"), ("so400m", "16"), ("giantopt", "16")}
-    tanh = kind.startswith("siglip") and bool({(size, match["patch"]), (size, match["image"])} & late)
+    with_tanh = {("base", "32"), ("large", "512"), ("so400m", "16"), ("giantopt", "16")}
+    tanh = pretraining.startswith("siglip") and bool({(size, match["patch"]), (size, match["image"])} & with_tanh)
     return "gelu_pytorch_tanh" if tanh else "gelu"
 
 

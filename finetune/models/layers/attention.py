@@ -15,10 +15,14 @@ def attention(
     mask: jax.Array | None = None,
     dropout: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-    """Scaled dot-product attention ("Attention Is All You Need", section 3.2.1), softmax in float32.
+    """Scaled dot-product attention ("Attention Is All You Need", section 3.2.1), with the softmax in float32.
+
+    Equal to ``jax.nn.dot_product_attention``, which has no dropout of the weights, runs slower on CPUs, and asks for
+    matrix products that not every device has: in bfloat16, NVIDIA GPUs before Ampere refuse them; in float16, CPUs.
 
     Args:
-        query: [N, queries, heads, d]; key, value: [N, tokens, heads, d].
+        query: [N, queries, heads, d].
+        key, value: [N, tokens, heads, d].
         mask: bool, broadcastable to [N, heads, queries, tokens]; False hides a token.
         dropout: applied to the attention weights.
 

@@ -1,4 +1,4 @@
-"""Building blocks that several model families share."""
+"""The backbones' output, activations, stochastic depth and rematerialization."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BackboneOutput:
 
     Attributes:
         last_hidden_state: float [N, tokens, features] (or [N, H, W, features] for a convolutional network);
-            None when only the pooled features were asked for.
+            None where only the pooled features were requested.
         pooler_output: float [N, features].
     """
 
@@ -47,29 +47,36 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The activation that a checkpoint's ``hidden_act`` names."""
+    """The activation that a checkpoint's ``hidden_act`` names.
+
+    Raises:
+        ModelError: it is unknown; lists the known ones.
+    """
     if name not in ACTIVATIONS:
         raise ModelError(f"hidden_act: unknown activation {name!r}; supported: {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """Vectors of length one along the last axis."""
+    """Scales vectors along the last axis to length one."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def drop_path(rate: float, dimensions: int) -> nn.Dropout:
-    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382) for a branch [N, ...] of so many dimensions.
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382).
 
-    In training each image's whole branch is zero with probability ``rate``, and is scaled up otherwise.
+    During training, an image's branch is set to zero with probability ``rate``, and divided by ``1 - rate`` otherwise.
+
+    Args:
+        dimensions: of the branch, [N, ...].
     """
     return nn.Dropout(rate, broadcast_dims=tuple(range(1, dimensions)))
 
 
 def rematerialized(block: type[Block], remat: bool, *, static: tuple[int, ...]) -> type[Block]:
-    """The class of a block, made to recompute its activations in the backward pass where ``remat`` is set.
+    """The class of a block, which with ``remat`` recomputes its activations in the backward pass (``nn.remat``).
 
     Args:
-        static: which arguments of its ``__call__`` are no arrays; ``self`` is number 0.
+        static: positions of the arguments of ``__call__`` that are not arrays; ``self`` is at 0.
     """
     return nn.remat(block, static_argnums=static) if remat else block

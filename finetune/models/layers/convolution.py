@@ -1,4 +1,4 @@
-"""What the convolutional families share: batch normalization, padding as PyTorch has it, stochastic depth, names."""
+"""What the convolutional families share: batch normalization, PyTorch's padding, and tensor names."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import jax.numpy as jnp
 from finetune.errors import ModelError
 from finetune.weights.names import Drop, Rename, Row, convolution
 
-# He et al. 2015, arXiv:1502.01852, for fresh kernels in front of a ReLU.
+# For kernels in front of a ReLU (He et al. 2015, arXiv:1502.01852).
 he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class BatchNorm(nn.Module):
     """Batch normalization (Ioffe & Szegedy 2015, arXiv:1502.03167), [..., C] to [..., C] in the compute dtype.
 
-    The tree is that of ``nn.BatchNorm``: ``scale`` and ``bias`` in params, ``mean`` and ``var`` in batch_stats, all of
-    them float32 [C]. With ``train`` it normalizes with the batch's mean and biased variance and, where batch_stats is
-    mutable, moves the running statistics towards the batch's mean and unbiased variance, as PyTorch does and
-    ``nn.BatchNorm`` does not. Without, it normalizes with the running statistics, or where none are tracked with the
-    batch's.
+    The variables are those of ``nn.BatchNorm``: ``scale`` and ``bias`` in params, ``mean`` and ``var`` in batch_stats,
+    all float32 [C]. With ``train`` it normalizes with the batch's mean and biased variance and, where batch_stats is
+    mutable, updates the running statistics with the batch's mean and unbiased variance, as PyTorch does and
+    ``nn.BatchNorm`` does not. Without ``train`` it normalizes with the running statistics, or with the batch's where
+    no running statistics are tracked.
 
     Attributes:
         features: C.
-        momentum: how much of the running statistics each step keeps: Flax's decay, 1 - PyTorch's momentum.
+        momentum: decay of the running statistics, as in Flax; 1 - PyTorch's momentum.
         epsilon: added to the variance.
         affine: learn a scale and a bias.
         track: keep running statistics.
-        dtype: of the output; statistics are float32 whatever it is.
+        dtype: of the output; the statistics are always float32.
     """
 
     features: int
@@ -58,7 +58,7 @@ class BatchNorm(nn.Module):
         return (x * factor + (bias - mean * factor)).astype(self.dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and biased variance of all positions, float32 [C] each; keeps them where it may."""
+        """Mean and biased variance of the batch, float32 [C] each; updates the running statistics if mutable."""
         x = x.astype(jnp.float32)
         positions = tuple(range(x.ndim - 1))
         mean = x.mean(positions)
@@ -75,9 +75,11 @@ class ConvNorm(nn.Module):
     """A square convolution without bias, then BatchNorm: [N, H, W, C] to [N, H / stride, W / stride, features].
 
     Attributes:
-        groups: of channels; C for a depthwise convolution.
-        same: pad as TensorFlow's SAME does, which with a stride puts more zeros at the bottom and right; otherwise
-            ``kernel // 2`` zeros on every side, as PyTorch's models do.
+        features: channels of the output.
+        kernel: edge of the kernel.
+        groups: number of channel groups; C for a depthwise convolution.
+        same: pad like TensorFlow's SAME, which with a stride puts more zeros at the bottom and right; otherwise
+            ``kernel // 2`` zeros on every side, as PyTorch models do.
         momentum, epsilon: see BatchNorm.
     """
 
@@ -108,7 +110,12 @@ class ConvNorm(nn.Module):
 
 
 def conv_norm_names(conv: str, norm: str, path: str) -> tuple[Row, ...]:
-    """The table of one ConvNorm, whose modules in PyTorch have the names ``conv`` and ``norm`` (patterns)."""
+    """The rows of one ConvNorm.
+
+    Args:
+        conv, norm: patterns of the names of its modules in PyTorch.
+        path: of the ConvNorm.
+    """
     return (
         Rename(rf"{conv}\.weight", rf"{path}.conv.kernel", convolution),
         Rename(rf"{norm}\.weight", rf"{path}.norm.scale"),
@@ -119,16 +126,16 @@ def conv_norm_names(conv: str, norm: str, path: str) -> tuple[Row, ...]:
     )
 
 
-def require(given: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
-    """Refuses the variants of a model that its module does not compute.
+def require_supported(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+    """Refuses variants of a model that its module does not implement.
 
     Args:
-        given: what the configuration says.
-        supported: option -> the one value that is supported.
+        config: option -> value.
+        supported: option -> the only value that is supported.
 
     Raises:
-        ModelError: naming the first option that has another value.
+        ModelError: an option has another value.
     """
     for option, value in supported.items():
-        if given[option] != value:
-            raise ModelError(f"{option}: only {value!r} is supported; received {given[option]!r}")
+        if config[option] != value:
+            raise ModelError(f"{option}: only {value!r} is supported; received {config[option]!r}")

@@ -1,4 +1,4 @@
-"""Learned positions at another image size, interpolated exactly as the library that made the checkpoint does.
+"""Interpolates learned positions to another image size, exactly as the library that made the checkpoint does.
 
 transformers resizes with PyTorch's plain bicubic filter, timm and open_clip with the antialiased one.
 """
@@ -9,13 +9,13 @@ import numpy as np
 
 
 def resize_positions(table: np.ndarray, prefix: int, grid: int, *, antialias: bool) -> np.ndarray:
-    """A position table for ``grid`` x ``grid`` patches.
+    """Position embeddings for ``grid`` x ``grid`` patches.
 
     Args:
-        table: float [prefix + old_grid**2, C].
-        prefix: leading rows that belong to no patch and stay.
+        table: float [prefix + old_grid**2, C], square.
+        prefix: number of leading rows that belong to no patch; they are not changed.
         grid: patches along one edge.
-        antialias: PyTorch's ``antialias=True`` in ``interpolate(mode="bicubic", align_corners=False)``.
+        antialias: as in PyTorch's ``interpolate(mode="bicubic", align_corners=False, antialias=...)``.
 
     Returns:
         float32 [prefix + grid**2, C].
@@ -28,8 +28,11 @@ def resize_positions(table: np.ndarray, prefix: int, grid: int, *, antialias: bo
 
 
 def _bicubic(old: int, new: int, antialias: bool) -> np.ndarray:
-    """[new, old]: each row's weights add up to one. Keys' cubic (1981), with PyTorch's constants: -0.75 plain, where
-    samples beyond the edge repeat it; -0.5 antialiased, where the filter widens as it shrinks and stops at the edge."""
+    """Interpolation weights [new, old]; each row sums to one.
+
+    Keys' cubic kernel (1981) with PyTorch's constants. Plain: -0.75, and samples beyond the edge repeat the edge.
+    Antialiased: -0.5, and the filter widens in proportion when shrinking and is cut off at the edge.
+    """
     scale = old / new
     centers = (np.arange(new) + 0.5) * scale - 0.5
     if antialias:
@@ -44,6 +47,6 @@ def _bicubic(old: int, new: int, antialias: bool) -> np.ndarray:
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:
     x = np.abs(x)
-    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
-    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+    inner = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    outer = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+    return np.where(x <= 1, inner, np.where(x < 2, outer, 0.0))

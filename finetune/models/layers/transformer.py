@@ -1,8 +1,8 @@
 """The transformer that CLIP, SigLIP, ViT, DeiT and DINOv2 share: one block, one encoder, one vision model.
 
-"An Image is Worth 16x16 Words" (Dosovitskiy et al. 2021, arXiv:2010.11929). The families differ in their configuration
-and in the names of their tensors alone. Where CLIP has a part, the tree is, path for path, that of ``FlaxCLIPModel``
-in transformers 4.57.
+"An Image is Worth 16x16 Words" (Dosovitskiy et al. 2021, arXiv:2010.11929). The families differ only in their
+configurations and tensor names. The paths of all parameters that CLIP has are those of ``FlaxCLIPModel`` in
+transformers 4.57.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from finetune.models.depth import TRANSFORMER, DepthOrder
 from finetune.models.layers.attention import attention
 from finetune.models.layers.base import BackboneOutput, activation, drop_path, rematerialized
 
-# How the tokens become one vector: the class token; the mean of class and distillation token; the mean of the patches;
-# a dense layer with tanh on the class token (as BERT does); attention with a learned query (as SigLIP does).
+# How the tokens are pooled: the class token; the mean of class and distillation tokens; the mean of the patches; a
+# dense layer with tanh on the class token (as in BERT); attention with a learned query (as in SigLIP).
 Pooling = Literal["class", "class_distilled", "mean", "tanh", "attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """An encoder's sizes and variants; field names are those of transformers.
+    """Sizes and variants of an encoder; the field names are those of transformers.
 
     Attributes:
-        intermediate_size: width inside the MLP; with ``gated_mlp`` that of each of the two halves.
-        gated_mlp: SwiGLU (Shazeer 2020, arXiv:2002.05202) in place of the plain MLP.
-        layer_scale: each branch is multiplied by a learned vector (Touvron et al. 2021, arXiv:2103.17239).
-        dropout, attention_dropout: rates, in training.
-        drop_path_rate: stochastic depth of the last block, in training; it grows from 0 block by block.
-        initializer_factor: scales fresh weights.
+        intermediate_size: hidden width of the MLP; with ``gated_mlp``, of each of its two halves.
+        gated_mlp: use SwiGLU (Shazeer 2020, arXiv:2002.05202) instead of a plain MLP.
+        layer_scale: multiply each branch by a learned vector (Touvron et al. 2021, arXiv:2103.17239).
+        dropout, attention_dropout: rates during training.
+        drop_path_rate: stochastic depth of the last block during training; it grows linearly from 0 at the first.
+        initializer_factor: scales the initial weights.
     """
 
     hidden_size: int
@@ -60,34 +60,18 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig(TransformerConfig):
-    """A text tower.
-
-    Attributes:
-        max_position_embeddings: tokens in a text.
-        eos_token_id: end of text (CLIP); 2 stands for the highest id of the row.
-        projection_size: width of its output, where the tower projects by itself (SigLIP).
-    """
-
-    vocab_size: int
-    max_position_embeddings: int
-    eos_token_id: int = 2
-    projection_size: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class ViTConfig(TransformerConfig):
-    """A vision tower.
+    """Sizes and variants of a vision tower.
 
     Attributes:
         image_size, patch_size: edges in pixels.
         patch_bias: the patch embedding has a bias.
-        class_token, distillation_token: a learned token of that kind stands before the patches.
-        register_tokens: so many learned tokens stand behind them (Darcet et al. 2024, arXiv:2309.16588).
-        prefix_positions: class and distillation token have positions too.
+        class_token, distillation_token: put such a learned token in front of the patches.
+        register_tokens: number of learned tokens between those and the patches (Darcet et al. 2024, arXiv:2309.16588).
+        prefix_positions: the class and distillation tokens have position embeddings too.
         pre_norm: a LayerNorm before the first block.
-        pooling: how ``pooler_output`` comes about.
-        norm_after_pool: the last LayerNorm acts on the pooled vector; ``last_hidden_state`` is then not normalized.
+        pooling: how ``pooler_output`` is computed.
+        norm_after_pool: apply the last LayerNorm to the pooled vector; ``last_hidden_state`` is then not normalized.
     """
 
     image_size: int
@@ -113,17 +97,17 @@ class ViTConfig(TransformerConfig):
 
     @property
     def grid(self) -> int:
-        """Patches along one edge; pixels beyond the last whole patch are not seen."""
+        """Patches along one edge; pixels beyond the last complete patch are ignored."""
         return self.image_size // self.patch_size
 
     @property
     def position_prefix(self) -> int:
-        """Positions that belong to no patch."""
+        """Number of position embeddings in front of those of the patches."""
         return (self.class_token + self.distillation_token) if self.prefix_positions else 0
 
 
 class Attention(nn.Module):
-    """Multi-head attention of ``queries`` [N, q, C] over ``tokens`` [N, t, C]."""
+    """Multi-head attention from ``queries`` [N, q, C] to ``tokens`` [N, t, C]: [N, q, C]."""
 
     config: TransformerConfig
     dtype: jnp.dtype = jnp.float32
@@ -153,7 +137,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two dense layers with an activation between; gated, the first half of the first one's output opens the second."""
+    """Two dense layers with an activation between them; if gated, half of the hidden units gate the other half."""
 
     config: TransformerConfig
     dtype: jnp.dtype = jnp.float32
@@ -175,7 +159,7 @@ class MLP(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """A pre-norm transformer block. With ``queries`` set it returns that many leading tokens only."""
+    """A pre-norm transformer block; with ``queries`` set, it returns only that many leading tokens."""
 
     config: TransformerConfig
     drop_path_rate: float = 0.0
@@ -197,10 +181,11 @@ class EncoderLayer(nn.Module):
     def __call__(self, hidden: jax.Array, mask: jax.Array | None, queries: int | None, train: bool) -> jax.Array:
         tokens = self.layer_norm1(hidden)
         branch = self.self_attn(tokens[:, :queries], tokens, mask, train)
-        hidden = hidden[:, :queries] + self._scaled(branch, 1, train)
-        return hidden + self._scaled(self.mlp(self.layer_norm2(hidden)), 2, train)
+        hidden = hidden[:, :queries] + self._regularize(branch, 1, train)
+        return hidden + self._regularize(self.mlp(self.layer_norm2(hidden)), 2, train)
 
-    def _scaled(self, branch: jax.Array, number: int, train: bool) -> jax.Array:
+    def _regularize(self, branch: jax.Array, number: int, train: bool) -> jax.Array:
+        """Dropout, layer scale and stochastic depth of the first or second branch."""
         branch = self.dropout(branch, deterministic=not train)
         if self.config.layer_scale:
             branch = branch * (self.layer_scale1 if number == 1 else self.layer_scale2).astype(branch.dtype)
@@ -208,6 +193,8 @@ class EncoderLayer(nn.Module):
 
 
 class LayerCollection(nn.Module):
+    """The blocks; a module of its own so that their paths are FlaxCLIPModel's ``encoder/layers/0``."""
+
     config: TransformerConfig
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
@@ -227,7 +214,7 @@ class LayerCollection(nn.Module):
 
 
 class Encoder(nn.Module):
-    """All blocks: [N, tokens, C] to the same, or to the leading ``queries`` tokens."""
+    """All blocks: [N, tokens, C] to the same shape, or to the first ``queries`` tokens."""
 
     config: TransformerConfig
     dtype: jnp.dtype = jnp.float32
@@ -242,26 +229,8 @@ class Encoder(nn.Module):
         return self.layers(hidden, mask, queries, train)
 
 
-class TextEmbeddings(nn.Module):
-    """Tokens and learned positions: int [M, length] -> [M, length, C]."""
-
-    config: TextConfig
-    dtype: jnp.dtype = jnp.float32
-
-    def setup(self) -> None:
-        config = self.config
-        init = nn.initializers.normal(config.initializer_factor * 0.02)
-        self.token_embedding = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, embedding_init=init)
-        self.position_embedding = nn.Embed(
-            config.max_position_embeddings, config.hidden_size, dtype=self.dtype, embedding_init=init
-        )
-
-    def __call__(self, input_ids: jax.Array) -> jax.Array:
-        return self.token_embedding(input_ids) + self.position_embedding(jnp.arange(input_ids.shape[1]))
-
-
 class VisionEmbeddings(nn.Module):
-    """Patches, learned tokens and positions: float32 [N, H, W, 3] -> [N, tokens, C]."""
+    """Patch embeddings, learned tokens and positions: float32 [N, H, W, 3] -> [N, tokens, C]."""
 
     config: ViTConfig
     dtype: jnp.dtype = jnp.float32
@@ -293,13 +262,13 @@ class VisionEmbeddings(nn.Module):
         patches = self.patch_embedding(pixel_values)
         patches = patches.reshape(patches.shape[0], -1, patches.shape[-1])
 
-        def leading(tokens: jax.Array) -> jax.Array:
+        def for_each_image(tokens: jax.Array) -> jax.Array:
             tokens = tokens.reshape(1, -1, tokens.shape[-1]).astype(patches.dtype)
             return jnp.broadcast_to(tokens, (patches.shape[0], *tokens.shape[1:]))
 
-        prefix = [leading(self.class_embedding)] if config.class_token else []
-        prefix += [leading(self.distillation_embedding)] if config.distillation_token else []
-        registers = [leading(self.register_embedding)] if config.register_tokens else []
+        prefix = [for_each_image(self.class_embedding)] if config.class_token else []
+        prefix += [for_each_image(self.distillation_embedding)] if config.distillation_token else []
+        registers = [for_each_image(self.register_embedding)] if config.register_tokens else []
         positions = self.position_embedding(jnp.arange(config.position_prefix + config.grid**2))
         if config.prefix_positions:
             tokens = jnp.concatenate([*prefix, patches], axis=1) + positions
@@ -310,8 +279,9 @@ class VisionEmbeddings(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One learned query attends to all tokens, then an MLP (Zhai et al. 2022, arXiv:2106.04560):
-    [N, tokens, C] -> [N, C]."""
+    """Attention from one learned query to all tokens, then an MLP (Zhai et al. 2022, arXiv:2106.04560):
+    [N, tokens, C] -> [N, C].
+    """
 
     config: ViTConfig
     dtype: jnp.dtype = jnp.float32
@@ -332,8 +302,8 @@ class AttentionPool(nn.Module):
 class VisionTransformer(nn.Module):
     """The image tower: float32 [N, H, W, 3] -> BackboneOutput with ``pooler_output`` [N, hidden_size].
 
-    Where the pooled output reads one token alone, ``pooled_only`` lets the last block compute that one token; the
-    pooled values are the same and ``last_hidden_state`` is None.
+    With ``pooled_only``, ``last_hidden_state`` is None, and the last block computes only the tokens that the pooling
+    reads; the pooled values are the same.
     """
 
     depth_order: ClassVar[DepthOrder] = TRANSFORMER
@@ -360,8 +330,8 @@ class VisionTransformer(nn.Module):
         hidden = self.dropout(self.embeddings(pixel_values), deterministic=not train)
         if config.pre_norm:
             hidden = self.pre_layrnorm(hidden)
-        read = {"class": 1, "tanh": 1, "class_distilled": 2}.get(config.pooling) if pooled_only else None
-        hidden = self.encoder(hidden, queries=read, train=train)
+        tokens_read = {"class": 1, "tanh": 1, "class_distilled": 2}.get(config.pooling) if pooled_only else None
+        hidden = self.encoder(hidden, queries=tokens_read, train=train)
         if config.norm_after_pool:
             pooled = self.post_layernorm(self._pool(hidden, train))
         else:

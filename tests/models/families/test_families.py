@@ -1,4 +1,4 @@
-"""What every model family has to do. A new family adds its reference checkpoints to CASES, and one to ROUTINE."""
+"""Tests that every model family has to pass; a new one adds its reference checkpoints to CASES, and one to ROUTINE."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_bfloat16_compute_stays_close_to_float32(member):
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_in_bfloat16_every_module_inside_gives_bfloat16(member, train):
+def test_in_bfloat16_every_submodule_outputs_bfloat16(member, train):
     _, backbone, images = member
     apply = partial(
         backbone.module.clone(dtype=jnp.bfloat16).apply,
@@ -164,9 +164,11 @@ def test_in_bfloat16_every_module_inside_gives_bfloat16(member, train):
     )
     pixels = jax.ShapeDtypeStruct(images.shape, jnp.float32)
     _, collections = jax.eval_shape(apply, backbone.variables, pixels, rngs={"dropout": jax.random.key(0)})
-    given = flatten_dict(collections.pop("intermediates"), sep="/")
-    assert len(given) > 10
-    wide = {name for name, value in given.items() for leaf in jax.tree.leaves(value) if leaf.dtype != jnp.bfloat16}
+    intermediates = flatten_dict(collections.pop("intermediates"), sep="/")
+    assert len(intermediates) > 10
+    wide = {
+        name for name, value in intermediates.items() for leaf in jax.tree.leaves(value) if leaf.dtype != jnp.bfloat16
+    }
     assert not wide
     assert {leaf.dtype for leaf in jax.tree.leaves(collections)} == {jnp.dtype("float32")}
 
@@ -179,7 +181,7 @@ def test_another_image_size_gives_features_of_the_same_width(member):
     assert shapes.pooler_output.shape == (2, backbone.num_features)
 
 
-def test_a_submodule_can_be_taken_out(member):
+def test_a_submodule_can_be_extracted(member):
     name, backbone, _ = member
     module, variables = extract_submodule(backbone.module, backbone.variables, ROUTINE[name])
     assert jax.tree.leaves(variables["params"])
@@ -189,7 +191,7 @@ def test_a_submodule_can_be_taken_out(member):
 
 
 @pytest.mark.slow
-def test_one_training_step_moves_every_leaf_and_every_running_statistic(member):
+def test_one_training_step_changes_every_leaf_and_every_running_statistic(member):
     _, backbone, images = member
     classifier, variables = build_classifier(backbone, 3, head_init="lecun_normal")
     stage = TrainStage(steps=10, partitions=[{"match": ".*", "optimizer": "sgd", "learning_rate": 1.0}])
@@ -202,11 +204,11 @@ def test_one_training_step_moves_every_leaf_and_every_running_statistic(member):
     for path, old in flatten_dict(before).items():
         new = after[path]
         assert np.isfinite(new).all(), path
-        # softmax does not see what is added to all keys alike
+        # softmax does not change when the same vector is added to all keys
         assert path[-2:] == ("k_proj", "bias") or np.abs(new - old).max() > 0, path
 
 
-def test_a_bundle_gives_the_same_module_and_the_same_bytes(member, tmp_path):
+def test_a_bundle_restores_the_same_module_and_the_same_bytes(member, tmp_path):
     _, backbone, _ = member
     classifier, variables = build_classifier(backbone, 3)
     save_bundle(tmp_path / "model", classifier, variables, backbone=backbone, class_names=("a", "b", "c"))
@@ -248,8 +250,8 @@ def test_a_training_step_leaves_the_running_statistics_and_gradients_of_pytorch(
     assert compared == 30
 
 
-def test_what_is_listed_as_verified_has_a_reference_checkpoint(goldens):
-    found: dict[tuple[str, str], set[str]] = {}
+def test_everything_listed_as_verified_has_a_reference_checkpoint(goldens):
+    tested: dict[tuple[str, str], set[str]] = {}
     for where, names in CASES.items():
         for name in [*names, *(["batchnorm-step"] if where == "own" else [])]:
             folder = GOLDENS / name if where == "own" else goldens / name
@@ -257,15 +259,17 @@ def test_what_is_listed_as_verified_has_a_reference_checkpoint(goldens):
             file = next(file for file in (folder / "config.json", folder / "open_clip_config.json") if file.is_file())
             config = json.loads(file.read_text())
             layout = "timm" if "architecture" in config else "transformers" if "model_type" in config else "open_clip"
-            kind = config.get("architecture") or config.get("model_type") or "open_clip"
-            family, reader = next((f, r) for f in FAMILIES for r in f.readers if f.reader(layout, kind) is r)
-            claims = found.setdefault((family.name, reader.kinds), set())
+            model_type = config.get("architecture") or config.get("model_type") or "open_clip"
+            family, reader = next((f, r) for f in FAMILIES for r in f.readers if f.reader(layout, model_type) is r)
+            claims = tested.setdefault((family.name, reader.model_types), set())
             claims |= {"features"} if {"pooler_output", "features", "image_embeds"} & set(expected) else set()
             claims |= {"other image sizes"} if any(key.startswith("pixel_values_") for key in expected) else set()
             own_text = "text_embeds" in expected and not (where == "shared" and name == "open-clip")
             claims |= {"text features"} if own_text else set()
             claims |= {"a training step"} if "loss" in expected else set()
-    listed = {(family.name, reader.kinds): set(reader.verified) for family in FAMILIES for reader in family.readers}
-    timm_mobilenet = next((f.name, r.kinds) for f in FAMILIES for r in f.readers if r.label == "mobilenetv2_*")
-    found[timm_mobilenet] = {"features"}  # real weights: test_mobilenet_v2.py
-    assert listed == found
+    listed = {
+        (family.name, reader.model_types): set(reader.verified) for family in FAMILIES for reader in family.readers
+    }
+    timm_mobilenet = next((f.name, r.model_types) for f in FAMILIES for r in f.readers if r.label == "mobilenetv2_*")
+    tested[timm_mobilenet] = {"features"}  # real weights: test_mobilenet_v2.py
+    assert listed == tested

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from finetune.errors import ModelError
-from finetune.models.layers.attention import attention
 from finetune.models.layers.base import activation, drop_path
 
 X = np.linspace(-4, 4, 41)
@@ -31,17 +30,6 @@ def test_each_activation_is_its_closed_form(name):
 def test_an_unknown_activation_lists_the_known_ones():
     with pytest.raises(ModelError, match=r"hidden_act.*'glu'.*gelu, .*quick_gelu"):
         activation("glu")
-
-
-def test_attention_is_the_softmax_average_of_the_values_that_the_mask_shows():
-    rng = np.random.default_rng(0)
-    q, k, v = (rng.standard_normal((2, n, 3, 4)).astype(np.float32) for n in (2, 5, 5))
-    mask = np.array([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]], bool)[None, None]
-    expected = np.zeros_like(q)
-    for n, h, i in np.ndindex(2, 3, 2):
-        scores = np.where(mask[0, 0, i], np.exp(k[n, :, h] @ q[n, i, h] / 2), 0)  # 2 = sqrt(4)
-        expected[n, i, h] = scores / scores.sum() @ v[n, :, h]
-    np.testing.assert_allclose(attention(*map(jnp.asarray, (q, k, v, mask))), expected, atol=1e-5)
 
 
 def test_drop_path_drops_whole_images_and_scales_the_others():

@@ -1,0 +1,170 @@
+"""From a checkpoint's folder to a Linen module and its variables, with every tensor accounted for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from finetune.errors import ModelError, first_line, nearest
+from finetune.images.spec import ImageSpec
+from finetune.models.family import Family, Reader, Reading
+from finetune.models.layers.positions import resize_positions
+from finetune.models.registry import FAMILIES
+from finetune.models.surgery import TransferReport, transplant
+from finetune.weights.layout import Checkpoint
+from finetune.weights.names import apply_table
+from finetune.weights.preprocessor import read_image_spec
+
+_POSITIONS = ("embeddings", "position_embedding", "embedding")  # the path of the position table in a vision tower
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The model that a checkpoint holds.
+
+    Attributes:
+        module: Linen.
+        variables: ``{"params": ..., "batch_stats": ... where it has them}``, float32.
+        config: the module's configuration, a frozen dataclass.
+        image_spec: how its images are prepared.
+        report: where each tensor of the checkpoint went.
+        folder: the checkpoint.
+    """
+
+    module: nn.Module
+    variables: dict[str, Any]
+    config: Any
+    image_spec: ImageSpec
+    report: TransferReport
+    folder: Path
+
+
+def find_reader(checkpoint: Checkpoint) -> tuple[Family, Reader]:
+    """The family that a checkpoint belongs to, and the family's reader of its layout.
+
+    Raises:
+        ModelError: no family reads such a checkpoint; lists what is supported.
+    """
+    for family in FAMILIES:
+        reader = family.reader(checkpoint.layout, checkpoint.model_type)
+        if reader is not None:
+            return family, reader
+    field = "architecture" if checkpoint.layout == "timm" else "model_type"
+    readers = [reader for family in FAMILIES for reader in family.readers if reader.layout == checkpoint.layout]
+    supported = [name for reader in readers for name in (reader.label or reader.model_types).split(", ")]
+    hint = nearest(checkpoint.model_type, supported) if checkpoint.layout == "transformers" else ""
+    raise ModelError(
+        f"{checkpoint.file}: {field} {checkpoint.model_type!r} is not supported{hint}; "
+        f"supported: {', '.join(supported)}"
+    )
+
+
+def read_pretrained(
+    checkpoint: Checkpoint, family: Family, reader: Reader, *, image_size: int | None = None, dtype: Any = None
+) -> Pretrained:
+    """Builds the module that a checkpoint's configuration describes and fills it with the checkpoint's tensors.
+
+    Args:
+        family, reader: from :func:`find_reader`.
+        image_size: edge in pixels; learned positions are interpolated to it. None keeps the checkpoint's.
+        dtype: compute dtype; float32 by default.
+
+    Raises:
+        ModelError: the checkpoint is damaged, or asks for a variant that is not supported.
+        TransferError: its tensors do not fit its configuration.
+    """
+    if image_size is not None and image_size < 1:
+        raise ModelError(f"image_size: at least one pixel is needed; received {image_size}")
+    reading = _read_config(checkpoint, reader)
+    config = reading.config
+    vision_config = getattr(config, "vision_config", config)
+    native_size = getattr(vision_config, "image_size", None)
+    spec = read_image_spec(checkpoint, processor=reader.processor, native=native_size, size=image_size)
+    _check_image_size(checkpoint, reader, spec, native_size, image_size)
+    module_class = reader.module or family.module
+    pixels = (1, native_size or spec.height, native_size or spec.width, 3)
+    shapes = _variable_shapes(checkpoint, module_class(config), pixels, with_text=reader.module is not None)
+    variables, report = _transfer(checkpoint, reading, shapes)
+    if native_size not in (None, spec.height):
+        resized_config = replace(vision_config, image_size=spec.height)
+        path = ("params", *(() if config is vision_config else ("vision_model",)), *_POSITIONS)
+        variables = _resize_position_table(variables, path, vision_config, resized_config.grid, reader.antialias)
+        report = replace(report, resized=("/".join(path),))
+        config = resized_config if config is vision_config else replace(config, vision_config=resized_config)
+    module = module_class(config, dtype=dtype or jnp.float32)
+    return Pretrained(module, variables, config, spec, report, checkpoint.folder)
+
+
+def _read_config(checkpoint: Checkpoint, reader: Reader) -> Reading:
+    try:
+        return reader.read(checkpoint.config, checkpoint.tensors.keys())
+    except ModelError as error:
+        if str(checkpoint.folder) in str(error):  # raised for a file of tensors, which the message names
+            raise
+        raise ModelError(f"{checkpoint.file}: {error}") from None
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        raise ModelError(f"{checkpoint.file}: no model can be built from it: {cause}") from None
+
+
+def _check_image_size(
+    checkpoint: Checkpoint, reader: Reader, spec: ImageSpec, native_size: int | None, image_size: int | None
+) -> None:
+    processed = f"{spec.height}x{spec.width}"
+    if min(spec.height, spec.width) < 1:
+        raise ModelError(f"{checkpoint.folder}: its image processor makes images of {processed} pixels")
+    if native_size is None:
+        return
+    if (spec.height, spec.width) != (native_size, native_size) and image_size is None and not reader.any_size:
+        raise ModelError(
+            f"{checkpoint.folder}: its image processor makes images of {processed}, but {checkpoint.file.name} says "
+            f"{native_size}x{native_size}; choose one of them with image_size"
+        )
+    if spec.height != spec.width:
+        raise ModelError(f"{checkpoint.folder}: only square images are supported; its files say {processed}")
+
+
+def _variable_shapes(checkpoint: Checkpoint, module: nn.Module, pixels: tuple[int, ...], *, with_text: bool) -> Any:
+    """The shapes of the variables that a configuration asks for."""
+    images, texts = jax.ShapeDtypeStruct(pixels, jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    inputs = (texts, images) if with_text else (images,)
+    try:
+        return jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    except ModelError as error:
+        raise ModelError(f"{checkpoint.file}: {error}") from None
+    except Exception as error:  # whatever a value of the wrong type or size leads to
+        raise ModelError(f"{checkpoint.file}: no model can be built from it: {first_line(error)}") from None
+
+
+def _transfer(checkpoint: Checkpoint, reading: Reading, shapes: Any) -> tuple[dict[str, Any], TransferReport]:
+    tensors = checkpoint.tensors
+    named = apply_table(tensors, reading.names)
+    if not named.leaves:
+        raise ModelError(
+            f"{checkpoint.folder}: none of its {len(named.unknown)} tensors belong to the model that its "
+            f"{checkpoint.file.name} names"
+        )
+    source = unflatten_dict(named.leaves)
+    names = dict(named.names)
+    for name in named.unknown:  # no row matches it; transplant lists it among all that does not fit
+        source.setdefault("unknown", {})[name] = tensors[name]
+        names["unknown", name] = name
+    variables, report = transplant(source, shapes, names=names)
+    return variables, replace(report, unused=named.dropped)
+
+
+def _resize_position_table(
+    variables: dict[str, Any], path: tuple[str, ...], config: Any, grid: int, antialias: bool
+) -> dict[str, Any]:
+    if grid < 1:
+        raise ModelError(f"image_size: smaller than one patch of {config.patch_size} pixels")
+    leaves = flatten_dict(variables)
+    table = resize_positions(np.asarray(leaves[path]), config.position_prefix, grid, antialias=antialias)
+    return unflatten_dict({**leaves, path: jnp.asarray(table)})
