@@ -27,7 +27,7 @@ def test_predictions_equal_those_at_training_time(small_run):
 
 
 def test_a_bundle_moved_alone_predicts_the_same_in_another_process(small_run, digits, tmp_path):
-    shutil.copytree(small_run.directory / "model", tmp_path / "weight_change")
+    shutil.copytree(small_run.directory / "model", tmp_path / "moved")
     Image.fromarray(digits.images[0]).save(tmp_path / "digit.png")
     code = (
         "import finetune, json; p = finetune.restore('moved');"
