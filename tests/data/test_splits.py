@@ -62,7 +62,7 @@ def test_splits_of_the_source_are_used_as_they_are(tmp_path):
     for split, count in (("train", 6), ("val", 3), ("test", 2)):
         for animal in ("ant", "bee"):
             write(tmp_path / split / animal, count)
-    splits = load_splits(config(tmp_path, test=0.5, validation=0.5), 0)
+    splits = load_splits(config(tmp_path, test=0.2, validation=0.1), 0)
     assert {name: counts(split, 2) for name, split in splits.named().items()} == {
         "train": [6, 6],
         "validation": [3, 3],
