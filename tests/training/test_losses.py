@@ -34,7 +34,7 @@ def mean(written, targets, weights=None, logits=None):
         ("smooth_weighted", SMOOTH, "labels", True),
         ("of_soft", "cross_entropy", "soft", False),
         ("of_soft_smooth_weighted", SMOOTH, "soft", True),
-        ("binary_cross_entropy", "binary_cross_entropy", "several", False),
+        ("sigmoid", "binary_cross_entropy", "several", False),
         ("sigmoid_smooth", {"name": "binary_cross_entropy", "label_smoothing": 0.1}, "labels", False),
     ],
 )
