@@ -87,10 +87,10 @@ def test_training_gives_the_same_outputs_statistics_and_gradients(case, images):
     plain, remat, variables = case
     expected_gradients, (expected_output, expected_updated) = trained(plain, variables, images)
     gradients, (output, updated) = trained(remat, variables, images)
-    # XLA fuses the two programs differently: float32 sums in another order differ by some multiples of 2**-24 = 6e-8
+    # XLA compiles the two differently, so that sums round differently; 5e-6 is 42 times float32's epsilon
     jax.tree.map(partial(close, tolerance=5e-6), output, expected_output)
     jax.tree.map(partial(close, tolerance=5e-6), updated, expected_updated)
-    jax.tree.map(partial(close, tolerance=2e-5), gradients, expected_gradients)
+    jax.tree.map(partial(close, tolerance=1e-5), gradients, expected_gradients)
 
 
 def seen_by_interceptors(module, variables, images):

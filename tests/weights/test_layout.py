@@ -52,7 +52,7 @@ def test_the_layout_is_that_of_the_configuration(folder, files, prefer, found):
     [
         (
             {},
-            r"not a checkpoint: it has no config.json \(transformers, timm\) and no open_clip_config.json; give",
+            r"not a checkpoint: it has neither config.json \(transformers, timm\) nor open_clip_config.json; give",
         ),
         ({"config": {"hidden_size": 8}}, r"/config.json: has neither model_type \(transformers\) nor architecture"),
         ({"config": {"architecture": ["ViT"]}}, "/config.json: has neither model_type"),
