@@ -98,7 +98,7 @@ def test_resuming_with_another_recipe_is_refused_by_name(small_run):
 
 
 def test_overwrite_removes_the_earlier_run_and_nothing_else(tmp_path):
-    recipe = small("~stages.1", "data.test=0.9")
+    recipe = small("~stages.1", "data.fraction=0.1")
     finetune.run(recipe, output=tmp_path / "run", quiet=True)
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="is not empty"):
@@ -139,7 +139,7 @@ def complete(state):
 
 
 def test_a_half_written_state_does_not_stand_in_the_way(small_run, tmp_path):
-    recipe = small("~stages.1", "data.test=0.9")
+    recipe = small("~stages.1", "data.fraction=0.1")
     output = tmp_path / "run"
     finetune.run(recipe, output=output, quiet=True)
     (output / "summary.json").unlink()
@@ -192,7 +192,7 @@ def test_a_folder_of_images_trains_and_its_model_knows_the_class_names(tmp_path)
 TWO_STAGES = """
 name: two
 backbone: {source: "builtin:tiny-clip"}
-data: {source: digits, shots_per_class: 5, validation: 0, test: 0.8}
+data: {source: digits, shots_per_class: 5, validation: 0, test: 0.1}
 stages:
   - name: first
     epochs: 2
@@ -245,7 +245,7 @@ def test_adapters_averages_and_carried_moments_resume_bit_for_bit(two_stages, tm
 
 
 def test_frozen_weights_held_in_bfloat16_are_saved_as_they_were(tmp_path, tiny_clip):
-    recipe = small("~stages.0", "stages.0.epochs=1", "stages.0.frozen_dtype=bfloat16", "data.test=0.9")
+    recipe = small("~stages.0", "stages.0.epochs=1", "stages.0.frozen_dtype=bfloat16", "data.fraction=0.1")
     result = finetune.run(recipe, output=tmp_path / "run", quiet=True)
     assert result.summary["frozen_unchanged"]
     trained = flatten_dict(result.predictor().variables["params"]["backbone"], sep="/")
