@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,12 +98,12 @@ def test_resuming_with_another_recipe_is_refused_by_name(small_run):
         finetune.run(small("stages.1.epochs=4"), output=small_run.directory, resume=True, quiet=True)
 
 
-def test_overwrite_removes_the_earlier_run_and_nothing_else(tmp_path):
-    recipe = small("~stages.1", "data.fraction=0.1")
-    finetune.run(recipe, output=tmp_path / "run", quiet=True)
+def test_overwrite_removes_the_earlier_run_and_nothing_else(small_run, tmp_path):
+    shutil.copytree(small_run.directory, tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="is not empty"):
-        finetune.run(recipe, output=tmp_path / "run", overwrite=True, quiet=True)
+        finetune.run(small(), output=tmp_path / "run", overwrite=True, quiet=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
@@ -139,12 +140,11 @@ def complete(state):
 
 
 def test_a_half_written_state_does_not_stand_in_the_way(small_run, tmp_path):
-    recipe = small("~stages.1", "data.fraction=0.1")
-    output = tmp_path / "run"
-    finetune.run(recipe, output=output, quiet=True)
+    output = shutil.copytree(small_run.directory, tmp_path / "run")
     (output / "summary.json").unlink()
     (output / "state" / "7.orbax-checkpoint-tmp-1").mkdir()
-    assert finetune.run(recipe, output=output, resume=True, quiet=True).summary["results"][-1]["name"] == "probe"
+    resumed = finetune.run(small(), output=output, resume=True, quiet=True).summary
+    assert resumed["results"] == small_run.summary["results"]
 
 
 def test_a_class_count_that_contradicts_the_data_stops_the_run_before_anything_is_written(tmp_path):
