@@ -8,11 +8,11 @@ from PIL import Image
 
 def test_check_data_shows_counts_sizes_and_modes():
     report = json.loads(finetune("check-data", SMALL, "--json").stdout)
-    assert report["splits"]["test"]["images"] == 1438
+    assert report["splits"]["test"]["images"] == 180
     assert report["leakage"]["exact"] == 0
     table = finetune("check-data", SMALL, columns=200).stdout
     assert "8x8 - 8x8" in table
-    assert "L 1,438" in table
+    assert "L 180" in table
 
 
 def test_check_data_lists_broken_images_and_skips_them_only_where_the_recipe_says_so(tmp_path):
@@ -23,7 +23,7 @@ def test_check_data_lists_broken_images_and_skips_them_only_where_the_recipe_say
             Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(path)
     for name in ("data/ant/1.png", "data/bee/4.png"):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])
-    options = ("data.source=data", "data.validation=0")
+    options = ("data.source=data", "data.validation=0", "data.fraction=1", "data.test=0.8")
     clean_failure(
         finetune("check-data", SMALL, *options, cwd=tmp_path), "ant/1.png", "bee/4.png", "on_broken_image=skip"
     )

@@ -51,7 +51,7 @@ def test_a_module_of_your_own_is_imported_only_with_the_option(tmp_path):
         """
         backbone: {module: "mine:Mine", image: {size: 28, channels: 1}}
         head: {init: none}
-        data: {source: digits, shots_per_class: 10}
+        data: {source: digits, shots_per_class: 10, test: 0.1}
         stages: [{steps: 2, batch_size: 16, partitions: [{match: ".*", learning_rate: 0.1}]}]
         """
     )
@@ -86,8 +86,9 @@ def test_a_recipe_that_is_missing_is_an_error_that_lists_the_bundled_ones(tmp_pa
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash to limit the size of files")
 def test_a_disk_that_takes_no_more_is_one_message(recipe, tmp_path):
-    limited = ["bash", "-c", 'ulimit -f 900; exec "$@"', "limited"]  # KiB in a file: the state of tiny-clip is larger
-    command = [*limited, *FINETUNE, "run", str(recipe)]
+    limited = ["bash", "-c", 'ulimit -f 900; exec "$@"', "limited"]  # KiB in a file: the state of a block is larger
+    last = '{match: head, learning_rate: 0.1}, {match: "blocks[-1:]", learning_rate: 0.1}, {match: ".*", frozen: true}'
+    command = [*limited, *FINETUNE, "run", str(recipe), f"stages.0.partitions=[{last}]"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     clean_failure(result, "cannot save", "make room")
 

@@ -10,10 +10,10 @@ def digits_folder(root, names):
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    for split in ("train", "test"):
+    for split, count in (("train", 60), ("test", 10)):
         for name, label in names.items():
             (root / split / name).mkdir(parents=True)
-            for i, image in enumerate(data.images[data.target == label][:10]):
+            for i, image in enumerate(data.images[data.target == label][:count]):
                 grey = Image.fromarray(np.round(image * (255 / 16)).astype(np.uint8))
                 grey.save(root / split / name / f"{i}.png")
     return root

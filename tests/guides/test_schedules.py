@@ -39,7 +39,7 @@ def test_the_metrics_of_a_run_hold_the_guides_rates(tmp_path):
     source.write_text(
         """
         backbone: {source: "builtin:tiny-clip"}
-        data: {source: digits, shots_per_class: 8}
+        data: {source: digits, shots_per_class: 8, test: 0.1}
         stages:
           - epochs: 5
             batch_size: 16

@@ -43,7 +43,7 @@ def test_a_bundle_moved_alone_predicts_the_same_in_another_process(small_run, di
 def test_probabilities_are_the_softmax_of_the_models_logits(small_run, digits):
     predictor = small_run.predictor()
     pixels = np.stack([predictor.image_spec.to_uint8(Image.fromarray(i).convert("RGB")) for i in digits.images])
-    logits = predictor.model.apply(predictor.variables, predictor.image_spec.normalize(pixels))
+    logits = jax.jit(predictor.model.apply)(predictor.variables, predictor.image_spec.normalize(pixels))
     found = predictor.predict_proba(list(digits.images))
     np.testing.assert_allclose(found, jax.nn.softmax(logits), atol=1e-5)
     assert found.shape == (100, 10)

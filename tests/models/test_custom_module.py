@@ -147,10 +147,16 @@ def test_a_resumed_run_of_a_module_goes_on_from_the_same_initial_values(code):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("backbone.module=own_models:Nett", "Nett does not exist .did you mean 'Net'.*own_models: Net, Attribute, NoImages"),
+        (
+            "backbone.module=own_models:Nett",
+            "Nett does not exist .did you mean 'Net'.*own_models: Net, Attribute, NoImages",
+        ),
         ("backbone.module=own_models:jnp", "jnp is not a Linen module"),
         ("backbone.module=own_modelz:Net", "own_modelz cannot be imported: ModuleNotFoundError"),
-        ("backbone.kwargs={widht: 3}", "cannot be built with these kwargs .did you mean 'width'.*its attributes: width, classes"),
+        (
+            "backbone.kwargs={widht: 3}",
+            "cannot be built with these kwargs .did you mean 'width'.*its attributes: width, classes",
+        ),
         ("backbone.module=own_models:Attribute", "its 'training' is an attribute"),
         ("backbone.module=own_models:NoImages", r"cannot take images \[1, 8, 8, 1\]"),
         ("backbone.kwargs={classes: 7}", r"has to give \[N, 10\].*gives \[1, 7\]"),

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,12 +98,12 @@ def test_resuming_with_another_recipe_is_refused_by_name(small_run):
         finetune.run(small("stages.1.epochs=4"), output=small_run.directory, resume=True, quiet=True)
 
 
-def test_overwrite_removes_the_earlier_run_and_nothing_else(tmp_path):
-    recipe = small("~stages.1", "data.test=0.9")
-    finetune.run(recipe, output=tmp_path / "run", quiet=True)
+def test_overwrite_removes_the_earlier_run_and_nothing_else(small_run, tmp_path):
+    shutil.copytree(small_run.directory, tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="is not empty"):
-        finetune.run(recipe, output=tmp_path / "run", overwrite=True, quiet=True)
+        finetune.run(small(), output=tmp_path / "run", overwrite=True, quiet=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
@@ -139,12 +140,11 @@ def complete(state):
 
 
 def test_a_half_written_state_does_not_stand_in_the_way(small_run, tmp_path):
-    recipe = small("~stages.1", "data.test=0.9")
-    output = tmp_path / "run"
-    finetune.run(recipe, output=output, quiet=True)
+    output = shutil.copytree(small_run.directory, tmp_path / "run")
     (output / "summary.json").unlink()
     (output / "state" / "7.orbax-checkpoint-tmp-1").mkdir()
-    assert finetune.run(recipe, output=output, resume=True, quiet=True).summary["results"][-1]["name"] == "probe"
+    resumed = finetune.run(small(), output=output, resume=True, quiet=True).summary
+    assert resumed["results"] == small_run.summary["results"]
 
 
 def test_a_class_count_that_contradicts_the_data_stops_the_run_before_anything_is_written(tmp_path):
@@ -192,7 +192,7 @@ def test_a_folder_of_images_trains_and_its_model_knows_the_class_names(tmp_path)
 TWO_STAGES = """
 name: two
 backbone: {source: "builtin:tiny-clip"}
-data: {source: digits, shots_per_class: 5, validation: 0, test: 0.8}
+data: {source: digits, shots_per_class: 5, validation: 0, test: 0.1}
 stages:
   - name: first
     epochs: 2
@@ -245,7 +245,7 @@ def test_adapters_averages_and_carried_moments_resume_bit_for_bit(two_stages, tm
 
 
 def test_frozen_weights_held_in_bfloat16_are_saved_as_they_were(tmp_path, tiny_clip):
-    recipe = small("~stages.0", "stages.0.epochs=1", "stages.0.frozen_dtype=bfloat16", "data.test=0.9")
+    recipe = small("~stages.0", "stages.0.epochs=1", "stages.0.frozen_dtype=bfloat16", "data.fraction=0.1")
     result = finetune.run(recipe, output=tmp_path / "run", quiet=True)
     assert result.summary["frozen_unchanged"]
     trained = flatten_dict(result.predictor().variables["params"]["backbone"], sep="/")

@@ -15,7 +15,7 @@ from finetune.cli import main
 FINETUNE = [sys.executable, "-m", "finetune.cli"]
 RECIPE = """\
 backbone: {source: "builtin:tiny-clip"}
-data: {source: digits}
+data: {source: digits, test: 0.1}
 stages:
   - name: train
     steps: 2
