@@ -118,7 +118,7 @@ def test_an_index_cannot_name_anything_but_safetensors_beside_it(hub, ask):
         index = json.dumps({"weight_map": {"a": file}}).encode()
         hub.add(f"owner/odd{i}", {**CONFIG, "model.safetensors.index.json": index, **NOT_WANTED})
     for i, error in enumerate(ask("owner/odd0", "owner/odd1", "owner/odd2")):
-        start = f"owner/odd{i}: model.safetensors.index.json: needs a weight_map of safetensors beside it; it names "
+        start = f"owner/odd{i}: model.safetensors.index.json: needs a weight_map of safetensors in its folder; it names "
         assert error.startswith(start + repr(named[i]))
     assert not [path for _, path in hub.requests if path.endswith((".bin", ".safetensors"))]
 
@@ -180,7 +180,7 @@ def test_a_gated_repository_says_to_accept_the_terms_and_log_in(hub, ask, status
     hub.add("owner/gated", MODEL)
     hub.repositories["owner/gated"].gated = status
     (error,) = ask("owner/gated")
-    assert error.startswith("owner/gated: gated: accept its terms on its page on the hub, then log in")
+    assert error.startswith("owner/gated: gated: accept the terms on its page on the hub, then log in")
 
 
 def test_pickled_weights_alone_are_refused_with_a_way_out(hub, ask):
@@ -197,10 +197,10 @@ def test_pickled_weights_alone_are_refused_with_a_way_out(hub, ask):
 def test_without_a_hub_or_a_cache_the_network_is_named(hub, ask):
     hub.stop()
     (unreachable,) = ask("owner/clip")
-    assert unreachable.startswith("owner/clip: no folder of that name here, not, or not wholly, in the local cache")
+    assert unreachable.startswith("owner/clip: there is no folder of that name, it is not completely in the local cache")
     assert "the hub cannot be reached; check the name and the network" in unreachable
     (offline,) = ask("owner/clip@v2", HF_HUB_OFFLINE="1")
-    assert offline.startswith("owner/clip@v2: not, or not wholly, in the local cache, and offline mode is on; unset")
+    assert offline.startswith("owner/clip@v2: not completely in the local cache, and offline mode is on; unset")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
@@ -209,10 +209,10 @@ def test_half_a_file_is_never_taken_for_a_whole_one(hub, ask, file):
     hub.add("owner/clip", files)
     hub.broken.add(file)
     (error,) = ask("owner/clip")
-    assert error.startswith("owner/clip: cannot be fetched from the hub: ")
-    assert error.endswith("; try again, what has arrived whole is kept")
+    assert error.startswith("owner/clip: cannot be downloaded from the hub: ")
+    assert error.endswith("; try again, complete files are kept")
     (offline,) = ask("owner/clip", HF_HUB_OFFLINE="1")
-    assert "not, or not wholly, in the local cache" in offline
+    assert "not completely in the local cache" in offline
     hub.broken.clear()
     assert ask("owner/clip") == [text(files)]
 
@@ -221,7 +221,7 @@ def test_a_full_disk_names_the_cache(hub, ask, tmp_path):
     files = {**MODEL, "model.safetensors": b"w" * 200_000}
     hub.add("owner/clip", files)
     (error,) = ask("owner/clip", before=FULL_DISK)
-    assert error.startswith(f"owner/clip: cannot be kept in {tmp_path / 'hf' / 'hub'}: [Errno 27]")
+    assert error.startswith(f"owner/clip: cannot be saved in {tmp_path / 'hf' / 'hub'}: [Errno 27]")
     assert error.endswith("; make room, or set HF_HOME elsewhere")
     assert ask("owner/clip") == [text(files)]
 
@@ -233,7 +233,7 @@ def test_a_model_that_another_program_cached_without_its_processor_is_not_taken_
     fetch = "[hf_hub_download('owner/' + o, n) for o in ('clip', 'timm') for n in ('config.json', 'model.safetensors')]"
     run(hub, tmp_path, f"from huggingface_hub import hf_hub_download; {fetch}; print()")
     offline, whole = ask("owner/clip", "owner/timm", HF_HUB_OFFLINE="1")
-    assert "not, or not wholly, in the local cache" in offline
+    assert "not completely in the local cache" in offline
     assert whole == text(timm)
     assert ask(f"owner/clip@{commit}") == [text(MODEL)]
 
