@@ -222,7 +222,7 @@ def test_a_full_disk_names_the_cache(hub, ask, tmp_path):
     hub.add("owner/clip", files)
     (error,) = ask("owner/clip", before=FULL_DISK)
     assert error.startswith(f"owner/clip: cannot be saved in {tmp_path / 'hf' / 'hub'}: [Errno 27]")
-    assert error.endswith("; make room, or set HF_HOME elsewhere")
+    assert error.endswith("; free disk space, or change HF_HOME")
     assert ask("owner/clip") == [text(files)]
 
 
