@@ -118,7 +118,9 @@ def test_an_index_cannot_name_anything_but_safetensors_beside_it(hub, ask):
         index = json.dumps({"weight_map": {"a": file}}).encode()
         hub.add(f"owner/odd{i}", {**CONFIG, "model.safetensors.index.json": index, **NOT_WANTED})
     for i, error in enumerate(ask("owner/odd0", "owner/odd1", "owner/odd2")):
-        start = f"owner/odd{i}: model.safetensors.index.json: needs a weight_map of safetensors in its folder; it names "
+        start = (
+            f"owner/odd{i}: model.safetensors.index.json: needs a weight_map of safetensors in its folder; it names "
+        )
         assert error.startswith(start + repr(named[i]))
     assert not [path for _, path in hub.requests if path.endswith((".bin", ".safetensors"))]
 
@@ -197,7 +199,9 @@ def test_pickled_weights_alone_are_refused_with_a_way_out(hub, ask):
 def test_without_a_hub_or_a_cache_the_network_is_named(hub, ask):
     hub.stop()
     (unreachable,) = ask("owner/clip")
-    assert unreachable.startswith("owner/clip: there is no folder of that name, it is not completely in the local cache")
+    assert unreachable.startswith(
+        "owner/clip: there is no folder of that name, it is not completely in the local cache"
+    )
     assert "the hub cannot be reached; check the name and the network" in unreachable
     (offline,) = ask("owner/clip@v2", HF_HUB_OFFLINE="1")
     assert offline.startswith("owner/clip@v2: not completely in the local cache, and offline mode is on; unset")
