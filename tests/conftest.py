@@ -15,13 +15,7 @@ _FAST = {
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "XLA_FLAGS": " ".join(
-        [
-            "--xla_backend_optimization_level=0",
-            "--xla_cpu_use_fusion_emitters=false",  # which go through MLIR
-            "--xla_cpu_parallel_codegen_split_count=1",
-        ]
-    ),
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1",
     "HF_HUB_OFFLINE": "1",
 }
 for _name, _value in _FAST.items():
