@@ -146,7 +146,7 @@ def test_the_backward_pass_of_eight_blocks_keeps_a_tenth(eight_blocks):
     assert kept(True) < 0.1 * kept(False)
 
 
-def test_the_compiled_gradient_of_eight_blocks_needs_half_the_memory(eight_blocks):
+def test_the_compiled_gradient_of_eight_blocks_needs_less_than_two_thirds_of_the_memory(eight_blocks):
     loss_fn, inputs = eight_blocks
     # XLA's CPU compiler drops the barriers between forward and backward pass. Its default scheduler then recomputes
     # early, for concurrency, and nothing is saved; its other one recomputes late.
@@ -156,4 +156,4 @@ def test_the_compiled_gradient_of_eight_blocks_needs_half_the_memory(eight_block
         compiled = jax.jit(jax.grad(loss_fn(remat))).lower(*inputs).compile(compiler_options=options)
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert temporary(True) < 0.5 * temporary(False)
+    assert temporary(True) < 0.65 * temporary(False)  # 0.50 on JAX 0.10, 0.61 on JAX 0.12
