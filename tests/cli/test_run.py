@@ -1,6 +1,7 @@
 import json
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -45,7 +46,9 @@ def test_a_checkpoint_of_an_unknown_family_is_refused_with_what_is_supported(rec
     clean_failure(finetune("inspect", tmp_path), "architecture 'resnet50_gn' is not supported", "convnext_*")
 
 
-def test_a_module_of_your_own_is_imported_only_with_the_option(tmp_path):
+def test_a_module_of_your_own_is_imported_only_with_the_option(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setitem(sys.modules, "mine", None)
     (tmp_path / "mine.py").write_text("from finetune.models.lenet import LeNet\n\n\nclass Mine(LeNet): ...\n")
     (tmp_path / "mine.yaml").write_text(
         """
@@ -58,7 +61,8 @@ def test_a_module_of_your_own_is_imported_only_with_the_option(tmp_path):
     Image.fromarray(np.zeros((9, 7), np.uint8)).save(tmp_path / "a.png")
     for command in (["run", "mine.yaml"], ["predict", "checkpoints/mine", "a.png"]):
         clean_failure(finetune(*command, cwd=tmp_path), "mine:Mine: code from outside", "--allow-local-code")
-        assert in_a_process(*command, "--allow-local-code", cwd=tmp_path).returncode == 0
+        monkeypatch.delitem(sys.modules, "mine", raising=False)
+        assert finetune(*command, "--allow-local-code", cwd=tmp_path).returncode == 0
 
 
 def test_a_tensor_of_the_wrong_shape_is_named(recipe, goldens, tmp_path):
@@ -86,9 +90,9 @@ def test_a_recipe_that_is_missing_is_an_error_that_lists_the_bundled_ones(tmp_pa
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash to limit the size of files")
 def test_a_disk_that_takes_no_more_is_one_message(recipe, tmp_path):
-    limited = ["bash", "-c", 'ulimit -f 900; exec "$@"', "limited"]  # KiB in a file: the state of a block is larger
-    last = '{match: head, learning_rate: 0.1}, {match: "blocks[-1:]", learning_rate: 0.1}, {match: ".*", frozen: true}'
-    command = [*limited, *FINETUNE, "run", str(recipe), f"stages.0.partitions=[{last}]"]
+    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "limited"]  # KiB in a file: LeNet has more
+    lenet = "backbone={module: 'finetune.models.lenet:LeNet', image: {size: 28, channels: 1}}"
+    command = [*limited, *FINETUNE, "run", str(recipe), lenet, "head={init: none}"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     clean_failure(result, "cannot save", "make room")
 

@@ -42,6 +42,7 @@ def test_the_recipes_differ_in_batch_normalization_alone():
     assert plain == normed
 
 
+@pytest.mark.slow
 def test_batch_normalization_learns_where_the_plain_network_has_not_begun_to(fashion, tmp_path):
     """Two epochs on a twentieth of the images at a learning rate of 1."""
     files = {split: str(fashion / f"{split}-00000-of-00001.parquet") for split in ("train", "test")}

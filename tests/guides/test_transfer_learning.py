@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax.training import train_state
 from flax.traverse_util import path_aware_map
 from paths import ROOT
@@ -21,6 +22,7 @@ RULES = [
 ]
 
 
+@pytest.mark.slow
 def test_the_example_runs_as_it_says(run_example):
     out = run_example("transfer_learning.py")
     assert "1,930 of 1,822,474 values are in its state" in out

@@ -182,7 +182,7 @@ def test_a_folder_of_images_trains_and_its_model_knows_the_class_names(tmp_path)
             Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(
                 tmp_path / "data" / name / f"{i}.png"
             )
-    overrides = [f"data={{source: {tmp_path / 'data'}, test: 0.25, validation: 0}}", "head={}", "stages.1.batch_size=8"]
+    overrides = [f"data={{source: {tmp_path / 'data'}, test: 0.25, validation: 0}}", "head={}", "~stages.1"]
     result = finetune.run(small(*overrides), output=tmp_path / "run", quiet=True)
     assert result.predictor().class_names == ("no", "yes")
     assert result.summary["results"][-1]["accuracy"] == 1.0
