@@ -28,8 +28,8 @@ TIMM = ["timm==1.0.31", "torch", "numpy"]
 # (row, what each side is asked for, steps a turn)
 FORWARD = ("forward", {"finetune": "forward", "guide": "forward"}, 3)
 FROZEN = ("step, backbone frozen", {"finetune": "frozen", "guide": "frozen"}, 3)
-FULL = ("step, everything learns", {"finetune": "full", "guide": "full"}, 2)
-FULL_TIMM = ("step, everything learns", {"finetune": "full", "timm": "full"}, 2)
+FULL = ("step, all parameters trained", {"finetune": "full", "guide": "full"}, 2)
+FULL_TIMM = ("step, all parameters trained", {"finetune": "full", "timm": "full"}, 2)
 TRAINER = ("the bare step over the trainer's loop", {"finetune": "trainer", "bare": "full"}, 4)
 
 

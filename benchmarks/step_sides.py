@@ -82,7 +82,7 @@ class Ours:
             for event in fit(self.trainer, state, batches or Batches(self.host_batch), log_every=max(1, count // 2)):
                 match event:
                     case Logged():
-                        progress.advance(event.step, event.loss, event.accuracy, LEARNING_RATE, event.images_per_second)
+                        progress.advance(event.step, event.loss, event.accuracy, LEARNING_RATE)
                     case Finished():
                         state = event.state
         jax.block_until_ready(state)

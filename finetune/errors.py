@@ -1,7 +1,7 @@
 """The errors a user can cause and mend.
 
-Each message says what was wrong, where, what was received and what to do. The command line prints it alone and
-exits with 2; in Python they are ordinary exceptions.
+Each message says what was wrong, where, what was received and what to do. The command line prints it alone and ends
+with the error's exit code; in Python they are ordinary exceptions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from collections.abc import Iterable, Sequence
 
 
 class FinetuneError(Exception):
-    """Base of every error that is the input's fault rather than the program's."""
+    """Base of every error that is the input's fault rather than the program's.
+
+    Attributes:
+        exit_code: the command line's.
+    """
+
+    exit_code = 2
 
 
 class RecipeError(FinetuneError):
@@ -38,12 +44,19 @@ class CheckpointError(FinetuneError):
     """A run's folder or model bundle that is missing, incomplete or damaged."""
 
 
+class Diverged(FinetuneError):
+    """Training gave numbers that are not finite. What was good before is kept."""
+
+    exit_code = 3
+
+
 class Interrupted(FinetuneError):
     """A signal (its number is ``signal``) stopped the run after its state was saved."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+        self.exit_code = 128 + signal
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from finetune.cli.options import AsJson
 from finetune.cli.tables import METRICS, metrics_of, number, print_json, print_table
+from finetune.files import json_text
 
 
 def compare(
@@ -17,11 +18,11 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Set finished runs side by side: test results, speed and curves."""
-    from finetune.report.compare import compare_runs, draw_curves
+    from finetune.report.compare import compare_runs
+    from finetune.run.curves import draw_curves
 
     runs = compare_runs(directories)
-    if figure is not None:
-        draw_curves(runs, figure)
+    drawn = figure is not None and draw_curves(runs, figure)
     if as_json:
         print_json(runs)
         return
@@ -32,8 +33,18 @@ def compare(
     print_table(columns, [_row(run, metrics) for run in runs])
     if len(metrics) > 1:
         typer.echo(f"the runs have different metrics ({', '.join(names)}): compare within a column only")
+    if keys := list(runs[0]["settings"]):
+        rows = [[key, *(_value(run["settings"][key]) for run in runs)] for key in keys]
+        print_table(["setting", *(run["name"] for run in runs)], rows)
     if figure is not None:
-        typer.echo(f"curves in {figure}")
+        typer.echo(
+            f"curves in {figure}" if drawn else "no curves to draw: none of the runs trained by gradient descent"
+        )
+
+
+def _value(value: Any) -> str:
+    """As a recipe has it; empty where it has none."""
+    return "" if value is None else json_text(value).strip('"')
 
 
 def _row(run: dict[str, Any], metrics: list[str]) -> list[str]:

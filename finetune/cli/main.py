@@ -46,8 +46,8 @@ for _name, _function in _VERBS.items():
 def main() -> None:
     """Runs the command line.
 
-    A mistake in the input ends with one message and exit code 2, never with a traceback; a run that a signal stopped
-    ends with 128 plus the signal's number.
+    A mistake in the input ends with one message and exit code 2, never with a traceback; a run that diverged with 3; a
+    run that a signal stopped with 128 plus the signal's number.
     """
     for library in ("absl", "asyncio"):  # Orbax logs each failure several times; one message is enough
         logging.getLogger(library).setLevel(logging.CRITICAL)
@@ -58,9 +58,9 @@ def main() -> None:
     try:
         app()
     except Interrupted as error:
-        _stop(str(error), 128 + error.signal)
+        _stop(str(error), error.exit_code)
     except FinetuneError as error:
-        _stop(f"error: {error}", 2)
+        _stop(f"error: {error}", error.exit_code)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _stop(f"error: {where}{error.strerror or error}", 2)

@@ -23,14 +23,16 @@ def run(
 ) -> None:
     """Run a recipe: train, evaluate and save a classifier."""
     import finetune
+    from finetune.errors import Diverged
 
-    result = finetune.run(
-        finetune.load_recipe(recipe, overrides or []),
-        output=output,
-        resume=resume,
-        overwrite=overwrite,
-        allow_local_code=allow_local_code,
-    )
+    loaded = finetune.load_recipe(recipe, overrides or [])
+    try:
+        result = finetune.run(
+            loaded, output=output, resume=resume, overwrite=overwrite, allow_local_code=allow_local_code
+        )
+    except Diverged:
+        typer.echo("diverged: the run is not finished")
+        raise
     results = result.summary["results"]
     metrics = metrics_of(results)
     rows = [[record["name"], f"{record['n']:,}", *(number(record[metric]) for metric in metrics)] for record in results]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
 
+from finetune.files import json_text
+
 METRICS = {"accuracy": "accuracy", "mean_average_precision": "mean average precision"}  # names to print
 
 
 def print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=1))
+    typer.echo(json_text(data, indent=1))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +11,7 @@ import jax
 import numpy as np
 
 from finetune.data.labeled_images import Split
-from finetune.data.loader import evaluation_batches
+from finetune.data.loader import Batch, evaluation_batches
 from finetune.errors import DataError
 from finetune.evaluation.steps import EvalStep
 from finetune.images.spec import ImageSpec
@@ -37,17 +39,37 @@ class Evaluation:
         """Name of the metric that decides between models: ``accuracy`` or ``mean_average_precision``."""
         return "accuracy" if self.mean_average_precision is None else "mean_average_precision"
 
-    @property
-    def score(self) -> float:
-        """Value of the metric that decides between models, in [0, 1]; higher is better."""
-        return self.accuracy if self.mean_average_precision is None else self.mean_average_precision
+    def value(self, metric: str | None = None) -> float:
+        """A metric's value, by default that of the deciding one."""
+        return float(getattr(self, metric or self.metric))
+
+    def score(self, metric: str | None = None) -> float:
+        """A metric as a number in [0, 1], where higher is better: a loss as 1 / (1 + loss), and 0 for NaN."""
+        value = self.value(metric)
+        if metric == "loss":
+            value = 1.0 / (1.0 + value)
+        return value if math.isfinite(value) else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The metrics by name, without those that are None, and under ``metric`` the name of the deciding one."""
         return {**{name: value for name, value in vars(self).items() if value is not None}, "metric": self.metric}
 
 
-def evaluate(eval_step: EvalStep, variables: Any, split: Split, spec: ImageSpec, batch_size: int) -> Evaluation:
+def value_of_score(metric: str, score: float) -> float:
+    """The value of a metric that has a :meth:`Evaluation.score`."""
+    if metric == "loss":
+        return 1.0 / score - 1.0 if score else math.inf
+    return score
+
+
+def evaluate(
+    eval_step: EvalStep,
+    variables: Any,
+    split: Split,
+    spec: ImageSpec,
+    batch_size: int,
+    track: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+) -> Evaluation:
     """Exact metrics over a split: every image counts once, however the batches are padded.
 
     Args:
@@ -56,6 +78,7 @@ def evaluate(eval_step: EvalStep, variables: Any, split: Split, spec: ImageSpec,
         split: its labels are int [N], or 0 and 1 of shape [N, num_classes] where images have several labels.
         spec: the images that the model takes.
         batch_size: images in a step; no metric depends on it beyond rounding.
+        track: passes the batches on, and may show how far they are.
 
     Raises:
         DataError: images may have several labels, but none has any: average precision is undefined.
@@ -68,7 +91,7 @@ def evaluate(eval_step: EvalStep, variables: Any, split: Split, spec: ImageSpec,
     variables = jax.device_put(variables)  # arrays on the host are copied once, not with every batch
     sums: Any = None  # read from the device once, after the last batch
     rows = []
-    for batch in evaluation_batches(split, spec, batch_size):
+    for batch in track(evaluation_batches(split, spec, batch_size)):
         metrics, logits = eval_step(variables, jax.device_put(batch))
         sums = metrics if sums is None else jax.tree.map(lambda a, b: a + b, sums, metrics)
         if split.multi_label:

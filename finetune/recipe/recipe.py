@@ -15,7 +15,7 @@ from finetune.recipe.base import Name, Part, locate, mistakes
 from finetune.recipe.data import DataConfig
 from finetune.recipe.optimization import has_state
 from finetune.recipe.source import RecipeSource
-from finetune.recipe.stages import LinearProbeStage, Stage, TrainStage
+from finetune.recipe.stages import LinearProbeStage, Metric, Stage, TrainStage
 
 _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"}  # for the error that names the key
 
@@ -25,9 +25,12 @@ class EvaluateConfig(Part):
 
     Attributes:
         batch_size: images at a time.
+        metric: chooses among the steps of a stage, and among the stages, on the validation images; by default
+            ``mean_average_precision`` for images with several labels, else ``accuracy``.
     """
 
     batch_size: int = Field(256, ge=1)
+    metric: Metric | None = None
 
 
 class Recipe(Part):

@@ -27,6 +27,9 @@ _OF_TRAINABLE = (
 )
 
 
+Metric = Literal["accuracy", "mean_average_precision", "loss"]
+
+
 class Lora(Part):
     """Low-rank adapters in place of the matched kernels (Hu et al. 2021, arXiv:2106.09685).
 
@@ -146,6 +149,20 @@ class LinearProbeStage(Part):
     l2: float | None = Field(None, gt=0)
 
 
+class EarlyStopping(Part):
+    """Ends a stage that no longer improves on the validation images.
+
+    Attributes:
+        patience: epochs without improvement after which the stage ends.
+        metric: what has to improve; by default the one of ``evaluate.metric``.
+        min_delta: a smaller difference is no improvement.
+    """
+
+    patience: int = Field(ge=1)
+    metric: Metric | None = None
+    min_delta: float = Field(0.0, ge=0)
+
+
 class TrainStage(Part):
     """Gradient descent over the partitions.
 
@@ -164,6 +181,7 @@ class TrainStage(Part):
         compute_dtype: dtype of the computation; trainable parameters are float32 in either case.
         frozen_dtype: dtype of frozen parameters during the stage; afterwards they are as before.
         remat: recompute each block's activations in the backward pass instead of keeping them.
+        early_stopping: end the stage where validation no longer improves; by default it runs to its end.
         carry_optimizer_state: start from the optimizer state of the stage before, for partitions that it trained with
             the same optimizer.
         partitions: rules, in order; every parameter has to match one.
@@ -185,6 +203,7 @@ class TrainStage(Part):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    early_stopping: EarlyStopping | None = None
     carry_optimizer_state: bool = False
     partitions: list[Partition] = Field(min_length=1)
 

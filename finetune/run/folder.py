@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError
-from finetune.files import REPLACED, UNFINISHED, write_json, write_text
+from finetune.files import REPLACED, UNFINISHED, json_text, write_json, write_text
 from finetune.recipe import Recipe, load_recipe
 from finetune.recipe.source import dump_recipe
 
 _RECIPE, _RUN, _SUMMARY, _METRICS = "recipe.yaml", "run.json", "summary.json", "metrics.jsonl"
 _STATE, _MODEL, _FIGURES, _SKIPPED = "state", "model", "figures", "skipped_images.txt"
+FINISHED = "finished"  # status of a run in its summary
 _WRITTEN = (_RECIPE, _RUN, _SUMMARY, _METRICS, _STATE, _MODEL, _FIGURES, _SKIPPED)
 
 
@@ -74,7 +75,7 @@ class RunFolder:
         Raises:
             CheckpointError: it was started with another recipe, other pretrained weights or other images.
         """
-        saved, current = _dotted(self.recipe().model_dump()), _dotted(recipe.model_dump())
+        saved, current = dotted(self.recipe().model_dump()), dotted(recipe.model_dump())
         differing = sorted(key for key in saved.keys() | current.keys() if saved.get(key) != current.get(key))
         if differing:
             raise CheckpointError(
@@ -112,7 +113,7 @@ class RunFolder:
 
     def log(self, record: Mapping[str, Any]) -> None:
         with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json_text(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """Everything that was logged.
@@ -139,7 +140,8 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any] | None:
         """Of a finished run; None while it is not."""
-        return self._read(_SUMMARY) if (self.directory / _SUMMARY).is_file() else None
+        summary = self._read(_SUMMARY) if (self.directory / _SUMMARY).is_file() else None
+        return summary if summary is not None and summary.get("status") == FINISHED else None
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
@@ -169,9 +171,9 @@ def about_run(recipe: Recipe, backbone_sha256: str, data_sha256: str) -> dict[st
     }
 
 
-def _dotted(tree: Any, path: str = "") -> dict[str, Any]:
+def dotted(tree: Any, path: str = "") -> dict[str, Any]:
     """dotted key -> value of every leaf of nested dicts and lists."""
     if isinstance(tree, dict | list):
         items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        return {k: v for key, value in items for k, v in _dotted(value, f"{path}.{key}" if path else str(key)).items()}
+        return {k: v for key, value in items for k, v in dotted(value, f"{path}.{key}" if path else str(key)).items()}
     return {path: tree}

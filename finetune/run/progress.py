@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
+
+_T = TypeVar("_T")
 
 
 class Progress:
@@ -44,7 +48,26 @@ class Progress:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(name, total=total, completed=done, detail="compiling")
 
-    def advance(self, step: int, loss: float, accuracy: float, learning_rate: float, images_per_second: float) -> None:
+    def advance(self, step: int, loss: float, accuracy: float, learning_rate: float) -> None:
         if self._task is not None:
-            detail = f"loss {loss:.3f}  acc {accuracy:.3f}  lr {learning_rate:.1e}  {images_per_second:,.0f} img/s"
+            detail = f"loss {loss:.3f}  accuracy {accuracy:.3f}  rate {learning_rate:.1e}"
             self._bar.update(self._task, completed=step, detail=detail)
+
+    def track(self, items: Iterable[_T], name: str, total: int | None = None) -> Iterator[_T]:
+        """The items, with a bar of its own while they are taken."""
+        task = self._bar.add_task(name, total=total, detail="")
+        try:
+            for item in items:
+                yield item
+                self._bar.advance(task)
+        finally:
+            self._bar.remove_task(task)
+
+    @contextmanager
+    def busy(self, name: str) -> Iterator[None]:
+        """A bar without an end while something goes on inside."""
+        task = self._bar.add_task(name, total=None, detail="")
+        try:
+            yield
+        finally:
+            self._bar.remove_task(task)

@@ -18,6 +18,23 @@ class Best:
 
 
 @dataclass(frozen=True)
+class Patience:
+    """For early stopping: the value of its metric that counts as the best so far, and the epochs since."""
+
+    value: float
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The model in the folder: the stage that it is from, its validation score (None without), its weights' hash."""
+
+    stage: str
+    score: float | None
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
 class ResumePoint:
     """A moment within a stage.
 
@@ -25,11 +42,19 @@ class ResumePoint:
         step: of the stage.
         loader: the loader's position behind the last batch that was trained on.
         best: None without validation.
+        patience: None without early stopping.
     """
 
     step: int
     loader: dict[str, Any]
     best: Best | None = None
+    patience: Patience | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        best = None if data["best"] is None else Best(**data["best"])
+        patience = None if data["patience"] is None else Patience(**data["patience"])
+        return cls(data["step"], data["loader"], best, patience)
 
 
 @dataclass(frozen=True)
@@ -57,6 +82,7 @@ class RunProgress:
         stage: index of the stage under way, or of the last one that has ended; -1 before the first.
         point: where in the stage; None where it has ended.
         results: test results, in the order measured.
+        kept: the model that is saved; None before there is one.
         weight_change: by stage, by partition.
         seconds: by phase.
         log_lines: lines of metrics.jsonl at this moment.
@@ -65,6 +91,7 @@ class RunProgress:
     stage: int = -1
     point: ResumePoint | None = None
     results: list[dict[str, Any]] = field(default_factory=list)
+    kept: Kept | None = None
     weight_change: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     log_lines: int = 0
@@ -96,8 +123,6 @@ class RunProgress:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """What :meth:`to_json` gave."""
-        point = data["point"]
-        if point is not None:
-            best = None if point["best"] is None else Best(**point["best"])
-            point = ResumePoint(point["step"], point["loader"], best)
-        return cls(**{**data, "point": point})
+        point = None if data["point"] is None else ResumePoint.from_json(data["point"])
+        kept = None if data["kept"] is None else Kept(**data["kept"])
+        return cls(**{**data, "point": point, "kept": kept})

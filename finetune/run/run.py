@@ -14,8 +14,9 @@ from finetune.recipe import ModuleConfig, Recipe
 from finetune.run.folder import RunFolder, about_run
 from finetune.run.progress import Progress
 from finetune.run.resume import RunProgress
+from finetune.run.session import RunSession
 from finetune.run.setup import RunSetup, prepare_run
-from finetune.run.stages import StageRunner
+from finetune.run.stages import run_stage, zero_shot
 from finetune.signals import StopSignal
 
 
@@ -74,18 +75,17 @@ def run(
             display.say(f"{folder.directory}: already finished")
             return RunResult(folder.directory, summary, allow_local_code)
         with RunCheckpoints(folder.state) as checkpoints:
-            stages = StageRunner(setup, folder, checkpoints, display, signal, progress)
-            stages.restore()
-            stages.stop_if_asked("before the first stage")
-            if stages.progress.at_beginning and recipe.head.init == "zero_shot":
-                stages.zero_shot()
-            for index in range(stages.progress.next_stage, len(recipe.stages)):
-                stages.run(index)
+            session = RunSession(setup, folder, checkpoints, display, signal, progress)
+            session.restore()
+            session.stop_if_asked("before the first stage")
+            if session.progress.at_beginning and recipe.head.init == "zero_shot":
+                zero_shot(session)
+            for index in range(session.progress.next_stage, len(recipe.stages)):
+                run_stage(session, index)
                 if index < len(recipe.stages) - 1:
-                    stages.save_model()
-                    stages.stop_if_asked(f"at the end of stage {recipe.stages[index].name!r}")
+                    session.stop_if_asked(f"at the end of stage {recipe.stages[index].name!r}")
             checkpoints.wait()
-        return RunResult(folder.directory, stages.finish(frozen_sha256), allow_local_code)
+        return RunResult(folder.directory, session.finish(frozen_sha256), allow_local_code)
 
 
 def _start(folder: RunFolder, setup: RunSetup, overwrite: bool) -> None:

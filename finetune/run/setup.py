@@ -106,7 +106,8 @@ class RunSetup:
     def describe(self) -> list[str]:
         """Lines for the person who starts the run: its data, and what each partition of each stage takes."""
         recipe, splits = self.recipe, self.splits
-        sizes = f"{len(splits.train)} training and {len(splits.test)} test images"
+        validation = f"{len(splits.validation)} validation" if splits.validation is not None else "no validation"
+        sizes = f"{len(splits.train)} training, {validation} and {len(splits.test)} test images"
         lines = [f"{recipe.name}: {sizes}, {len(splits.class_names)} classes, {recipe.backbone.origin}"]
         if splits.skipped:
             lines.append(f"{len(splits.skipped)} broken images are left out: see skipped_images.txt")
@@ -132,6 +133,7 @@ def prepare_run(recipe: Recipe, *, data: Any = None, allow_local_code: bool = Fa
     splits = load_splits(recipe.data, recipe.seed, data)
     check_class_count(recipe, splits)
     check_label_kind(recipe, splits)
+    check_validation(recipe, splits)
     classifier, variables = attach_head(backbone, recipe.head, len(splits.class_names), seed=recipe.seed)
     if any(isinstance(stage, TrainStage) and stage.frozen_dtype != "float32" for stage in recipe.stages):
         # on the host, so that the device holds no more than each stage puts there
@@ -188,6 +190,22 @@ def check_label_kind(recipe: Recipe, splits: Splits) -> None:
             )
         if stage.loss.name != "binary_cross_entropy":
             raise RecipeError(f"stages.{i}.loss: {hint}: {stage.loss.name} chooses one; use loss: binary_cross_entropy")
+
+
+def check_validation(recipe: Recipe, splits: Splits) -> None:
+    """Raises RecipeError for what needs validation images where there are none, or images of another kind."""
+    wanted = {f"stages.{i}.early_stopping": stage.early_stopping for i, stage in recipe.train_stages.items()}
+    metrics = {"evaluate.metric": recipe.evaluate.metric}
+    for key, stopping in wanted.items():
+        if stopping is not None:
+            metrics[f"{key}.metric"] = stopping.metric
+            if splits.validation is None:
+                raise RecipeError(f"{key}: there are no validation images to improve on: set data.validation")
+    for key, metric in metrics.items():
+        if metric == "mean_average_precision" and not splits.multi_label:
+            raise RecipeError(f"{key}: {metric} is for images with several labels each; choose accuracy or loss")
+    if recipe.evaluate.metric is not None and splits.validation is None:
+        raise RecipeError("evaluate.metric: has no effect without validation images: set data.validation")
 
 
 def _training_images(config: DataConfig, train: Split) -> Split:

@@ -37,9 +37,14 @@ class FirstBatch:
 @dataclass(frozen=True)
 class Logged:
     """Means over the steps since the last log: loss in nats, accuracy in [0, 1], gradient norms by partition (before
-    clipping), and images per second of training alone."""
+    clipping), and images per second of training alone.
+
+    ``steps`` is their number; in ``not_finite`` of them the loss or a gradient was not finite.
+    """
 
     step: int
+    steps: int
+    not_finite: int
     loss: float
     accuracy: float
     grad_norm: dict[str, float]
@@ -106,7 +111,7 @@ def fit(
         if step < total and not stop:
             prefetched.fill()  # while the device computes
         epoch_ended = step % epoch == 0 or step == total
-        if step % log_every == 0 or step == total or stop:
+        if step % log_every == 0 or epoch_ended or stop:
             yield meter.read(step)
         with meter.paused():
             if epoch_ended:
@@ -154,9 +159,10 @@ class _Meter:
         sums = jax.tree.map(float, jax.device_get(self._sums))
         count, now = sums["count"], time.perf_counter()
         norms = {name: norm / sums["steps"] for name, norm in sums["grad_norm"].items()}
-        log = Logged(step, sums["loss"] / count, sums["correct"] / count, norms, count / (now - self._since))
+        steps, not_finite = int(sums["steps"]), int(sums["not_finite"])
+        loss, accuracy, speed = sums["loss"] / count, sums["correct"] / count, count / (now - self._since)
         self._sums, self._since = None, now
-        return log
+        return Logged(step, steps, not_finite, loss, accuracy, norms, speed)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

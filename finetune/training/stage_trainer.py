@@ -112,6 +112,10 @@ class StageTrainer:
         }
         return {**collections, "params": params}
 
+    def is_finite(self, state: TrainState) -> bool:
+        """Whether all that has been trained is finite. Waits for the device."""
+        return bool(_all_finite((state.params, state.average, state.collections)))
+
     def preview(self, batch: Batch) -> jax.Array:
         """The batch's images as the first step sees them, uint8 [N, H, W, C]."""
         key = jax.random.fold_in(jax.random.key(self._seed), 0)
@@ -144,6 +148,12 @@ class StageTrainer:
                 kernels = pick(self._frozen_params, paths)
                 trees.append(init_adapters(kernels, rank=rule.lora.rank, dora=rule.lora.dora, rng=key))
         return merge(*trees)
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in floats]).all()
 
 
 def _cast(params: Any, dtype: str) -> Any:

@@ -24,7 +24,8 @@ from finetune.training.state import TrainState
 from finetune.trees import flatten, map_paths, merge, paths_of, pick
 
 Batch = Mapping[str, Any]  # image: uint8 [N, H, W, C]; label: int [N], or float32 [N, num_classes]
-Metrics = dict[str, Any]  # sums over examples: loss, correct, count; over steps: steps, grad_norm by partition
+# sums over examples: loss, correct, count; over steps: steps, not_finite, grad_norm by partition
+Metrics = dict[str, Any]
 TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
 
 
@@ -69,7 +70,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         average = _average(state, params, stage.ema_decay)
         new = TrainState(state.step + 1, params, collections, opt_state, state.rng, average)
-        return new, {**sums, "steps": jnp.float32(1), "grad_norm": norms}
+        finite = jnp.isfinite(jnp.stack([sums["loss"], *norms.values()])).all()
+        return new, {**sums, "steps": jnp.float32(1), "not_finite": jnp.float32(~finite), "grad_norm": norms}
 
     return jax.jit(train_step, donate_argnums=0, compiler_options=_compiler_options(stage))
 

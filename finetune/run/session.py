@@ -1,0 +1,205 @@
+"""A run under way: what is trained so far, and everything that is measured, logged and saved of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from finetune.checkpoint import RunCheckpoints
+from finetune.data.labeled_images import Split
+from finetune.data.loader import evaluation_batches
+from finetune.errors import Diverged, Interrupted
+from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
+from finetune.evaluation.steps import make_eval_step, make_feature_step
+from finetune.export.bundle import save_bundle
+from finetune.run.curves import curves_of, draw_curves
+from finetune.run.folder import FINISHED, RunFolder
+from finetune.run.progress import Progress
+from finetune.run.resume import Kept, RunProgress, Snapshot
+from finetune.run.setup import RunSetup
+from finetune.run.weight_changes import compare_frozen
+from finetune.signals import StopSignal
+from finetune.trees import Variables, merge, pick
+
+
+class RunSession:
+    """A run under way.
+
+    Attributes:
+        variables: the classifier's, as far as the run is.
+        progress: how far that is.
+        carried: the optimizer state that the stage before left for the next one; None where there is none.
+    """
+
+    def __init__(
+        self,
+        setup: RunSetup,
+        folder: RunFolder,
+        checkpoints: RunCheckpoints,
+        display: Progress,
+        signal: StopSignal,
+        progress: RunProgress,
+    ) -> None:
+        self.setup, self.folder, self.checkpoints = setup, folder, checkpoints
+        self.display, self.signal, self.progress = display, signal, progress
+        self.variables: Variables = setup.variables
+        self.carried: Any = None
+
+    def restore(self) -> None:
+        """Goes to the newest saved state, if there is one."""
+        steps = self.checkpoints.steps()
+        if steps:
+            saved = RunProgress.from_json(self.checkpoints.progress(steps[-1]))
+            self.variables = merge(self.variables, self.checkpoints.variables(steps[-1]))
+            self.progress = replace(saved, seconds=saved.seconds | self.progress.seconds)  # this time's loading
+            if saved.point is not None:
+                self.display.say(f"resuming at step {steps[-1]}")
+        self.folder.cut_log(self.progress.log_lines)
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that chooses among steps and stages."""
+        default = "mean_average_precision" if self.setup.splits.multi_label else "accuracy"
+        return self.setup.recipe.evaluate.metric or default
+
+    def evaluate(self, variables: Variables, split: Split, name: str) -> Evaluation:
+        batch_size = self.setup.recipe.evaluate.batch_size
+        return evaluate(
+            self._eval_step, variables, split, self.setup.spec, batch_size, lambda x: self.display.track(x, name)
+        )
+
+    def features(self, split: Split, name: str) -> np.ndarray:
+        """float32 [n, num_features] of every image.
+
+        Raises:
+            Diverged: some are not finite.
+        """
+        variables, batch_size = jax.device_put(self.variables), self.setup.recipe.evaluate.batch_size
+        rows = []
+        for batch in self.display.track(evaluation_batches(split, self.setup.spec, batch_size), f"{name}: features"):
+            features = self._feature_step(variables, jax.device_put(batch["image"]))
+            rows.append(np.asarray(features)[batch["weight"] > 0])
+        features = np.concatenate(rows)
+        if not np.isfinite(features).all():
+            self.diverge(f"{name}: the backbone's features are not finite: its weights are not, or they overflow")
+        return features
+
+    def measure(self, name: str, score: float | None = None) -> None:
+        """Appends the test result of the present variables, and keeps them unless an earlier stage's are better.
+
+        Args:
+            score: on the validation images, where it is known already.
+        """
+        evaluation = self.evaluate(self.variables, self.setup.splits.test, f"{name}: test")
+        result = {"name": name, "split": "test", **evaluation.to_json()}
+        self.progress.results.append(result)
+        self.folder.log({"stage": name, **result})
+        metric = evaluation.metric.replace("_", " ")
+        self.display.say(f"{name}: test {metric} {evaluation.value():.4f} on {evaluation.n} images")
+        if score is None and self.setup.splits.validation is not None:
+            validation = self.evaluate(self.variables, self.setup.splits.validation, f"{name}: validation")
+            self.folder.log({"stage": name, "split": "validation", **validation.to_json()})
+            score = validation.score(self.metric)
+        self.keep(name, score)
+
+    def keep(self, name: str, score: float | None) -> None:
+        """Saves the model of a stage, unless that of an earlier stage is better on the validation images."""
+        kept = self.progress.kept
+        if kept is not None and None not in (kept.score, score) and (score or 0.0) < (kept.score or 0.0):
+            ours, theirs = (value_of_score(self.metric, value or 0.0) for value in (score, kept.score))
+            self.display.say(
+                f"{name}: worse on the validation images than {kept.stage} ({self.metric.replace('_', ' ')} "
+                f"{ours:.4f} against {theirs:.4f}): the model of {kept.stage} is kept"
+            )
+            return
+        with self.display.busy("saving the model"):
+            weights = save_bundle(
+                self.folder.model,
+                self.setup.classifier,
+                self.variables,
+                backbone=self.setup.backbone,
+                class_names=self.setup.splits.class_names,
+                multi_label=self.setup.splits.multi_label,
+            )
+        self.progress.kept = Kept(name, score, weights)
+
+    def finish(self, frozen_sha256: dict[str, str]) -> dict[str, Any]:
+        """Writes the summary and draws the curves; gives the summary."""
+        splits, kept = self.setup.splits, self.progress.kept
+        assert kept is not None
+        frozen = compare_frozen(frozen_sha256, self.setup.hash_frozen(self.variables))
+        validation = None if kept.score is None else value_of_score(self.metric, kept.score)
+        summary = {
+            "name": self.setup.recipe.name,
+            "status": FINISHED,
+            "results": self.progress.results,
+            "kept": {"stage": kept.stage, "metric": self.metric, "validation": validation},
+            "weights_sha256": kept.weights_sha256,
+            "frozen_unchanged": not frozen["changed"],
+            "frozen": frozen,
+            "weight_change": self.progress.weight_change,
+            "skipped_images": {name: splits.skipped_from(name) for name in splits.named()},
+            "seconds": {name: round(value, 2) for name, value in self.progress.seconds.items()},
+        }
+        metric = self.progress.results[-1]["metric"]
+        run = {"name": self.setup.recipe.name, "curves": curves_of(self.folder.records(), metric)}
+        draw_curves([run], self.folder.figure("curves"))
+        self.folder.write_summary(summary)
+        return summary
+
+    def save_within(self, index: int, snapshot: Snapshot) -> None:
+        """A stage that goes on."""
+        progress = self.progress.at(index, snapshot.point, self.folder.log_lines())
+        score = None if snapshot.score is None else 2 * index + snapshot.score  # above those of earlier stages
+        step = self.setup.first_step(index) + snapshot.point.step
+        changing = pick(snapshot.variables, self.setup.changing)
+        with self.display.busy("saving"):
+            self.checkpoints.save(step, changing, snapshot.state, progress.to_json(), score)
+
+    def save_end(self, index: int) -> None:
+        """A stage that has ended."""
+        self.progress = self.progress.at(index, None, self.folder.log_lines())
+        state = None if self.carried is None else {"opt_state": self.carried}
+        changing = pick(self.variables, self.setup.changing)
+        with self.display.busy("saving"):
+            self.checkpoints.save(self.setup.first_step(index + 1), changing, state, self.progress.to_json())
+
+    def stop_if_asked(self, when: str) -> None:
+        if self.signal.received:
+            self.stop(when)
+
+    def stop(self, when: str) -> NoReturn:
+        assert self.signal.received is not None
+        self.checkpoints.wait()
+        name = self.signal.received.name
+        raise Interrupted(
+            f"{self.folder.directory}: {name} {when}; saved: continue with --resume", self.signal.received
+        ) from None
+
+    def diverge(self, what: str) -> NoReturn:
+        """Ends the run; states and models that were saved before stay, and the summary says what happened."""
+        self.checkpoints.wait()
+        kept = self.progress.kept
+        self.folder.write_summary(
+            {
+                "name": self.setup.recipe.name,
+                "status": "diverged",
+                "reason": what,
+                "results": self.progress.results,
+                "kept": None if kept is None else {"stage": kept.stage},
+            }
+        )
+        saved = f"the model of {kept.stage} is kept" if kept else "no earlier stage has left a model to keep"
+        raise Diverged(f"{self.folder.directory}: {what}; {saved}")
+
+    @cached_property
+    def _eval_step(self) -> Any:
+        return make_eval_step(self.setup.classifier, self.setup.spec)
+
+    @cached_property
+    def _feature_step(self) -> Any:
+        return make_feature_step(self.setup.classifier, self.setup.spec)

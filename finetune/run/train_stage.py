@@ -1,0 +1,243 @@
+"""A stage of gradient descent within a run: training's events, and what is logged, validated and saved at each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from finetune.images.grid import save_image_grid
+from finetune.optim.transfer_state import transfer_state
+from finetune.recipe import Partition, TrainStage
+from finetune.run.epochs import EpochMeter
+from finetune.run.resume import Best, Patience, ResumePoint, Snapshot
+from finetune.run.session import RunSession
+from finetune.run.weight_changes import measure_change
+from finetune.training.loop import Checkpoint, Evaluate, Finished, FirstBatch, Logged, fit
+from finetune.training.stage_trainer import StageTrainer
+from finetune.training.state import TrainState
+from finetune.trees import merge
+
+_IMAGES_SHOWN = 32  # training images in a figure
+
+
+class TrainStageRun:
+    """One stage of gradient descent, from its beginning or from where it was interrupted."""
+
+    def __init__(self, session: RunSession, stage: TrainStage, index: int) -> None:
+        self.session, self.stage, self.index = session, stage, index
+        self.trainer: StageTrainer = session.setup.trainer(index, session.variables)
+        self.batches = session.setup.batches(index)
+        self.total = self.trainer.length.total_steps
+        self.epoch = self.trainer.length.steps_per_epoch or self.total
+        point = session.progress.point
+        self.best = point.best if point else None
+        self.patience = point.patience if point else None
+        self.meter = EpochMeter(stage.name, self.epoch, self.total)
+
+    def run(self) -> float | None:
+        """Trains, and leaves the variables of the best step in the session; gives their validation score.
+
+        Raises:
+            Interrupted: a signal came; the state is saved.
+            Diverged: loss, gradients or weights are no longer finite.
+        """
+        session, resumed = self.session, self.session.progress.point
+        state = self._first_state()
+        session.display.stage(self.stage.name, self.total, resumed.step if resumed else 0)
+        log_every = max(1, min(50, self.epoch))
+        events = fit(
+            self.trainer,
+            state,
+            self.batches,
+            log_every=log_every,
+            should_stop=lambda: session.signal.received is not None,
+        )
+        step, score = 0, None
+        for event in events:
+            match event:
+                case FirstBatch():
+                    if resumed is None:
+                        self._save_figure(event)
+                case Logged():
+                    self._log(event)
+                case Evaluate():
+                    step, state = event.step, event.state
+                    score = self._validate(event)
+                    if self._out_of_patience():
+                        break
+                case Checkpoint():
+                    self._save(event, score)
+                    score = None
+                case Finished():
+                    step, state = event.step, event.state
+        if step < self.total and not self._out_of_patience():
+            session.stop(f"at step {step} of {self.total} of stage {self.stage.name!r}")
+        self._end(state, step)
+        return self.best.score if self.best else None
+
+    def _first_state(self) -> TrainState:
+        """Fresh, or as it was saved within the stage, or with the optimizer state of the stage before."""
+        session, trainer = self.session, self.trainer
+        state, point = trainer.init_state(), session.progress.point
+        if point is not None:
+            self.batches.set_state(point.loader)
+            step = session.setup.first_step(self.index) + point.step
+            return trainer.resume(state, session.checkpoints.state(step, trainer.resumable(state)))
+        if not self._carries_into(self.index):
+            return state
+        opt_state, partitions = self._opt_state_before()
+        opt_state, carried = transfer_state(opt_state, state.opt_state, partitions, self.stage.partitions)
+        session.folder.log({"stage": self.stage.name, "step": 0, "carried_optimizer_state": carried})
+        return replace(state, opt_state=opt_state)
+
+    def _end(self, state: TrainState, step: int) -> None:
+        """Keeps the variables of the best validation score, or those of the last step where nothing validates."""
+        session, best = self.session, self.best
+        if step < self.total and self.patience is not None:
+            session.display.say(
+                f"{self.stage.name}: stopped after {self.meter.epochs_at(step)}: "
+                f"no improvement on validation in {self.patience.epochs} epochs"
+            )
+        if best is None or best.step == step:
+            session.variables = self.trainer.variables(state)
+        else:
+            self._restore_best(best)
+            session.display.say(f"{self.stage.name}: kept step {best.step}, the best on validation")
+        session.carried = state.opt_state if self._carries_into(self.index + 1) else None
+        pretrained = session.setup.backbone.variables["params"]
+        change = measure_change(session.variables["params"], pretrained, self.trainer.plan.labels)
+        session.progress.weight_change[self.stage.name] = change
+
+    def _restore_best(self, best: Best) -> None:
+        session = self.session
+        step = session.setup.first_step(self.index) + best.step
+        session.variables = merge(session.variables, session.checkpoints.variables(step))
+
+    def _validate(self, event: Evaluate) -> float | None:
+        """The validation score; None without a validation split. Logs and shows the epoch.
+
+        Raises:
+            Diverged: the weights are not finite.
+        """
+        session = self.session
+        if not self.trainer.is_finite(event.state):
+            self._diverge(event.step, "the weights are not", list(self.trainer.schedules))
+        split, score = session.setup.splits.validation, None
+        evaluation = None
+        if split is not None:
+            variables = self.trainer.variables(event.state)
+            evaluation = session.evaluate(variables, split, f"{self.stage.name}: validation")
+            session.folder.log({**self._where(event.step, "validation"), **evaluation.to_json()})
+            score = evaluation.score(session.metric)
+            self._wait_for(evaluation.value(self._watched))
+        is_best = score is not None and (self.best is None or score >= self.best.score)
+        if is_best and score is not None:  # of equals the later, which is also the one that Orbax keeps
+            self.best = Best(score, event.step)
+        report = self.meter.report(event.step, evaluation, session.metric, best=is_best)
+        session.folder.log({**self._where(event.step, "epoch"), **report.to_json()})
+        session.display.say(report.line())
+        return score
+
+    @property
+    def _watched(self) -> str:
+        """Name of early stopping's metric."""
+        stopping = self.stage.early_stopping
+        return (stopping.metric if stopping else None) or self.session.metric
+
+    def _wait_for(self, value: float) -> None:
+        """Counts the epochs without an improvement, for early stopping."""
+        stopping, before = self.stage.early_stopping, self.patience
+        if stopping is None:
+            return
+        gain = None if before is None else (before.value - value if self._watched == "loss" else value - before.value)
+        if gain is None or gain > stopping.min_delta:
+            self.patience = Patience(value, 0)
+        elif before is not None:
+            self.patience = Patience(before.value, before.epochs + 1)
+
+    def _out_of_patience(self) -> bool:
+        stopping, patience = self.stage.early_stopping, self.patience
+        return stopping is not None and patience is not None and patience.epochs >= stopping.patience
+
+    def _save(self, event: Checkpoint, score: float | None) -> None:
+        here = ResumePoint(event.step, event.loader, self.best, self.patience)
+        trainer = self.trainer
+        snapshot = Snapshot(here, trainer.variables(event.state), trainer.resumable(event.state), score)
+        self.session.save_within(self.index, snapshot)
+
+    def _log(self, event: Logged) -> None:
+        rates = {name: float(schedule(event.step - 1)) for name, schedule in self.trainer.schedules.items()}
+        measured = {"loss": event.loss, "accuracy": event.accuracy, "learning_rate": rates}
+        speed = {"grad_norm": event.grad_norm, "images_per_second": round(event.images_per_second, 2)}
+        self.session.folder.log({**self._where(event.step, "train"), **measured, **speed})
+        if event.not_finite:
+            first = event.step - event.not_finite + 1
+            names = [name for name, norm in event.grad_norm.items() if not np.isfinite(norm)]
+            self._diverge(first, f"the loss is {event.loss}, and the gradients are not", names)
+        self.meter.add(event, max(rates.values()))
+        self.session.display.advance(event.step, event.loss, event.accuracy, max(rates.values()))
+
+    def _diverge(self, step: int, what: str, partitions: list[str]) -> None:
+        """Ends the run with the best of what was finite as its model.
+
+        Raises:
+            Diverged: always.
+        """
+        session, name = self.session, self.stage.name
+        states = [s for s in session.checkpoints.steps() if s > session.setup.first_step(self.index)]
+        if self.best is not None:
+            self._restore_best(self.best)
+            session.keep(name, self.best.score)
+        elif session.progress.kept is None and states:
+            session.variables = merge(session.variables, session.checkpoints.variables(states[-1]))
+            session.keep(name, None)
+        session.folder.log({**self._where(step, "train"), "diverged": what})
+        rates = {rule.label: rule.learning_rate or 0.0 for rule in self.stage.trainable}
+        shown = ", ".join(f"{label} (learning rate {rates[label]:g})" for label in partitions or rates)
+        session.diverge(
+            f"stage {name!r} diverged at step {step} of {self.total}: {what} finite in partition {shown}; "
+            f"{self._likely_cause(step, rates)}"
+        )
+
+    def _likely_cause(self, step: int, rates: dict[str, float]) -> str:
+        precise = self.stage.compute_dtype == "float32"
+        if step == 1:
+            cause = "no update had been made yet, so pretrained weights or images are the likely cause"
+            return cause if precise else f"{cause}, or bfloat16: try compute_dtype: float32"
+        highest = max(rates, key=lambda label: rates[label])
+        cause = f"the learning rate of {highest} is likely too high: lower it, warm up, or set clip_grad_norm"
+        return cause if precise else f"{cause}; or try compute_dtype: float32"
+
+    def _save_figure(self, event: FirstBatch) -> None:
+        """The stage's first images, as the model sees them."""
+        images, labels = jax.device_get(
+            (self.trainer.preview(event.batch)[:_IMAGES_SHOWN], event.batch["label"][:_IMAGES_SHOWN])
+        )
+        names = self.session.setup.splits.class_names
+        sets = labels if labels.ndim == 2 else np.eye(len(names))[labels]
+        captions = [", ".join(names[i] for i in np.flatnonzero(row)) for row in sets]
+        save_image_grid(self.session.folder.figure(f"{self.stage.name}_batch"), images, captions)
+
+    def _carries_into(self, index: int) -> bool:
+        """Whether stage ``index`` goes on with the optimizer state of the one before."""
+        stages = self.session.setup.recipe.stages
+        stage = stages[index] if index < len(stages) else None
+        return isinstance(stage, TrainStage) and stage.carry_optimizer_state
+
+    def _opt_state_before(self) -> tuple[Any, list[Partition]]:
+        """What the stage before left, in memory or on disk."""
+        session = self.session
+        before = session.setup.recipe.stages[self.index - 1]
+        assert isinstance(before, TrainStage)
+        if session.carried is not None:
+            return session.carried, before.partitions
+        like = session.setup.trainer(self.index - 1, session.variables).init_state().opt_state
+        saved = session.checkpoints.state(session.checkpoints.steps()[-1], {"opt_state": like})
+        return saved["opt_state"], before.partitions
+
+    def _where(self, step: int, split: str) -> dict[str, Any]:
+        """Where a log record stands."""
+        return {"stage": self.stage.name, "step": step, "epoch": round(step / self.epoch, 4), "split": split}
