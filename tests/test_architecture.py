@@ -23,6 +23,7 @@ ROOMS = [  # from top to bottom
     "resources",
     "signals",
     "files",
+    "tracking",
     "trees",
     "errors",
 ]

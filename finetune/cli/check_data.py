@@ -28,8 +28,12 @@ def check_data(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson 
     names, leaks = result["classes"], result["leakage"]
     more = " ..." if len(names) > _NAMES_SHOWN else ""
     typer.echo(f"classes   {len(names)}: {', '.join(names[:_NAMES_SHOWN])}{more}")
+    for line in result["notes"]:
+        typer.echo(f"note      {line}")
     for line in result["skipped"]:
         typer.echo(f"skipped   {line}")
+    for line in result["left_out"]:
+        typer.echo(f"left out  {line}")
     typer.echo(f"leakage   {leaks['exact']:,} images are in two splits, {leaks['near']:,} more are near duplicates")
     for pair in leaks["examples"]:
         typer.echo(f"          {' = '.join(pair)}")

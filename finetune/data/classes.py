@@ -1,12 +1,13 @@
-"""One table of classes for all splits: the training split's, matched by name."""
+"""One table of classes for all splits: the training split's, matched by name; and what is said of rare classes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from finetune.data.labeled_images import LabeledImages, Split
+from finetune.data.labeled_images import LabeledImages, Split, count_classes
 from finetune.errors import DataError, listed
 
 
@@ -14,24 +15,81 @@ def align_classes(sources: Mapping[str, LabeledImages]) -> tuple[dict[str, Split
     """The splits with labels in terms of the training split's classes, and the names of these classes.
 
     Raises:
-        DataError: there are fewer than two classes, a split has a class that training does not have, or it has no
-            images of a class (with many labels per image, only training needs images of each).
+        DataError: there are fewer than two classes, or a split has a class that training does not have.
     """
     names = sources["train"].names
     if len(names) < 2:
         raise DataError(f"{sources['train'].where}: needs at least two classes; has {', '.join(names) or 'none'}")
     splits = {}
     for split, source in sources.items():
-        present = _classes_present(source)
-        if unknown := [name for name in present if name not in names]:
+        if unknown := [name for name in _classes_present(source) if name not in names]:
             raise DataError(
-                f"{source.where}: classes that training does not have: {listed(unknown)}; it has: {listed(names)}"
+                f"{source.where}: classes that training does not have: {listed(unknown)}; it has: {listed(names)}; "
+                "add training images of them, or leave out their images: data.rare_classes=drop"
             )
-        may_lack_classes = source.labels.ndim == 2 and split != "train"
-        if not may_lack_classes and (missing := [name for name in names if name not in present]):
-            raise DataError(f"{source.where}: no images of {listed(missing)}; each class needs some in every split")
         splits[split] = Split(source.images, _relabel(source, names))
     return splits, names
+
+
+def drop_rare(
+    sources: Mapping[str, LabeledImages], least: int
+) -> tuple[dict[str, LabeledImages], tuple[str, ...], tuple[str, ...]]:
+    """The sources without classes that have fewer than ``least`` training images, and without their images.
+
+    Returns:
+        sources, lines about what was dropped, and a line for each image that was.
+    """
+    train = sources["train"]
+    counts = count_classes(train.labels, len(train.names))
+    kept = [name for name, count in zip(train.names, counts, strict=True) if count >= least]
+    dropped, notes, left_out = {}, [], []
+    for split, source in sources.items():
+        rare = [name for name in _classes_present(source) if name not in kept]
+        if rare:
+            notes.append(f"{source.where}: dropped, as rare in training: {listed(rare)}")
+        dropped[split], lines = _only(source, kept)
+        left_out += lines
+    if unused := [name for name in train.names if name not in kept and name not in _classes_present(train)]:
+        notes.append(f"{train.where}: dropped, as they have no training images: {listed(unused)}")
+    return dropped, tuple(notes), tuple(left_out)
+
+
+def _only(source: LabeledImages, kept: list[str]) -> tuple[LabeledImages, list[str]]:
+    """The images of some classes, in terms of these, and a line for each other image."""
+    split = Split(source.images, source.labels)
+    if source.labels.ndim == 2:  # an image without a rare class is still an image of its others
+        return replace(source, labels=_relabel(source, tuple(kept)), names=tuple(kept)), []
+    usable = np.isin(source.labels, [i for i, name in enumerate(source.names) if name in kept])
+    lines = [
+        f"{split.name(int(i))}: of the rare class {source.names[source.labels[i]]!r}" for i in np.flatnonzero(~usable)
+    ]
+    some = split.take(np.flatnonzero(usable))
+    renamed = replace(source, images=some.images, labels=some.labels)
+    return replace(renamed, labels=_relabel(renamed, tuple(kept)), names=tuple(kept)), lines
+
+
+def describe_similar(names: tuple[str, ...]) -> Iterator[str]:
+    """Lines about classes that differ by case or spaces alone."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault("".join(name.casefold().split()), []).append(name)
+    for group in alike.values():
+        if len(group) > 1:
+            yield f"classes that differ by case or spaces alone are kept apart: {', '.join(map(repr, group))}"
+
+
+def describe_rare(splits: Mapping[str, Split], names: tuple[str, ...]) -> Iterator[str]:
+    """Lines about classes without images in some split, and what follows; and about those with one training image."""
+    for split, images in splits.items():
+        counts = count_classes(images.labels, len(names))
+        none = [name for name, count in zip(names, counts, strict=True) if count == 0]
+        one = [name for name, count in zip(names, counts, strict=True) if count == 1]
+        if none and split == "train":
+            yield f"no training images of {listed(none)}: the model cannot learn them"
+        elif none:
+            yield f"no {split} images of {listed(none)}: {split} results say nothing about them"
+        if one and split == "train" and images.labels.ndim == 1:
+            yield f"one training image of {listed(one)}: expect little of them"
 
 
 def _classes_present(source: LabeledImages) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,49 +18,55 @@ from finetune.data.labeled_images import THUMBNAIL_SIZE, EncodedImages, Images, 
 from finetune.errors import DataError
 from finetune.files import written_atomically
 from finetune.images.open import open_with_mode
+from finetune.tracking import Track, untracked
 
-_FORMAT = 2  # of the cached files
+_FORMAT = 3  # of the cached files
 
 
-def scan_images(split: Split, cache: Path | None = None) -> Split:
+def scan_images(split: Split, cache: Path | None = None, track: Track = untracked, name: str = "") -> Split:
     """The split with its ``stats``, from the cache if no file has changed, else by decoding every image.
 
     Args:
         cache: the folder for stats. If it cannot be written to, the stats are not cached.
+        track: shows how far it is, under the split's name.
     """
     file = None
     if cache is not None and (key := fingerprint(split.images)):
         file = cache / "checks" / f"{hashlib.sha256(f'{_FORMAT} {key}'.encode()).hexdigest()[:32]}.npz"
     stats = _read(file, len(split)) if file else None
     if stats is None:
-        stats = _scan(split)
+        stats = _scan(split, track, name)
         if file:
             _write(file, stats)
     return replace(split, stats=stats)
 
 
 def fingerprint(images: Images) -> str | None:
-    """A hash over the path, size and modification time of every file; None for images in memory."""
-    if isinstance(images, EncodedImages):
-        return images.fingerprint
-    if isinstance(images, np.ndarray):
-        return None
+    """A hash over the path, size and times of every file; None for images in memory."""
     digest = hashlib.sha256()
-    for i in range(len(images)):
-        path = images[i]
-        if not isinstance(path, Path):
+    if isinstance(images, EncodedImages):
+        if images.fingerprint is None:
             return None
+        digest.update(images.fingerprint.encode())
+        paths: Any = images.paths
+    elif isinstance(images, np.ndarray) or not all(isinstance(images[i], Path) for i in range(len(images))):
+        return None
+    else:
+        paths = images
+    for path in paths:
+        digest.update(os.fsencode(path.absolute()))
         try:
             status = path.stat()
-            digest.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n".encode())
         except OSError:
-            digest.update(f"{path.absolute()}\0missing\n".encode())
+            digest.update(b"\0missing\n")
     return digest.hexdigest()
 
 
-def _scan(split: Split) -> ImageStats:
+def _scan(split: Split, track: Track, name: str) -> ImageStats:
     with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes
-        rows = list(pool.map(lambda i: _scan_image(split, i), range(len(split)), chunksize=64))
+        scanned = pool.map(lambda i: _scan_image(split, i), range(len(split)))
+        rows = list(track(scanned, f"checking {name} images", len(split)))
     columns: Any = list(zip(*rows, strict=True)) if rows else [()] * len(fields(ImageStats))
     dtypes: Any = (str, np.int32, np.int32, str, np.uint64, np.uint64, np.uint8)
     return ImageStats(*(np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +24,13 @@ class Images(Protocol):
 class EncodedImages:
     """The image column of a ``datasets.Dataset``: encoded bytes or paths, read on access."""
 
-    def __init__(self, dataset: Any, column: str) -> None:
+    def __init__(self, dataset: Any, column: str, base: Path | None = None) -> None:
         """
         Args:
             dataset: its ``column`` gives ``{"bytes": ..., "path": ...}``, or None for a missing image.
+            base: the folder that paths are relative to; None for the working directory.
         """
-        self._dataset, self._column = dataset, column
+        self._dataset, self._column, self._base = dataset, column, base
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -36,10 +39,20 @@ class EncodedImages:
         item = self._dataset[int(index)][self._column]
         if item is None:
             return b""
-        return item["bytes"] if item["bytes"] is not None else Path(item["path"])
+        return item["bytes"] if item["bytes"] is not None else local_path(self._base, item["path"] or "")
 
     def take(self, indices: np.ndarray) -> EncodedImages:
-        return EncodedImages(self._dataset.select(indices), self._column)
+        return EncodedImages(self._dataset.select(indices), self._column, self._base)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read on access; none where the table holds the bytes."""
+        import pyarrow.compute as pc
+
+        column = self._dataset.data.column(self._column)
+        if column.null_count == 0 and pc.struct_field(column, "bytes").null_count == 0:
+            return []
+        return [image for image in (self[i] for i in range(len(self))) if isinstance(image, Path)]
 
     def name(self, index: int) -> str:
         path = (self._dataset[int(index)][self._column] or {}).get("path")
@@ -51,6 +64,14 @@ class EncodedImages:
         return str(self._dataset._fingerprint) if self._dataset.cache_files else None
 
 
+def local_path(base: Path | None, path: str) -> Path:
+    """A table's path, which may have Windows separators, relative to a folder."""
+    given = (base or Path()) / path
+    if os.sep == "/" and "\\" in path and not given.exists():
+        return (base or Path()) / path.replace("\\", "/")
+    return given
+
+
 @dataclass(frozen=True)
 class LabeledImages:
     """One split of a source, labeled in terms of the split's class names.
@@ -60,12 +81,23 @@ class LabeledImages:
         labels: int32 [n], indices into ``names``; or float32 [n, len(names)] of 0 and 1, for images with many labels.
         names: the classes that the source declares or, where it declares none, those that occur.
         where: the source and split, for messages.
+        left_out: "<path>: <reason>" for each file that is not used.
+        notes: lines for the person who gave the source: what was understood where another reading is possible.
     """
 
     images: Images
     labels: np.ndarray
     names: tuple[str, ...]
     where: str
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def with_left_out(self, lines: Sequence[str]) -> LabeledImages:
+        """The same with more files that are left out."""
+        return replace(self, left_out=(*lines, *self.left_out))
+
+    def with_notes(self, lines: Sequence[str]) -> LabeledImages:
+        return replace(self, notes=(*lines, *self.notes))
 
 
 @dataclass(frozen=True)

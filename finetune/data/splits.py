@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from finetune.data.classes import align_classes
+from finetune.data.classes import align_classes, describe_rare, describe_similar, drop_rare
 from finetune.data.image_scan import scan_images
-from finetune.data.labeled_images import Split, count_classes
+from finetune.data.labeled_images import LabeledImages, Split, count_classes
 from finetune.data.sources import read_source
 from finetune.data.stratify import stratified_split
 from finetune.errors import DataError, listed
 from finetune.files import cache_folder
 from finetune.recipe import DataConfig
+from finetune.tracking import Track, untracked
 
 _MAX_LISTED = 10  # broken images in an error message
 
@@ -27,6 +29,8 @@ class Splits:
     Attributes:
         validation: None if the run holds out no validation images.
         skipped: "<split of the source>: <image>: <reason>" for each broken image that was left out.
+        left_out: "<path>: <reason>" for each file of the source that is not used.
+        notes: lines for the person who gave the source: how it was understood, and what follows from its classes.
     """
 
     train: Split
@@ -34,6 +38,8 @@ class Splits:
     test: Split
     class_names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def multi_label(self) -> bool:
@@ -60,7 +66,7 @@ class Splits:
         return digest.hexdigest()
 
 
-def load_splits(config: DataConfig, seed: int, memory: Any = None) -> Splits:
+def load_splits(config: DataConfig, seed: int, memory: Any = None, track: Track = untracked) -> Splits:
     """Reads the source, decodes every image once to check it, and makes the splits that the source lacks.
 
     Validation images and shots depend on ``seed``. The test split does not, so that runs with different seeds are
@@ -68,15 +74,33 @@ def load_splits(config: DataConfig, seed: int, memory: Any = None) -> Splits:
 
     Args:
         memory: the datasets themselves, for ``source: memory``.
+        track: shows how far the check of the images is.
 
     Raises:
         DataError: the source is missing or empty, images are broken, the splits' classes do not agree, or there are
             too few images for the splits.
     """
-    splits, class_names = align_classes(read_source(config, memory))
-    scanned = {name: scan_images(split, cache_folder()) for name, split in splits.items()}
+    sources = read_source(config, memory)
+    notes = tuple(line for source in sources.values() for line in source.notes)
+    left_out = tuple(line for source in sources.values() for line in source.left_out)
+    if config.rare_classes == "drop":
+        sources, dropped, lines = drop_rare(sources, 2 if _takes_from_training(config, sources) else 1)
+        notes, left_out = (*notes, *dropped), (*left_out, *lines)
+    aligned, class_names = align_classes(sources)
+    scanned = {name: scan_images(split, cache_folder(), track, name) for name, split in aligned.items()}
     usable, skipped = drop_broken(scanned, class_names, skip=config.on_broken_image == "skip")
-    return replace(make_splits(config, usable, class_names, seed), skipped=skipped)
+    splits = make_splits(config, usable, class_names, seed)
+    rare = tuple(describe_rare(splits.named(), class_names))
+    if rare and config.rare_classes == "error":
+        raise DataError("\n".join([*rare, "add images of these classes, or allow it: data.rare_classes=keep"]))
+    notes = (*notes, *describe_similar(class_names), *rare)
+    return replace(splits, skipped=skipped, left_out=left_out, notes=notes)
+
+
+def _takes_from_training(config: DataConfig, sources: Mapping[str, LabeledImages]) -> bool:
+    """Whether the test or validation images are taken from the training images."""
+    holds_out = config.validation > 0 and config.shots_per_class is None
+    return "test" not in sources or (holds_out and "validation" not in sources)
 
 
 def class_names_of(config: DataConfig) -> tuple[str, ...]:
@@ -125,7 +149,7 @@ def make_splits(config: DataConfig, splits: dict[str, Split], class_names: tuple
     if test is None:
         train, test = stratified_split(train, config.test, 0, "data.test")
     if config.fraction < 1:
-        _, train = stratified_split(train, config.fraction, seed, "data.fraction")
+        _, train = stratified_split(train, config.fraction, seed, "data.fraction", "part")
     if config.shots_per_class is not None:
         train = sample_shots(train, class_names, config.shots_per_class, seed)
     elif validation is None and config.validation > 0:

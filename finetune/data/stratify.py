@@ -2,39 +2,72 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import numpy as np
 
 from finetune.data.labeled_images import Split
 from finetune.errors import DataError
 
 
-def stratified_split(split: Split, fraction: float, seed: int, option: str) -> tuple[Split, Split]:
+def stratified_split(
+    split: Split, fraction: float, seed: int, option: str, trains_on: Literal["remainder", "part"] = "remainder"
+) -> tuple[Split, Split]:
     """(remainder, part): the part gets ``fraction`` of the images of each class. Both keep the order of the images.
 
-    Images with one label each are split by scikit-learn, images with many labels by iterative stratification.
+    Images with one label each are split by scikit-learn where each side can have some of every class, else by the
+    largest remainders; the only image of a class is on the side for training. Images with many labels are split by
+    iterative stratification.
 
     Args:
         option: the recipe's option that asks for the part, for messages.
+        trains_on: ``remainder`` or ``part``, the side that is for training.
 
     Raises:
-        DataError: too few images for each side to get some of every class.
+        DataError: too few images for each side to get any.
     """
     if split.multi_label:
         in_part = _iterative_stratification(split.labels.astype(bool), fraction, seed)
         return split.take(np.flatnonzero(~in_part)), split.take(np.flatnonzero(in_part))
 
-    from sklearn.model_selection import train_test_split
-
-    try:
-        remainder, part = train_test_split(
-            np.arange(len(split)), test_size=fraction, random_state=seed, stratify=split.labels
-        )
-    except ValueError as error:
+    count, size = len(split), math.ceil(fraction * len(split) - 1e-9)
+    classes, counts = np.unique(split.labels, return_counts=True)
+    if not 0 < size < count:
         raise DataError(
-            f"{option}: cannot take {fraction:g} of {len(split)} images in {len(np.unique(split.labels))} classes: "
-            f"{error}"
-        ) from None
-    return split.take(np.sort(remainder)), split.take(np.sort(part))
+            f"{option}: cannot take {fraction:g} of {count} images in {len(classes)} classes: one side would be empty"
+        )
+    if counts.min() > 1 and min(size, count - size) >= len(classes):
+        from sklearn.model_selection import train_test_split
+
+        remainder, part = train_test_split(
+            np.arange(count), test_size=fraction, random_state=seed, stratify=split.labels
+        )
+        return split.take(np.sort(remainder)), split.take(np.sort(part))
+    in_part = _largest_remainders(split.labels, size, seed, single_in_part=trains_on == "part")
+    return split.take(np.flatnonzero(~in_part)), split.take(np.flatnonzero(in_part))
+
+
+def _largest_remainders(labels: np.ndarray, size: int, seed: int, *, single_in_part: bool) -> np.ndarray:
+    """bool [n], which images are in a part of ``size`` images, as near to each class's share as whole images allow.
+
+    Each class that has more than one image keeps at least one outside of the part.
+    """
+    rng = np.random.default_rng(seed)
+    classes, counts = np.unique(labels, return_counts=True)
+    shares = counts * (size / len(labels))
+    most = np.where(counts > 1, counts - 1, int(single_in_part))
+    quotas = np.minimum(np.floor(shares).astype(int), most)
+    if single_in_part:
+        quotas = np.maximum(quotas, most * (counts == 1))
+    tie_break = rng.random(len(classes))
+    while quotas.sum() < size and (quotas < most).any():
+        lacking = np.where(quotas < most, shares - quotas, -np.inf)
+        quotas[np.lexsort((tie_break, lacking))[-1]] += 1
+    in_part = np.zeros(len(labels), bool)
+    for value, quota in zip(classes, quotas, strict=True):
+        in_part[rng.permutation(np.flatnonzero(labels == value))[:quota]] = True
+    return in_part
 
 
 def _iterative_stratification(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +10,11 @@ import jax
 import numpy as np
 
 from finetune.data.labeled_images import Split
-from finetune.data.loader import Batch, evaluation_batches
+from finetune.data.loader import evaluation_batches
 from finetune.errors import DataError
 from finetune.evaluation.steps import EvalStep
 from finetune.images.spec import ImageSpec
+from finetune.tracking import Track, untracked
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def evaluate(
     split: Split,
     spec: ImageSpec,
     batch_size: int,
-    track: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+    track: Track = untracked,
+    name: str = "evaluation",
 ) -> Evaluation:
     """Exact metrics over a split: every image counts once, however the batches are padded.
 
@@ -78,7 +79,7 @@ def evaluate(
         split: its labels are int [N], or 0 and 1 of shape [N, num_classes] where images have several labels.
         spec: the images that the model takes.
         batch_size: images in a step; no metric depends on it beyond rounding.
-        track: passes the batches on, and may show how far they are.
+        track: shows how far it is, under ``name``.
 
     Raises:
         DataError: images may have several labels, but none has any: average precision is undefined.
@@ -91,7 +92,8 @@ def evaluate(
     variables = jax.device_put(variables)  # arrays on the host are copied once, not with every batch
     sums: Any = None  # read from the device once, after the last batch
     rows = []
-    for batch in track(evaluation_batches(split, spec, batch_size)):
+    total = -(-len(split) // min(batch_size, len(split)))
+    for batch in track(evaluation_batches(split, spec, batch_size), name, total):
         metrics, logits = eval_step(variables, jax.device_put(batch))
         sums = metrics if sums is None else jax.tree.map(lambda a, b: a + b, sums, metrics)
         if split.multi_label:

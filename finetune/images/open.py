@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from finetune.errors import DataError
+from finetune.images.formats import readable_formats, why_unreadable
 
 ImageLike = str | Path | bytes | np.ndarray | Image.Image
-EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_ORIENTATION = 0x0112  # EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 def open_image(image: ImageLike) -> Image.Image:
@@ -34,24 +47,58 @@ def open_with_mode(image: ImageLike) -> tuple[Image.Image, str]:
         if isinstance(image, Image.Image):
             mode = image.mode
             return _upright_rgb(image), mode
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            if Image.MAX_IMAGE_PIXELS and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError(
-                    f"{opened.width} x {opened.height} pixels, more than {Image.MAX_IMAGE_PIXELS:,}"
-                )
-            mode = opened.mode  # before decoding, which may change it
-            return _upright_rgb(opened), mode
+        try:
+            return _decode(image)
+        except ValueError:  # also for a text or a colour profile in a PNG that Pillow finds too large
+            data = image if isinstance(image, bytes) else Path(image).read_bytes()
+            if not data.startswith(_PNG):
+                raise
+            return _decode(_without_notes(data))
     except Exception as error:  # Pillow's decoders raise many types, some of them only when pixels are read
         raise _data_error(error, image) from None
 
 
+def _decode(image: str | Path | bytes) -> tuple[Image.Image, str]:
+    file = io.BytesIO(image) if isinstance(image, bytes) else image
+    with Image.open(file, formats=readable_formats()) as opened:
+        if Image.MAX_IMAGE_PIXELS and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError(
+                f"{opened.width} x {opened.height} pixels, more than {Image.MAX_IMAGE_PIXELS:,}"
+            )
+        mode = opened.mode  # before decoding, which may change it
+        return _upright_rgb(opened), mode
+
+
+def _without_notes(png: bytes) -> bytes:
+    """A PNG without its texts and its colour profile, which no pixel depends on here."""
+    kept, at = [_PNG], len(_PNG)
+    while at + 8 <= len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        if png[at + 4 : at + 8] not in _PNG_NOTES:
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
+
+
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    turn = _UPRIGHT.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I;16"):  # Pillow's own conversion would clip the high values to white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"its pixels (mode {image.mode}) have no known range: save it with 8 or 16 bits per channel")
     return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF or XMP says; 1, upright, where they say nothing that can be read."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow's parsers of metadata raise many types; no pixel depends on them
+        return 1
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -71,11 +118,20 @@ def _data_error(error: Exception, image: str | Path | bytes | Image.Image) -> Da
         case IsADirectoryError():
             return DataError(f"{where}: a folder, not an image")
         case UnidentifiedImageError():
-            size = len(image) if isinstance(image, bytes) else Path(str(image)).stat().st_size
-            return DataError(f"{where}: {'not an image in a format that Pillow reads' if size else 'an empty file'}")
+            return DataError(f"{where}: {why_unreadable(_first_bytes(image))}")
         case Image.DecompressionBombWarning() | Image.DecompressionBombError():
             return DataError(f"{where}: too large to open safely: {error}")
     return DataError(f"{where}: cannot be used as an image: {error}")
+
+
+def _first_bytes(image: str | Path | bytes | Image.Image) -> bytes:
+    if isinstance(image, bytes):
+        return image[:16]
+    try:
+        with Path(str(image)).open("rb") as file:
+            return file.read(16)
+    except OSError:
+        return b""
 
 
 def _name(image: str | Path | bytes | Image.Image) -> str:

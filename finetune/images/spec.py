@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _Array = TypeVar("_Array", np.ndarray, "jax.Array")
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 _RESAMPLING = {name: Image.Resampling[name.upper()] for name in Interpolation.__args__}  # type: ignore[attr-defined]
+_LONG = 16, 1 << 22  # times the pixels that are kept, and pixels, from which on a resized image counts as long
 _LUMA = np.array([19595, 38470, 7471], np.uint32)  # ITU-R 601-2 in 1 / 65536
 
 
@@ -56,10 +58,37 @@ class ImageSpec:
         if self.leaves_size(*image.size):
             return np.asarray(image)
         if self.resize is not None:
+            if self._resized_is_mostly_cut_off(*image.size):
+                return self._resize_what_is_kept(image)
             image = image.resize(self._resized(*image.size), self.resampling)
         left, top = self._corner(image.width - self.width), self._corner(image.height - self.height)
         if (left, top) != (0, 0) or image.size != (self.width, self.height):
             image = image.crop((left, top, left + self.width, top + self.height))  # pads with black
+        return np.asarray(image)
+
+    def _resized_is_mostly_cut_off(self, width: int, height: int) -> bool:
+        """True of very long images, whose resized form could fill the memory."""
+        resized_width, resized_height = self._resized(width, height)
+        fits = resized_width >= self.width and resized_height >= self.height
+        return fits and resized_width * resized_height > max(_LONG[0] * self.width * self.height, _LONG[1])
+
+    def _resize_what_is_kept(self, image: Image.Image) -> np.ndarray:
+        """The same pixels at the cost of what is kept; smooth filters' weights round to within two levels of 255."""
+        width, height = self._resized(*image.size)
+        tall = height < image.height > image.width
+        left, top = self._corner(width - self.width), self._corner(height - self.height)
+        across, down = image.width / width, image.height / height
+        x = left * across, min((left + self.width) * across, image.width)
+        y = top * down, min((top + self.height) * down, image.height)
+        around_x, around_y = _reached(x, across, image.width), _reached(y, down, image.height)
+        image = image.crop((around_x[0], around_y[0], around_x[1], around_y[1]))
+        x, y = (x[0] - around_x[0], x[1] - around_x[0]), (y[0] - around_y[0], y[1] - around_y[0])
+        if tall:  # Pillow's order: rows first where that leaves fewer of them
+            image = image.resize((image.width, self.height), self.resampling, (0, y[0], image.width, y[1]))
+            image = image.resize((self.width, self.height), self.resampling, (x[0], 0, x[1], self.height))
+        else:
+            image = image.resize((self.width, image.height), self.resampling, (x[0], 0, x[1], image.height))
+            image = image.resize((self.width, self.height), self.resampling, (0, y[0], self.width, y[1]))
         return np.asarray(image)
 
     def leaves_size(self, width: int, height: int) -> bool:
@@ -114,3 +143,9 @@ class ImageSpec:
     def from_json(cls, data: dict[str, Any]) -> ImageSpec:
         tuples = {key: tuple(data[key]) for key in ("mean", "std", "resize") if isinstance(data[key], list)}
         return cls(**{**data, **tuples})
+
+
+def _reached(kept: tuple[float, float], scale: float, size: int) -> tuple[int, int]:
+    """The pixels along one axis that the widest filter uses for those that are kept."""
+    margin = math.ceil(3 * max(1.0, scale)) + 1
+    return max(0, math.floor(kept[0]) - margin), min(size, math.ceil(kept[1]) + margin)

@@ -40,6 +40,9 @@ class DataConfig(Part):
         validation: share of the training images held out for validation where the source has no such split; none with
             ``shots_per_class``.
         test: share held out for testing where the source has no such split.
+        rare_classes: of classes with too few images for every split to have some, ``keep`` says what follows from it,
+            ``drop`` leaves out those with fewer than two training images (and images of classes that training does not
+            have), and ``error`` stops.
         sampling: ``balanced`` shows every class equally often, whatever its number of images.
         on_broken_image: ``skip`` leaves broken images out, of every split, and lists them; ``error`` stops the run.
         cache_shortest_edge: training images are decoded once and kept on disk with this shorter edge in pixels.
@@ -56,6 +59,7 @@ class DataConfig(Part):
     fraction: float = Field(1.0, gt=0, le=1)
     validation: float = Field(0.1, ge=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
+    rare_classes: Literal["keep", "drop", "error"] = "keep"
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     on_broken_image: Literal["error", "skip"] = "error"
     cache_shortest_edge: int | None = Field(None, ge=8, le=4096)
@@ -73,6 +77,7 @@ class DataConfig(Part):
             cases |= dict.fromkeys(("subset", "revision", "columns"), "on the digits, which are no table: leave it out")
             cases["cache_shortest_edge"] = "on the digits, which are decoded already: leave it out"
             cases["on_broken_image"] = "on the digits, none of which is broken: leave it out"
+            cases["rare_classes"] = "on the digits, which have many images of each class: leave it out"
         elif self.source == "memory":
             cases |= dict.fromkeys(("subset", "revision"), "on datasets in memory: leave it out")
         return cases

@@ -22,6 +22,8 @@ def report(splits: Splits) -> dict[str, Any]:
         "classes": list(splits.class_names),
         "splits": {name: _describe(split, splits.class_names) for name, split in splits.named().items()},
         "skipped": list(splits.skipped),
+        "left_out": list(splits.left_out),
+        "notes": list(splits.notes),
         "leakage": {
             "exact": sum(duplicate.exact for duplicate in duplicates),
             "near": sum(not duplicate.exact for duplicate in duplicates),

@@ -65,7 +65,7 @@ def run(
     with Progress(quiet) as display, StopSignal() as signal:
         progress = RunProgress()
         with progress.timed("load"):
-            setup = prepare_run(recipe, data=data, allow_local_code=allow_local_code)
+            setup = prepare_run(recipe, data=data, allow_local_code=allow_local_code, track=display.track)
             frozen_sha256 = setup.hash_frozen(setup.variables)
         for line in setup.describe():
             display.say(line)

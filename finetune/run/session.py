@@ -68,9 +68,7 @@ class RunSession:
 
     def evaluate(self, variables: Variables, split: Split, name: str) -> Evaluation:
         batch_size = self.setup.recipe.evaluate.batch_size
-        return evaluate(
-            self._eval_step, variables, split, self.setup.spec, batch_size, lambda x: self.display.track(x, name)
-        )
+        return evaluate(self._eval_step, variables, split, self.setup.spec, batch_size, self.display.track, name)
 
     def features(self, split: Split, name: str) -> np.ndarray:
         """float32 [n, num_features] of every image.

@@ -26,6 +26,7 @@ from finetune.models.depth import depth_order_of
 from finetune.optim.parameter_plan import ParameterPlan
 from finetune.optim.schedules import StageLength
 from finetune.recipe import DataConfig, LinearProbeStage, Recipe, TrainStage
+from finetune.tracking import Track, untracked
 from finetune.training.losses import class_weights
 from finetune.training.stage_trainer import StageTrainer
 from finetune.trees import Variables, hash_leaves, hash_tree, paths_of, pick
@@ -109,6 +110,10 @@ class RunSetup:
         validation = f"{len(splits.validation)} validation" if splits.validation is not None else "no validation"
         sizes = f"{len(splits.train)} training, {validation} and {len(splits.test)} test images"
         lines = [f"{recipe.name}: {sizes}, {len(splits.class_names)} classes, {recipe.backbone.origin}"]
+        lines += splits.notes
+        if splits.left_out:
+            count, first = len(splits.left_out), splits.left_out[0]
+            lines.append(f"{count} files are not used, such as {first}; finetune check-data lists them")
         if splits.skipped:
             lines.append(f"{len(splits.skipped)} broken images are left out: see skipped_images.txt")
         if leaks := describe_leakage(splits):
@@ -119,7 +124,9 @@ class RunSetup:
         return lines
 
 
-def prepare_run(recipe: Recipe, *, data: Any = None, allow_local_code: bool = False) -> RunSetup:
+def prepare_run(
+    recipe: Recipe, *, data: Any = None, allow_local_code: bool = False, track: Track = untracked
+) -> RunSetup:
     """Loads and checks everything, so that what cannot work in the last stage is told before the first.
 
     Raises:
@@ -130,7 +137,7 @@ def prepare_run(recipe: Recipe, *, data: Any = None, allow_local_code: bool = Fa
             f"this is one of {jax.process_count()} processes, and a run uses one: start it without jax.distributed"
         )
     backbone = open_backbone(recipe.backbone, seed=recipe.seed, allow_local_code=allow_local_code)
-    splits = load_splits(recipe.data, recipe.seed, data)
+    splits = load_splits(recipe.data, recipe.seed, data, track)
     check_class_count(recipe, splits)
     check_label_kind(recipe, splits)
     check_validation(recipe, splits)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from finetune.data.classes import align_classes
-from finetune.data.labeled_images import LabeledImages
+from finetune.data.classes import align_classes, describe_rare, describe_similar, drop_rare
+from finetune.data.labeled_images import LabeledImages, Split
 from finetune.errors import DataError
 
 
@@ -51,17 +51,36 @@ def test_a_class_that_training_does_not_have_is_named():
         )
 
 
-def test_a_class_without_images_is_named():
-    train = source(np.int32([0, 1]), ["ant", "bee"])
-    with pytest.raises(DataError, match="rows: no images of bee; each class needs some in every split"):
-        align_classes({"train": train, "test": source(np.int32([0, 0]), ["ant", "bee"], "rows")})
+def test_what_follows_from_missing_and_rare_classes_is_said_for_each_split():
+    names = ("ant", "bee", "cat")
+    train, test = (Split(np.zeros((len(x), 2, 2), np.uint8), np.int32(x)) for x in ([0, 0, 1], [0, 2]))
+    assert list(describe_rare({"train": train, "test": test}, names)) == [
+        "no training images of cat: the model cannot learn them",
+        "one training image of bee: expect little of them",
+        "no test images of bee: test results say nothing about them",
+    ]
 
 
-def test_with_many_labels_per_image_only_training_needs_images_of_every_class():
-    full, partial = source(np.eye(2, dtype=np.float32), ["ant", "bee"]), source(np.float32([[1, 0]]), ["ant", "bee"])
-    assert align_classes({"train": full, "test": partial})[1] == ("ant", "bee")
-    with pytest.raises(DataError, match="no images of bee"):
-        align_classes({"train": partial, "test": full})
+def test_rare_classes_can_be_dropped_with_their_images():
+    sources = {
+        "train": source(np.int32([0, 0, 1, 2, 2]), ["ant", "bee", "cat"], "a"),
+        "test": source(np.int32([0, 1, 2, 3]), ["ant", "bee", "cat", "dog"], "b"),
+    }
+    dropped, notes, left_out = drop_rare(sources, 2)
+    splits, names = align_classes(dropped)
+    assert names == ("ant", "cat")
+    assert [split.labels.tolist() for split in splits.values()] == [[0, 0, 1, 1], [0, 1]]
+    assert notes == ("a: dropped, as rare in training: bee", "b: dropped, as rare in training: bee, dog")
+    assert left_out == tuple(
+        f"image {i}: of the rare class '{name}'" for i, name in ((2, "bee"), (1, "bee"), (3, "dog"))
+    )
+
+
+def test_classes_that_differ_by_case_or_spaces_are_named():
+    assert list(describe_similar(("Cat", "cat", "house cat", "housecat", "dog"))) == [
+        "classes that differ by case or spaces alone are kept apart: 'Cat', 'cat'",
+        "classes that differ by case or spaces alone are kept apart: 'house cat', 'housecat'",
+    ]
 
 
 def test_fewer_than_two_classes_are_too_few():

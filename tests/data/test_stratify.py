@@ -54,7 +54,21 @@ def test_the_sides_are_a_function_of_the_seed(split):
     assert a != b
 
 
-@pytest.mark.parametrize("fraction", [0.02, 0.98])
-def test_too_few_images_for_every_class_name_the_option(fraction):
-    with pytest.raises(DataError, match=r"data.validation: cannot take 0\.\d+ of 68 images in 3 classes"):
-        stratified_split(SINGLE, fraction, 0, "data.validation")
+@pytest.mark.parametrize(("fraction", "sizes"), [(0.02, [1, 1, 0]), (0.95, [38, 19, 7])])
+def test_a_side_with_fewer_images_than_classes_has_the_nearest_shares(fraction, sizes):
+    _, part = stratified_split(SINGLE, fraction, 0, "data.validation")
+    counts = np.bincount(part.labels, minlength=3)
+    assert sorted(counts.tolist(), reverse=True) == pytest.approx(sizes, abs=1)
+    assert counts.sum() == np.ceil(fraction * 68)
+
+
+@pytest.mark.parametrize(("trains_on", "side"), [("remainder", 0), ("part", 1)])
+def test_the_only_image_of_a_class_is_trained_on(trains_on, side):
+    split = split_of(np.int32([0] * 10 + [1] * 10 + [2]))
+    sides = stratified_split(split, 0.3, 0, "data.test", trains_on)
+    assert [2 in part.labels for part in sides] == [side == 0, side == 1]
+
+
+def test_a_side_without_any_image_names_the_option():
+    with pytest.raises(DataError, match=r"data.test: cannot take 0.999 of 68 images in 3 classes: one side"):
+        stratified_split(SINGLE, 0.999, 0, "data.test")

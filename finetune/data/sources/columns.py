@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 from finetune.data.sources.split_names import canonical_split
 from finetune.errors import DataError, nearest
-from finetune.images.open import EXTENSIONS
+from finetune.images.formats import is_named_like_an_image
 from finetune.recipe import Columns
 
 
@@ -33,7 +32,7 @@ def infer_roles(dataset: Any, columns: Columns, where: str) -> ColumnRoles:
         DataError: a stated column is missing or has the wrong type, or not exactly one column fits a role. Lists the
             columns.
     """
-    types = {name: _column_type(dataset, name) for name in dataset.column_names}
+    types = {name: _column_type(dataset, name) for name in dataset.column_names if name != LINE}
     labels = columns.label if isinstance(columns.label, list) else [columns.label]
     stated = [name for name in (columns.image, columns.split, *labels) if name is not None]
     for name in stated:
@@ -50,9 +49,11 @@ def infer_roles(dataset: Any, columns: Columns, where: str) -> ColumnRoles:
     return ColumnRoles(image, columns.label or _label_column(others, types, where), split)
 
 
+LINE = "__line__"  # column of a table from a text file: the number of each row's line
 _IMAGES = ("image", "image path")
 _TEXT = ("string", "large_string")
 _INTEGERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+_FLOATS = ("float16", "float32", "float64")
 _SAMPLE = 100  # rows of a text column that are looked at to see what it holds
 
 
@@ -92,16 +93,18 @@ def _column_type(dataset: Any, name: str) -> str:
         return "image"
     if dtype in _TEXT:
         return "image path" if _sample_satisfies(dataset, name, _is_image_path) else "text"
+    if dtype in _FLOATS and _sample_satisfies(dataset, name, lambda value: float(value).is_integer()):
+        return "number"
     return "number" if dtype in _INTEGERS else dtype
 
 
-def _sample_satisfies(dataset: Any, name: str, test: Callable[[str], Any]) -> bool:
-    values = [value for value in dataset.select_columns([name])[:_SAMPLE][name] if value]
+def _sample_satisfies(dataset: Any, name: str, test: Callable[[Any], Any]) -> bool:
+    values = [value for value in dataset.select_columns([name])[:_SAMPLE][name] if value or value == 0.0]
     return bool(values) and all(test(value) for value in values)
 
 
 def _is_image_path(value: str) -> bool:
-    return PurePath(value).suffix.lower() in EXTENSIONS
+    return is_named_like_an_image(value)
 
 
 def _is_split_column(dataset: Any, name: str, type_: str) -> bool:

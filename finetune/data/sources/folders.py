@@ -2,43 +2,120 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 
 from finetune.data.labeled_images import LabeledImages
-from finetune.data.sources.split_names import SPLIT_NAMES
-from finetune.errors import DataError
-from finetune.images.open import EXTENSIONS
+from finetune.data.sources.file_tree import Folder, read_tree
+from finetune.data.sources.split_names import SPLITS, canonical_split
+from finetune.errors import DataError, listed
 
 
 def read_folders(root: Path) -> dict[str, LabeledImages]:
-    """Class folders in ``root`` itself, or inside its folders train/, validation/ and test/.
+    """Class folders in ``root`` itself, or inside its folders for splits, such as ``train/`` and ``test_set/``.
 
     Raises:
-        DataError: a split has fewer than two class folders, or one without images.
+        DataError: it is not clear which folders are classes and which are splits, or there are fewer than two classes.
     """
-    folders = {path.name.lower(): path for path in _subfolders(root)}
-    splits = {split: next((folders[n] for n in names if n in folders), None) for split, names in SPLIT_NAMES.items()}
-    if splits["train"] is None:
-        return {"train": _read_split(root)}
-    return {split: _read_split(path) for split, path in splits.items() if path is not None}
+    tree = read_tree(root)
+    named = {folder.path.name: canonical_split(folder.path.name, loose=True) for folder in tree.folders}
+    full = [folder for folder in tree.folders if folder.all_images]
+    splits = [folder for folder in full if named[folder.path.name] and _holds_classes(folder)]
+    classes = [folder for folder in full if folder not in splits]
+    if not splits:
+        _refuse_splits_without_classes(root, full, named)
+        return {"train": _read_classes(tree)}
+    if classes and (len(splits) < 2 or any(named[folder.path.name] for folder in classes)):
+        raise DataError(
+            f"data.source: {root}: {_names(splits)} could be a split or a class beside {_names(classes)}; "
+            "give the folder that holds the classes, or rename it"
+        )
+    by_split: dict[str, Folder] = {}
+    for folder in splits:
+        split = named[folder.path.name] or ""
+        if split in by_split:
+            names = _names([by_split[split], folder])
+            raise DataError(f"data.source: {root}: two folders for one split, {names}; rename or remove one")
+        by_split[split] = folder
+    if "train" not in by_split:
+        raise DataError(
+            f"data.source: {root}: has folders for splits ({_names(splits)}), but none to train on; "
+            "name one train, or give the folder that holds the classes"
+        )
+    beside = [f"{path}: beside the folders of the splits" for path in tree.images]
+    beside += [f"{path}: in none of the splits" for folder in classes for path in folder.all_images]
+    beside += tree.left_out + [line for f in tree.folders if f not in splits for line in f.all_left_out]
+    read = {split: _read_classes(by_split[split]) for split in SPLITS if split in by_split}
+    read["train"] = read["train"].with_left_out(beside)
+    return read
 
 
-def _read_split(folder: Path) -> LabeledImages:
-    names = tuple(sorted(path.name for path in _subfolders(folder)))
-    if len(names) < 2:
-        raise DataError(f"data.source: {folder}: needs a folder for each of at least two classes; has {len(names)}")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        images = sorted(p for p in (folder / name).rglob("*") if p.is_file() and p.suffix.lower() in EXTENSIONS)
-        if not images:
-            raise DataError(f"{folder / name}: no images ({', '.join(sorted(EXTENSIONS))}); each class needs some")
-        paths += images
-        labels += [label] * len(images)
-    return LabeledImages(paths, np.array(labels, np.int32), names, str(folder))
+def _holds_classes(folder: Folder) -> bool:
+    """Whether images are in the folders inside alone."""
+    return not folder.images
 
 
-def _subfolders(path: Path) -> list[Path]:
-    return [inner for inner in path.iterdir() if inner.is_dir() and inner.name[0] != "."]
+def _refuse_splits_without_classes(root: Path, full: list[Folder], named: dict[str, str | None]) -> None:
+    splits = {named[folder.path.name] for folder in full}
+    if len(full) > 1 and None not in splits and len(splits) == len(full) and "train" in splits:
+        raise DataError(
+            f"data.source: {root}: {_names(full)} look like splits, but have no folders for classes inside; "
+            "put the images of each class into a folder of its own, or give a table"
+        )
+
+
+def _read_classes(folder: Folder) -> LabeledImages:
+    """The images of each class, and a line for each file that is none of them."""
+    full = [inner for inner in folder.folders if inner.all_images]
+    names = {inner.path.name: class_name(inner.path.name) for inner in full}
+    declared = tuple(sorted(set(names.values())))
+    if len(declared) < 2:
+        raise DataError(
+            f"data.source: {folder.path}: needs a folder with images for each of at least two classes; "
+            f"has {_names(full) or 'none'}{_hint(folder)}"
+        )
+    by_class: dict[str, list[Path]] = {name: [] for name in declared}
+    for inner in full:
+        by_class[names[inner.path.name]] += inner.all_images
+    paths = [path for name in declared for path in by_class[name]]
+    labels = np.repeat(np.arange(len(declared), dtype=np.int32), [len(by_class[name]) for name in declared])
+    left_out = [f"{path}: beside the class folders, in none of them" for path in folder.images] + folder.all_left_out
+    notes = [f"{inner.path}: no images inside, so no class" for inner in folder.folders if inner not in full]
+    return LabeledImages(paths, labels, declared, str(folder.path), tuple(left_out), (*notes, *_notes(names)))
+
+
+def class_name(folder_name: str) -> str:
+    """A folder's name in Unicode's composed form; bytes that are no UTF-8 are read as Latin-1."""
+    try:
+        text = os.fsencode(folder_name).decode("utf-8")
+    except UnicodeDecodeError:
+        text = os.fsencode(folder_name).decode("latin-1")
+    return unicodedata.normalize("NFC", text)
+
+
+def _notes(names: dict[str, str]) -> tuple[str, ...]:
+    """What a person should know about how folders became classes."""
+    same: dict[str, list[str]] = {}
+    for folder, name in names.items():
+        same.setdefault(name, []).append(folder)
+    return tuple(
+        f"class {name!r}: {len(folders)} folders have this name in different Unicode forms; they are one class"
+        for name, folders in same.items()
+        if len(folders) > 1
+    )
+
+
+def _names(folders: list[Folder]) -> str:
+    return listed([f"{folder.path.name}/" for folder in folders])
+
+
+def _hint(folder: Folder) -> str:
+    """Where the classes may be instead."""
+    tables = sorted(Path(line.split(": ")[0]).name for line in folder.left_out if ".csv:" in line or ".tsv:" in line)
+    if tables:
+        return f"; if {tables[0]} is a table of the images, give that as data.source"
+    inner = [f for f in folder.folders if len([g for g in f.folders if g.all_images]) > 1]
+    return f"; did you mean {inner[0].path}?" if len(inner) == 1 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import datasets
 import numpy as np
 
-from finetune.data.labeled_images import EncodedImages, Images, LabeledImages
-from finetune.data.sources.columns import ColumnRoles, infer_roles
-from finetune.data.sources.labels import labels_from_name_lists, labels_from_names, multi_hot
-from finetune.data.sources.split_names import by_canonical_split
+from finetune.data.labeled_images import EncodedImages, Images, LabeledImages, local_path
+from finetune.data.sources.columns import LINE, ColumnRoles, infer_roles
+from finetune.data.sources.csv_text import read_text_table
+from finetune.data.sources.labels import clean_name, labels_from_name_lists, labels_from_names, multi_hot, unify_names
+from finetune.data.sources.split_names import by_canonical_split, canonical_split, describe_unused
 from finetune.errors import DataError, first_line
 from finetune.recipe import Columns, DataConfig
 
@@ -21,42 +23,73 @@ datasets.disable_progress_bars()
 
 
 def read_csv(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
-    """Comma- or tab-separated, with a header. Image paths are relative to its folder; class names are as written."""
-    table = _parse_csv(path, {})
+    """With any usual delimiter and encoding. Image paths are relative to its folder; class names are as written."""
+    text = read_text_table(path)
+    texts = {name: [row[i] for row in text.rows] for i, name in enumerate(text.columns)}
+    columns = {name: _numbers(values) for name, values in texts.items()}
+    table = datasets.Dataset.from_dict({**columns, LINE: text.lines})
     roles = infer_roles(table, config.columns, str(path))
-    if isinstance(roles.label, str):  # as text, so that a class "001" is not 1, and "true" is not True
-        table = _parse_csv(path, {roles.label: "string"})
-    columns = Columns(image=roles.image, label=roles.label, split=roles.split)
-    return _read_splits({"train": table}, config.model_copy(update={"columns": columns}), str(path), path.parent)
+    if isinstance(roles.label, str):  # as text, so that a class "001" is not 1
+        table = datasets.Dataset.from_dict(
+            {**columns, roles.label: _without_point(texts[roles.label]), LINE: text.lines}
+        )
+    stated = Columns(image=roles.image, label=roles.label, split=roles.split)
+    config = config.model_copy(update={"columns": stated})
+    return _read_splits({"train": table}, config, str(path), path.parent, text.notes)
 
 
-def _parse_csv(path: Path, column_types: dict[str, str]) -> datasets.Dataset:
-    from pyarrow import csv
+def _numbers(values: list[str]) -> list[Any]:
+    """Texts as integers or floats where all of them are such, with None for empty ones."""
+    for number in (int, float):
+        try:
+            return [number(value) if value else None for value in values] if any(values) else list(values)
+        except ValueError:
+            continue
+    return list(values)
 
-    try:
-        parsing = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        conversion = csv.ConvertOptions(column_types=column_types)
-        table = csv.read_csv(path, parse_options=parsing, convert_options=conversion)
-    except Exception as error:  # pyarrow raises many types
-        raise DataError(f"{path}: cannot be read as a table: {first_line(error)}") from None
-    return datasets.Dataset(table)
+
+def _without_point(values: list[str]) -> list[str]:
+    """``1.0`` as ``1``, where all values are like that: a program that knew only floats has written them."""
+    if all(re.fullmatch(r"-?\d+\.0*", value) for value in values):
+        return [value.split(".")[0] for value in values]
+    return values
 
 
 def read_parquet(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
-    """A file, or a folder of files whose names begin with their split, or that are in folders named by their split."""
+    """A file, or a folder of files whose names, or whose folders' names, say their split.
+
+    Paths of images are relative to their file's folder.
+    """
     files = [path] if path.is_file() else sorted([*path.glob("*.parquet"), *path.glob("*/*.parquet")])
-    groups: dict[str, list[str]] = {}
-    for file in files:
-        first_word = re.split(r"[^A-Za-z]", file.stem)[0]
-        name = first_word if file.parent in (path, path.parent) else file.parent.name
-        groups.setdefault(name, []).append(str(file))
-    splits = by_canonical_split(groups.items(), str(path))
+    splits = {"train": files} if path.is_file() else _files_by_split(files, path)
+    folders = {split: {file.parent for file in group} for split, group in splits.items()}
+    bases = {split: parents.pop() if len(parents) == 1 else path for split, parents in folders.items()}
     try:
-        tables = {split: datasets.Dataset.from_parquet(names, split=split) for split, names in splits.items()}
+        tables = {
+            split: datasets.Dataset.from_parquet([str(file) for file in group], split=split)
+            for split, group in splits.items()
+        }
     except Exception as error:  # pyarrow and datasets raise many types
         cause = error.__cause__ or error
         raise DataError(f"{path}: cannot be read as Parquet: {first_line(cause)}") from None
-    return _read_splits(tables, config, str(path), path if path.is_dir() else path.parent)
+    return _read_splits(tables, config, str(path), bases)
+
+
+def _files_by_split(files: list[Path], folder: Path) -> dict[str, list[Path]]:
+    groups: dict[str | None, list[Path]] = {}
+    for file in files:
+        split = canonical_split(file.stem, loose=True)
+        if split is None and file.parent != folder:
+            split = canonical_split(file.parent.name, loose=True)
+        groups.setdefault(split, []).append(file)
+    if set(groups) == {None}:
+        return {"train": files}
+    if None in groups:
+        name = groups[None][0]
+        raise DataError(f"{name}: its name says no split, and other files' names do: call it train-{name.name}")
+    if "train" not in groups:
+        raise DataError(f"{folder}: has no training split; its splits: {', '.join(map(str, groups))}; name one train")
+    return {str(split): group for split, group in groups.items()}
 
 
 def read_saved(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
@@ -65,7 +98,8 @@ def read_saved(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # pyarrow and json raise many types
         raise DataError(f"{path}: cannot be read as a saved dataset: {first_line(error)}") from None
-    return _read_splits(_by_split(saved, str(path)), config, str(path), path)
+    tables, notes = _by_split(saved, str(path))
+    return _read_splits(tables, config, str(path), path, notes)
 
 
 def read_hub(config: DataConfig) -> dict[str, LabeledImages]:
@@ -76,51 +110,72 @@ def read_hub(config: DataConfig) -> dict[str, LabeledImages]:
         raise DataError(
             f"data.source: {config.source}: no such folder, and it cannot be loaded from the hub: {first_line(error)}"
         ) from None
-    return _read_splits(_by_split(loaded, config.source), config, config.source, None)
+    tables, notes = _by_split(loaded, config.source)
+    return _read_splits(tables, config, config.source, None, notes)
 
 
 def read_memory(memory: Any, config: DataConfig) -> dict[str, LabeledImages]:
     """A ``datasets.Dataset``, or a mapping from split names to datasets."""
     if memory is None:
         raise DataError("data.source: memory needs the datasets themselves: finetune.run(recipe, data=...)")
-    return _read_splits(_by_split(memory, "data"), config, "data", None)
+    tables, notes = _by_split(memory, "data")
+    return _read_splits(tables, config, "data", None, notes)
 
 
-def _by_split(data: Any, where: str) -> dict[str, datasets.Dataset]:
+def _by_split(data: Any, where: str) -> tuple[dict[str, datasets.Dataset], tuple[str, ...]]:
+    """The tables by split, and lines about those that are not used."""
     if isinstance(data, datasets.Dataset):
-        return {"train": data}
+        return {"train": data}, ()
     if not isinstance(data, Mapping) or not all(isinstance(item, datasets.Dataset) for item in data.values()):
         raise DataError(
             f"{where}: must be a datasets.Dataset, or a mapping from split names to datasets; is {type(data)}"
         )
-    return by_canonical_split(data.items(), where)
+    splits, unused = by_canonical_split(data.items(), where)
+    return splits, describe_unused(unused, where)
 
 
 def _read_splits(
-    tables: dict[str, datasets.Dataset], config: DataConfig, where: str, base: Path | None
+    tables: dict[str, datasets.Dataset],
+    config: DataConfig,
+    where: str,
+    base: Path | dict[str, Path] | None,
+    notes: tuple[str, ...] = (),
 ) -> dict[str, LabeledImages]:
     """
     Args:
-        base: the folder that image paths are relative to; None for the working directory.
+        base: the folder that image paths are relative to, or that of each split; None for the working directory.
+        notes: about the tables.
     """
     tables = {split: table.with_format(None) for split, table in tables.items() if len(table)}
     if "train" not in tables:
         raise DataError(f"{where}: has no rows to train on")
     roles = infer_roles(tables["train"], config.columns, where)
     if roles.split is not None and list(tables) == ["train"]:
-        tables = _split_by_column(tables["train"], roles.split, where)
-    splits = {split: _read_split(table, roles, f"{where} ({split})", base) for split, table in tables.items()}
-    if splits["train"] is None:
+        if isinstance(base, dict):
+            base = base["train"]
+        tables, unused = _split_by_column(tables["train"], roles.split, where)
+        notes = (*notes, *unused)
+    bases = base if isinstance(base, dict) else dict.fromkeys(tables, base)
+    read = {split: _read_split(table, roles, f"{where} ({split})", bases[split]) for split, table in tables.items()}
+    if read["train"] is None:
         raise DataError(f"{where} (train): every label is -1, which means none; choose a column with classes")
-    return {split: images for split, images in splits.items() if images is not None}
+    splits = {split: images for split, images in read.items() if images is not None}
+    withheld = tuple(
+        f"{where}: the {split} split has no labels: it is not used" for split in read.keys() - splits.keys()
+    )
+    return {**splits, "train": splits["train"].with_notes((*notes, *withheld))}
 
 
-def _split_by_column(table: datasets.Dataset, column: str, where: str) -> dict[str, datasets.Dataset]:
-    values = np.array(table.select_columns([column])[:][column], dtype=object)
+def _split_by_column(
+    table: datasets.Dataset, column: str, where: str
+) -> tuple[dict[str, datasets.Dataset], tuple[str, ...]]:
+    values = np.array([_text(value) for value in table.select_columns([column])[:][column]], dtype=object)
     parts = [(str(name), table.select(np.flatnonzero(values == name))) for name in dict.fromkeys(values)]
     if len(parts) == 1 and parts[0][0] != "train":
         raise DataError(f"{where}: column {column!r} says {parts[0][0]!r} in every row; none says train")
-    return by_canonical_split(parts, f"{where}: column {column!r}")
+    where = f"{where}: column {column!r}"
+    splits, unused = by_canonical_split(parts, where)
+    return splits, describe_unused(unused, where)
 
 
 def _read_split(table: datasets.Dataset, roles: ColumnRoles, where: str, base: Path | None) -> LabeledImages | None:
@@ -133,13 +188,19 @@ def _read_split(table: datasets.Dataset, roles: ColumnRoles, where: str, base: P
 
 
 def _read_images(table: datasets.Dataset, column: str, base: Path | None, where: str) -> Images:
-    table, feature = table.select_columns([column]), table.features[column]
+    whole, table, feature = table, table.select_columns([column]), table.features[column]
     if getattr(feature, "dtype", "") in ("string", "large_string"):
         paths = table[:][column]
-        if empty := [i for i, path in enumerate(paths) if not path]:
-            raise DataError(f"{where}: column {column!r} is empty in {len(empty)} rows, the first is row {empty[0]}")
-        return [(base or Path()) / path for path in paths]
-    return EncodedImages(table.cast_column(column, datasets.Image(decode=False)), column)
+        if empty := [i for i, path in enumerate(paths) if not _text(path)]:
+            first = _row(whole, empty[0])
+            raise DataError(f"{where}: column {column!r} is empty in {len(empty)} rows, the first is {first}")
+        paths = [_text(path) for path in paths]
+        if urls := [path for path in paths if re.match(r"[A-Za-z][\w+.-]+://", path)]:
+            raise DataError(
+                f"{where}: column {column!r} has URLs, such as {urls[0]}; download the images, and give paths"
+            )
+        return [local_path(base, path) for path in paths]
+    return EncodedImages(table.cast_column(column, datasets.Image(decode=False)), column, base)
 
 
 def _read_labels(
@@ -161,13 +222,36 @@ def _read_labels(
             return None
         if (labels < 0).any():
             raise DataError(f"{where}: row {int(np.argmin(labels))} has no label; label or remove such rows")
-        return labels, tuple(feature.names)
-    return labels_from_names(["" if value is None else str(value) for value in values], where)
+        return unify_names(labels, [clean_name(name) for name in feature.names])
+    names = [_class_name(value, where, _row(table, i)) for i, value in enumerate(values)]
+    return labels_from_names(names, where, lambda i: _row(table, i))
+
+
+def _class_name(value: Any, where: str, row: str) -> str:
+    """The name of a class that a column gives as text, integer, or float without a fraction; empty for none."""
+    if isinstance(value, float):
+        if math.isnan(value):
+            return ""
+        if not value.is_integer():
+            raise DataError(f"{where}: has numbers such as {value:g} in {row}; classes are texts or integers")
+        value = int(value)
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    """Without the spaces around it; empty for None."""
+    return "" if value is None else str(value).strip()
+
+
+def _row(table: datasets.Dataset, index: int) -> str:
+    """Where a row is, for messages: its line in the file, or its number."""
+    return f"line {table[index][LINE]}" if LINE in table.column_names else f"row {index}"
 
 
 def _read_label_columns(table: datasets.Dataset, columns: list[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
     rows = table.select_columns(columns)[:]
     for name in columns:
-        if invalid := [value for value in rows[name] if value not in (0, 1)]:
-            raise DataError(f"{where}: column {name!r} must be 0 or 1 in each row; has {invalid[0]!r}")
+        if invalid := [i for i, value in enumerate(rows[name]) if value not in (0, 1)]:
+            received = f"has {rows[name][invalid[0]]!r} in {_row(table, invalid[0])}"
+            raise DataError(f"{where}: column {name!r} must be 0 or 1 in each row; {received}")
     return np.stack([np.array(rows[name], np.float32) for name in columns], axis=1), tuple(columns)

@@ -47,7 +47,7 @@ def test_rows_of_0_and_1_are_many_labels_per_image(save):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pixels": IMAGES}, "needs images and labels, or x_train and y_train .*; has pixels"),
+        ({"thumbs": IMAGES}, "needs images and labels, or x_train and y_train .*; has thumbs"),
         ({"images": IMAGES}, "images: has no labels beside it"),
         ({"images": IMAGES, "labels": LABELS[:5]}, "8 images and 5 labels"),
         ({"images": IMAGES / 255, "labels": LABELS}, r"must be uint8 .*; is float64 \[8, 4, 5\]"),

@@ -1,0 +1,130 @@
+"""CSV files as people have them: any usual encoding and delimiter, with or without a header."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import DataError
+from finetune.images.formats import is_named_like_an_image
+
+_DELIMITERS = ",;\t|"
+_SAMPLE = 200  # lines that the delimiter is chosen by
+_MAX_FIELD = 1 << 24  # characters
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of texts, without the spaces around them.
+
+    Attributes:
+        columns: names, in order.
+        rows: each as long as ``columns``.
+        lines: number of each row in the file, as an editor counts.
+        notes: what was understood where another reading is possible.
+    """
+
+    columns: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+    notes: tuple[str, ...]
+
+
+def read_text_table(path: Path) -> TextTable:
+    """
+    Raises:
+        DataError: the file is empty, rows have different lengths, or a column has no name or that of another.
+    """
+    text, notes = _decode(path)
+    delimiter = _delimiter(path, text)
+    lines, records = _records(path, text, delimiter)
+    if not records:
+        raise DataError(f"{path}: is empty; a table has a header and a row for each image")
+    header = records[0]
+    if any(is_named_like_an_image(field) for field in header):
+        columns = [f"column {i + 1}" for i in range(len(header))]
+        notes.append(f"{path}: has no header: the first line names an image; columns are called {', '.join(columns)}")
+    else:
+        columns, lines, records = header, lines[1:], records[1:]
+    for line, record in zip(lines, records, strict=True):
+        if len(record) != len(columns):
+            raise DataError(
+                f"{path}: line {line}: has {len(record)} fields, and the table has {len(columns)} columns "
+                f"({', '.join(columns)}); fields that hold the delimiter {delimiter!r} need quotes"
+            )
+    keep = [i for i, name in enumerate(columns) if name or any(record[i] for record in records)]
+    _check_names([columns[i] for i in keep], path)
+    rows = [[record[i] for i in keep] for record in records]
+    return TextTable([columns[i] for i in keep], rows, lines, tuple(notes))
+
+
+def _decode(path: Path) -> tuple[str, list[str]]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if b"\0" in data[:4096] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        # UTF-16 without a mark has a zero in every second byte of what is ASCII
+        encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
+        if data[1:2] != b"\0" and data[:1] != b"\0":
+            raise DataError(f"{path}: not a text: it holds zero bytes; give a CSV or Parquet file")
+    else:
+        encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        return data.decode(encoding), []
+    except UnicodeDecodeError:
+        if encoding != "utf-8-sig":
+            raise DataError(f"{path}: not a text in UTF-8 or {encoding.upper()}; save it as UTF-8") from None
+    try:
+        return data.decode("cp1252"), [f"{path}: is not UTF-8, and was read as Windows-1252 (cp1252)"]
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}: line {line}: encoding is neither UTF-8 nor Windows-1252; save it as UTF-8") from None
+
+
+def _delimiter(path: Path, text: str) -> str:
+    """The one that gives all lines of a sample the same number of fields, two or more."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    sample = "".join(text.splitlines(keepends=True)[:_SAMPLE])
+    regular = []
+    for delimiter in _DELIMITERS:
+        lengths = [len(record) for record in _reader(sample, delimiter) if any(field.strip() for field in record)]
+        if lengths and lengths[0] > 1:
+            regular.append((lengths.count(lengths[0]) / len(lengths), delimiter))
+    if not regular:
+        return ","
+    best = max(share for share, _ in regular)
+    return next(delimiter for share, delimiter in regular if share == best)
+
+
+def _records(path: Path, text: str, delimiter: str) -> tuple[list[int], list[list[str]]]:
+    """(number of the first line, stripped fields) of each record that is not empty."""
+    reader = _reader(text, delimiter)
+    lines, records, line = [], [], 1
+    try:
+        for record in reader:
+            fields = [field.strip() for field in record]
+            if any(fields):
+                lines.append(line)
+                records.append(fields)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path}: line {line}: {error}; close the quotes, or save it as a plain table") from None
+    return lines, records
+
+
+def _reader(text: str, delimiter: str) -> Any:
+    csv.field_size_limit(_MAX_FIELD)
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+
+
+def _check_names(names: list[str], path: Path) -> None:
+    for i, name in enumerate(names):
+        if not name:
+            raise DataError(f"{path}: line 1: column {i + 1} has no name; give it one")
+        if name in names[:i]:
+            raise DataError(f"{path}: line 1: two columns are called {name!r}; rename one")

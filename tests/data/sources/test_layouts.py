@@ -1,0 +1,188 @@
+"""Folders as people have them: what is a split, what a class, and what neither."""
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from finetune.data.sources import read_source
+from finetune.data.splits import load_splits
+from finetune.errors import DataError
+from finetune.recipe import DataConfig
+
+
+def write(folder, count=2, start=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(start, start + count):
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(folder / f"{i:02}.png")
+
+
+def read(folder):
+    return read_source(DataConfig(source=str(folder)))
+
+
+def classes(root, *names):
+    for name in names:
+        write(root / name)
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "split"),
+    [
+        ("training_set", "test_set", "test"),
+        ("seg_train", "seg_test", "test"),
+        ("train_images", "val_images", "validation"),
+        ("Training", "Testing", "test"),
+        ("trainset", "testset", "test"),
+        ("cars_train", "cars_test", "test"),
+        ("trainImages", "devImages", "validation"),
+        ("train2017", "val2017", "validation"),
+    ],
+)
+def test_folders_named_for_splits_in_the_wild_are_splits(tmp_path, train, other, split):
+    for name in (train, other):
+        classes(tmp_path / name, "cats", "dogs")
+    sources = read(tmp_path)
+    assert list(sources) == ["train", split]
+    assert all(source.names == ("cats", "dogs") for source in sources.values())
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    classes(tmp_path, "bus", "train", "car")
+    assert read(tmp_path)["train"].names == ("bus", "car", "train")
+    for part in ("train", "test"):
+        classes(tmp_path / "splits" / part, "bus", "train")
+    assert read(tmp_path / "splits")["test"].names == ("bus", "train")
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["train", "test"], "train/ look like splits, but have no folders for classes inside"),
+        (["train/2020", "train/2021", "bus", "car"], "train/ could be a split or a class beside bus/, car/"),
+        (["val/a", "val/b", "test/a", "test/b"], "but none to train on"),
+        (["train/a", "train/b", "training_set/a", "training_set/b"], "two folders for one split"),
+        (["data/a", "data/b"], r"has data/; did you mean .*data\?"),
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_refused_with_both(tmp_path, folders, message):
+    classes(tmp_path, *folders)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path)
+
+
+def test_hidden_and_system_files_are_left_out_at_any_depth_and_listed(tmp_path):
+    classes(tmp_path, "cat", "dog")
+    write(tmp_path / "cat" / ".ipynb_checkpoints")
+    write(tmp_path / "cat" / "deep" / "__MACOSX")
+    for name in ("._00.png", ".DS_Store", "Thumbs.db", "deep/._x.jpg"):
+        (tmp_path / "dog" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "dog" / name).write_bytes(b"\0\5\26\7")
+    source = read(tmp_path)["train"]
+    assert len(source.images) == 4
+    assert sorted(line.removeprefix(f"{tmp_path}/") for line in source.left_out) == [
+        "cat/.ipynb_checkpoints: a hidden folder with 2 files",
+        "cat/deep/__MACOSX: a hidden folder with 2 files",
+        "dog/.DS_Store: a hidden file",
+        "dog/._00.png: a hidden file",
+        "dog/Thumbs.db: a hidden file",
+        "dog/deep/._x.jpg: a hidden file",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ending", "form"),
+    [
+        (".jfif", "JPEG"),
+        (".jpe", "JPEG"),
+        (".avif", "AVIF"),
+        (".ppm", "PPM"),
+        (".tga", "TGA"),
+        ("", "PNG"),
+        (".data", "JPEG"),
+        (".txt", "WEBP"),
+    ],
+)
+def test_every_image_that_pillow_reads_is_used_whatever_its_name(tmp_path, ending, form):
+    classes(tmp_path, "cat", "dog")
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat" / f"more{ending}", format=form)
+    splits = load_splits(DataConfig(source=str(tmp_path), validation=0.0, test=0.4), 0)
+    assert len(splits.train) + len(splits.test) == 5
+
+
+def test_every_other_file_is_listed_with_its_reason(tmp_path):
+    classes(tmp_path, "cat", "dog")
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "labels.csv").write_text("a,b")
+    write(tmp_path, 1, start=7)
+    os.mkfifo(tmp_path / "dog" / "pipe.png")
+    (tmp_path / "dog" / "lost").symlink_to("nowhere")
+    assert sorted(line.removeprefix(f"{tmp_path}/") for line in read(tmp_path)["train"].left_out) == [
+        "07.png: beside the class folders, in none of them",
+        "cat/notes.txt: not an image",
+        "dog/lost: a link to nothing",
+        "dog/pipe.png: not a regular file",
+        "labels.csv: not an image",
+    ]
+
+
+def test_what_is_beside_the_splits_is_listed(tmp_path):
+    for part in ("train", "test"):
+        classes(tmp_path / part, "a", "b")
+    write(tmp_path / "docs", 1)
+    (tmp_path / "README.md").write_text("about")
+    assert sorted(line.removeprefix(f"{tmp_path}/") for line in read(tmp_path)["train"].left_out) == [
+        "README.md: not an image",
+        "docs/00.png: in none of the splits",
+    ]
+
+
+def test_links_are_followed_once_and_never_in_a_circle(tmp_path):
+    write(tmp_path / "store" / "shared", 3)
+    root = tmp_path / "data"
+    classes(root, "cat", "dog")
+    (root / "cat" / "more").symlink_to(tmp_path / "store" / "shared")
+    (root / "cat" / "again").symlink_to(tmp_path / "store" / "shared")
+    (root / "dog" / "round").symlink_to(root)
+    (root / "dog" / "one.png").symlink_to(tmp_path / "store" / "shared" / "00.png")
+    source = read(root)["train"]
+    assert [source.labels.tolist().count(i) for i in (0, 1)] == [5, 3]
+    assert sorted(line.rsplit("/", 1)[1] for line in source.left_out) == [
+        "more: a link to a folder that is read already",
+        "round: a link to a folder that is read already",
+    ]
+
+
+def test_names_are_compared_in_unicodes_composed_form(tmp_path):
+    composed = unicodedata.normalize("NFC", "été")
+    write(tmp_path / "train" / composed)
+    write(tmp_path / "train" / "hiver")
+    write(tmp_path / "test" / unicodedata.normalize("NFD", "été"))
+    write(tmp_path / "test" / "hiver")
+    sources = read(tmp_path)
+    assert sources["train"].names == sources["test"].names == ("hiver", composed)
+
+
+def test_folders_with_one_name_in_two_forms_are_one_class(tmp_path):
+    for form in ("NFC", "NFD"):
+        write(tmp_path / unicodedata.normalize(form, "été"))
+    write(tmp_path / "hiver")
+    source = read(tmp_path)["train"]
+    assert source.names == ("hiver", "été")
+    assert len(source.images) == 6
+    assert "2 folders have this name in different Unicode forms" in source.notes[0]
+
+
+def test_names_that_are_no_utf8_are_read_and_written(tmp_path):
+    try:
+        folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfcn"))
+        write(folder)
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes UTF-8 alone")
+    classes(tmp_path, "rot")
+    (folder / os.fsdecode(b"b\xe4d.png")).write_bytes(b"no image")
+    splits = load_splits(DataConfig(source=str(tmp_path), validation=0.0, test=0.5, on_broken_image="skip"), 0)
+    assert splits.class_names == ("grün", "rot")
+    assert len(splits.skipped) == 1
