@@ -80,6 +80,19 @@ def read_pretrained(
         ModelError: the checkpoint is damaged, or asks for a variant that is not supported.
         TransferError: its tensors do not fit its configuration.
     """
+    try:
+        return _read_as_named(checkpoint, family, reader, image_size, dtype)
+    except ModelError:
+        tensors = checkpoint.tensors.without_wrapper()
+        if tensors is None:
+            raise
+        return _read_as_named(checkpoint.with_tensors(tensors), family, reader, image_size, dtype)
+
+
+def _read_as_named(
+    checkpoint: Checkpoint, family: Family, reader: Reader, image_size: int | None, dtype: Any
+) -> Pretrained:
+    """With the tensors' names as they are."""
     if image_size is not None and image_size < 1:
         raise ModelError(f"image_size: at least one pixel is needed; received {image_size}")
     reading = _read_config(checkpoint, reader)
@@ -157,7 +170,7 @@ def _transfer(checkpoint: Checkpoint, reading: Reading, shapes: Any) -> tuple[di
         source.setdefault("unknown", {})[name] = tensors[name]
         names["unknown", name] = name
     variables, report = transplant(source, shapes, names=names)
-    return variables, replace(report, unused=named.dropped)
+    return variables, replace(report, unused=named.dropped, notes=tensors.notes)
 
 
 def _resize_position_table(

@@ -19,6 +19,7 @@ from finetune.weights.tensors import LazyArray
 
 Variables = Mapping[str, Any]  # a dict, or the FrozenDict of older Flax code
 Key = tuple[str, ...]
+_SHOWN = 8  # problems of each kind in a message
 
 
 def extract_submodule(module: nn.Module, variables: Variables, path: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -80,18 +81,21 @@ class TransferReport:
         fresh: target leaves that keep their initial values, such as those of a new head.
         unused: source tensors that were left out on purpose.
         resized: target leaves (positions) that were interpolated to another image size.
+        notes: lines about how the source was read.
     """
 
     transferred: tuple[tuple[str, str], ...]
     fresh: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     resized: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.transferred)} tensors transferred, {len(self.fresh)} fresh, {len(self.unused)} unused"]
         lines += [f"  fresh   {name}" for name in self.fresh]
         lines += [f"  unused  {name}" for name in self.unused]
         lines += [f"  resized {name}" for name in self.resized]
+        lines += [f"  note    {line}" for line in self.notes]
         return "\n".join(lines)
 
 
@@ -119,19 +123,20 @@ def transplant(
         The target's tree with the source's values in the target's dtypes, and the report.
 
     Raises:
-        TransferError: leaves are missing, unexpected or of another shape; lists all of them.
+        TransferError: leaves are missing, unexpected or of another shape; lists the first of each kind.
     """
     targets = flatten_dict(_to_dict(target))
     sources = {_prefixed(key, into): (key, value) for key, value in flatten_dict(_to_dict(source)).items()}
     reported = {key: (names or {}).get(path, "/".join(path)) for key, (path, _) in sources.items()}
-    problems, transferred, kept, left_out = [], [], [], []
+    problems: dict[str, list[str]] = {"shape": [], "missing": [], "unexpected": []}
+    transferred, kept, left_out = [], [], []
     result: dict[Key, Any] = {}
     for key, leaf in targets.items():
         path = "/".join(key)
         if key in sources:
             value = sources[key][1]
             if tuple(value.shape) != tuple(leaf.shape):
-                problems.append(f"shape       {reported[key]}: {tuple(value.shape)} given, {tuple(leaf.shape)} needed")
+                problems["shape"].append(f"{reported[key]}: {tuple(value.shape)} given, {tuple(leaf.shape)} needed")
                 continue
             result[key] = jnp.asarray(np.asarray(value) if isinstance(value, LazyArray) else value, leaf.dtype)
             transferred.append((reported[key], path))
@@ -139,17 +144,33 @@ def transplant(
             result[key] = leaf
             kept.append(path)
         else:
-            problems.append(f"missing     {path} {tuple(leaf.shape)}")
+            problems["missing"].append(f"{path} {tuple(leaf.shape)}")
     for key in sources.keys() - targets.keys():
         if _any_match(unused, "/".join(sources[key][0])):
             left_out.append(reported[key])
         else:
-            problems.append(f"unexpected  {reported[key]} {tuple(sources[key][1].shape)}")
-    if problems:
-        raise TransferError(
-            "the weights do not fit the model:\n" + "\n".join(f"  {line}" for line in sorted(set(problems)))
-        )
+            problems["unexpected"].append(f"{reported[key]} {tuple(sources[key][1].shape)}")
+    if any(problems.values()):
+        raise TransferError(f"the weights do not fit the model: {_likely_cause(problems, len(transferred))}")
     return unflatten_dict(result), TransferReport(tuple(transferred), tuple(kept), tuple(sorted(left_out)))
+
+
+def _likely_cause(problems: Mapping[str, list[str]], fitting: int) -> str:
+    """What is probably wrong, and the first problems of each kind."""
+    shapes, missing, unexpected = (sorted(set(problems[kind])) for kind in ("shape", "missing", "unexpected"))
+    if not fitting and missing and unexpected:
+        cause = "no name fits, as if a program had put a prefix before them, or these were weights of another model"
+    elif shapes and not missing and not unexpected:
+        cause = "all names fit, and sizes do not: the configuration is of another size of the model"
+    elif missing and not unexpected:
+        cause = "some are missing: the file is not complete, or holds only a part of the model"
+    else:
+        cause = "the configuration is of another model, or of another version of it"
+    lines = [f"{cause}:"]
+    for kind, names in (("shape", shapes), ("missing", missing), ("unexpected", unexpected)):
+        lines += [f"  {kind:<11} {name}" for name in names[:_SHOWN]]
+        lines += [f"  {kind:<11} and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return "\n".join(lines)
 
 
 def _to_dict(tree: Variables) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -127,6 +127,44 @@ def locate(root: type[Part], loc: KeyPath) -> tuple[KeyPath, list[str]]:
             valid = list(fields)
             parts = list(_parts_in(fields[key].annotation)) if key in fields else []
     return tuple(at), valid
+
+
+def takes_text(root: type[Part], keys: KeyPath) -> bool:
+    """Whether the value at a path is a text, whatever it looks like: a folder called 2024 is no number."""
+    annotations: list[Any] = [root]
+    for key in keys:
+        parts = [part for annotation in annotations for part in _parts_in(annotation)]
+        if isinstance(key, str):
+            annotations = [part.model_fields[key].annotation for part in parts if key in part.model_fields]
+        else:
+            annotations = [item for annotation in annotations for item in _items_of(annotation)]
+    kinds = {kind for annotation in annotations for kind in _scalars_in(annotation)}
+    return bool(kinds) and kinds <= {str, type(None)} and str in kinds
+
+
+def _items_of(annotation: Any) -> Iterator[Any]:
+    """The types of the items of the lists inside a field's type."""
+    if get_origin(annotation) is list:
+        yield from get_args(annotation)
+    else:
+        for inner in get_args(annotation):
+            yield from _items_of(inner)
+
+
+def _scalars_in(annotation: Any) -> Iterator[Any]:
+    """The types of values, other than lists, inside a field's type; text for choices among words."""
+    origin = get_origin(annotation)
+    if origin is list:
+        return
+    if origin is Literal:
+        yield from (type(choice) for choice in get_args(annotation))
+    elif origin is Annotated:
+        yield from _scalars_in(get_args(annotation)[0])
+    elif get_args(annotation):
+        for inner in get_args(annotation):
+            yield from _scalars_in(inner)
+    else:
+        yield annotation
 
 
 def _tag(part: type[Part]) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ from pydantic import Field, ValidationError, model_validator
 from finetune import resources
 from finetune.errors import RecipeError, nearest
 from finetune.recipe.backbone import BackboneConfig, HeadConfig, PretrainedConfig
-from finetune.recipe.base import Name, Part, locate, mistakes
+from finetune.recipe.base import KeyPath, Name, Part, locate, mistakes, takes_text
 from finetune.recipe.data import DataConfig
 from finetune.recipe.optimization import has_state
 from finetune.recipe.source import RecipeSource
 from finetune.recipe.stages import LinearProbeStage, Metric, Stage, TrainStage
 
+_PATHS: tuple[KeyPath, ...] = (("data", "source"), ("backbone", "source"), ("backbone", "weights"))
 _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"}  # for the error that names the key
 
 
@@ -123,19 +126,29 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Reci
 
     Args:
         path_or_name: a YAML file, or the name of a bundled recipe (``finetune ls`` lists them).
-        overrides: ``dotted.key=value`` sets (list items by number), ``~dotted.key`` deletes.
+        overrides: ``dotted.key=value`` sets (list items by number), ``~dotted.key`` deletes. Paths in overrides are
+            relative to the working directory, and those in a file to its folder.
 
     Raises:
         RecipeError: naming file and line (or the override), what was received, and what is valid.
     """
-    source = RecipeSource.read(find_recipe(path_or_name))
+    file = find_recipe(path_or_name)
+    source = RecipeSource.read(file)
     for override in overrides:
-        source.override(override)
+        source.override(override, partial(takes_text, Recipe))
+    if file not in resources.recipes().values():  # these leave the place of your files to you
+        source.make_paths_absolute(_PATHS, _is_name)
     source.document.setdefault("name", source.path.stem)
     try:
         return Recipe.model_validate(source.plain())
     except ValidationError as error:
         raise RecipeError("\n".join(_explain(e, source) for e in error.errors())) from None
+
+
+def _is_name(value: str) -> bool:
+    """Whether a source is no path as it stands: one of the toolkit's own names, or an id on the hub."""
+    known = value in ("digits", "memory") or value.startswith("builtin:")
+    return known or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", value) is not None
 
 
 def find_recipe(path_or_name: str | Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -40,8 +41,12 @@ class RecipeSource:
             raise RecipeError(f"{path}: a recipe is a mapping of keys to values; received {_kind(document)}")
         return cls(path, document)
 
-    def override(self, text: str) -> None:
-        """Applies ``a.b.0.c=value`` or ``~a.b``; values are read as YAML."""
+    def override(self, text: str, takes_text: Callable[[KeyPath], bool] = lambda _: False) -> None:
+        """Applies ``a.b.0.c=value`` or ``~a.b``; values are read as YAML.
+
+        Args:
+            takes_text: whether the value at a path is a text: then it is as it was typed, except for quotes around it.
+        """
         match = re.fullmatch(r"(?:~(?P<gone>[^=]+)|(?P<key>[^=]+)=(?P<value>.*))", text, re.DOTALL)
         if match is None:
             raise RecipeError(f"override {text!r}: write key=value, or ~key to delete a key")
@@ -54,7 +59,7 @@ class RecipeSource:
             del parent[keys[-1]]
             return
         try:
-            parent[keys[-1]] = _parser().load(match["value"])
+            parent[keys[-1]] = _value(match["value"], takes_text(keys))
         except YAMLError:
             raise RecipeError(f"override {text!r}: {match['value']!r} is not a YAML value") from None
         self.overridden.pop(keys, None)  # so that the latest comes last
@@ -98,6 +103,25 @@ class RecipeSource:
             node = node[key]
         return True
 
+    def make_paths_absolute(self, keys: Iterable[KeyPath], is_name: Callable[[str], bool]) -> None:
+        """Paths that stand in the file are relative to its folder; those of overrides, to the working directory.
+
+        Args:
+            keys: where there are paths.
+            is_name: whether a value is a name rather than a path, unless there is such a file.
+        """
+        folder = self.path.absolute().parent
+        for at in keys:
+            node: Any = self.document
+            for key in at[:-1]:
+                node = node.get(key) if isinstance(node, CommentedMap) else None
+            value = node.get(at[-1]) if isinstance(node, CommentedMap) else None
+            typed = any(at[: len(written)] == written for written in self.overridden)
+            if not isinstance(value, str) or typed or value.startswith("~"):
+                continue
+            if (folder / value).exists() or not is_name(value):
+                node[at[-1]] = str(folder / value)
+
     def plain(self) -> dict[str, Any]:
         """The document as plain dicts, lists and scalars."""
         return _plain(self.document)
@@ -110,6 +134,7 @@ def dump_recipe(recipe: Part) -> str:
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False  # type: ignore[assignment]
+    yaml.width = 1 << 16  # a path on one line
     stream = StringIO()
     yaml.dump(recipe.model_dump(mode="json"), stream)
     return stream.getvalue()
@@ -126,6 +151,18 @@ def purpose(path: Path) -> str:
         elif words:
             words.append(line.removeprefix("#").strip())
     return " ".join(words)
+
+
+def _value(text: str, is_text: bool) -> Any:
+    """An override's value."""
+    bare = text.strip()
+    if is_text and bare not in ("", "~", "null") and not bare.startswith(("'", '"')) and not _is_list(bare):
+        return bare
+    return _parser().load(text)
+
+
+def _is_list(text: str) -> bool:
+    return text.startswith("[") and text.endswith("]")
 
 
 def _parser() -> YAML:

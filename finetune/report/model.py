@@ -84,7 +84,8 @@ def describe_transfer(report: TransferReport) -> list[str]:
     """The transfer report, line by line; unused tensors with similar names are counted together."""
     lines = [f"{len(report.transferred)} tensors transferred, {len(report.unused)} unused, none missing"]
     lines += [f"unused   {count} x {pattern}" for pattern, count in _count_by_pattern(report.unused)]
-    return lines + [f"resized  {path}, interpolated to another image size" for path in report.resized]
+    lines += [f"resized  {path}, interpolated to another image size" for path in report.resized]
+    return lines + [f"note     {line}" for line in report.notes]
 
 
 def _sort_key(item: tuple[tuple[str, ...], Any]) -> tuple[bool, list[tuple[int, str]]]:

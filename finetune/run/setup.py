@@ -110,7 +110,7 @@ class RunSetup:
         validation = f"{len(splits.validation)} validation" if splits.validation is not None else "no validation"
         sizes = f"{len(splits.train)} training, {validation} and {len(splits.test)} test images"
         lines = [f"{recipe.name}: {sizes}, {len(splits.class_names)} classes, {recipe.backbone.origin}"]
-        lines += splits.notes
+        lines += [*self.backbone.report.notes, *splits.notes]
         if splits.left_out:
             count, first = len(splits.left_out), splits.left_out[0]
             lines.append(f"{count} files are not used, such as {first}; finetune check-data lists them")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,12 @@ class Checkpoint:
         if self.layout == "open_clip":
             return TensorFolder(self.folder, ("open_clip_model.safetensors", "model.safetensors"))
         return TensorFolder(self.folder)
+
+    def with_tensors(self, tensors: TensorFolder) -> Checkpoint:
+        """The same configuration with other tensors."""
+        other = replace(self)
+        other.__dict__["tensors"] = tensors
+        return other
 
 
 def open_checkpoint(folder: Path, *, prefer_open_clip: bool = False) -> Checkpoint:

@@ -95,6 +95,8 @@ def _weight_files(repository: str, folder: Path) -> list[str]:
     if foreign or not names:
         received = f"it names {foreign[0]!r}" if foreign else "it names no files"
         raise ModelError(f"{_INDEX}: needs a weight_map of safetensors in its folder; {received}; use another revision")
+    if _ensure_cached(repository, "model.safetensors", folder.name):  # transformers reads it rather than the index
+        return ["model.safetensors"]
     return names
 
 

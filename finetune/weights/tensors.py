@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from safetensors import SafetensorError, safe_open
 from finetune.errors import ModelError
 
 SINGLE_FILES = ("model.safetensors", "open_clip_model.safetensors")
+_INDEX = "model.safetensors.index.json"
 _REOPEN_AFTER = 2**28  # bytes
+# Prefixes of DataParallel and of averaged models, torch.compile, PEFT, Lightning and other training programs.
+_WRAPPERS = ("module.", "_orig_mod.", "base_model.", "model.", "ema_model.", "ema.", "_forward_module.", "net.")
+_AVERAGED = "n_averaged"  # what torch.optim.swa_utils adds
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 
 
@@ -39,22 +44,47 @@ class LazyArray:
 class TensorFolder(Mapping[str, LazyArray]):
     """Name -> array of every tensor in a folder, in one file or sharded, in the dtype that it was saved in.
 
+    Attributes:
+        notes: lines about other weights in the folder, and about names.
+
     Raises:
         ModelError: there are no safetensors, or files are missing or damaged.
     """
 
     def __init__(self, folder: Path, files: Sequence[str] = SINGLE_FILES) -> None:
         self.folder = folder
-        self._tensors: dict[str, tuple[_File, tuple[int, ...]]] = {}  # name -> file, shape
-        for path in _weight_files(folder, files):
+        self.notes: tuple[str, ...] = ()
+        self._tensors: dict[str, tuple[_File, str, tuple[int, ...]]] = {}  # name -> file, name in it, shape
+        paths = _weight_files(folder, files)
+        others = [name for name in (*files, _INDEX) if (folder / name).is_file() and folder / name not in paths]
+        if paths[0].name in files and others:
+            self.notes = (f"{paths[0]} is read, and {' and '.join(others)} beside it is not",)
+        for path in paths:
             file = _File(path)
             handle = file.open()
             for name in handle.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
-                self._tensors[name] = file, tuple(handle.get_slice(name).get_shape())
+                self._tensors[name] = file, name, tuple(handle.get_slice(name).get_shape())
+
+    def without_wrapper(self) -> TensorFolder | None:
+        """The same tensors without the prefix that a wrapper such as DataParallel or torch.compile left in all names;
+        None where there is none."""
+        prefixes = []
+        names = [name for name in self._tensors if name != _AVERAGED]
+        while wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in names)), None):
+            prefixes.append(wrapper)
+            names = [name.removeprefix(wrapper) for name in names]
+        if not prefixes:
+            return None
+        prefix, stripped = "".join(prefixes), copy(self)
+        stripped._tensors = {
+            name.removeprefix(prefix): tensor for name, tensor in self._tensors.items() if name != _AVERAGED
+        }
+        stripped.notes = (*self.notes, f"{self.folder}: the prefix {prefix!r} of all tensors' names is left out")
+        return stripped
 
     def __getitem__(self, name: str) -> LazyArray:
-        file, shape = self._tensors[name]
-        return LazyArray(shape, lambda: file.read(name))
+        file, name_in_file, shape = self._tensors[name]
+        return LazyArray(shape, lambda: file.read(name_in_file))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -91,7 +121,10 @@ class _File:
 
 
 def _weight_files(folder: Path, single_files: Sequence[str]) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    for name in single_files:  # first, as transformers does: an index may be of an earlier save
+        if (folder / name).is_file():
+            return [folder / name]
+    index = folder / _INDEX
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -103,9 +136,6 @@ def _weight_files(folder: Path, single_files: Sequence[str]) -> list[Path]:
             count = f"{len(missing)} of {len(files)} shards are missing"
             raise ModelError(f"{folder}: {count}: {', '.join(missing)}; download them")
         return files
-    for name in single_files:
-        if (folder / name).is_file():
-            return [folder / name]
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
     if pickled:
         raise ModelError(

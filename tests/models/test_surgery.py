@@ -1,3 +1,5 @@
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -150,11 +152,31 @@ def test_all_mismatches_are_reported_together():
     with pytest.raises(TransferError) as raised:
         transplant(source, SHAPES)
     assert str(raised.value).splitlines()[1:] == [
+        "  shape       params/conv/kernel: (2, 4) given, (2, 3) needed",
         "  missing     batch_stats/norm/mean (3,)",
         "  missing     params/norm/scale (3,)",
-        "  shape       params/conv/kernel: (2, 4) given, (2, 3) needed",
         "  unexpected  params/head/bias (2,)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ({"params": {"module": SOURCE["params"]}}, "no name fits, as if a program had put a prefix before them"),
+        ({"params": SOURCE["params"]}, "some are missing"),
+    ],
+)
+def test_the_message_begins_with_the_likeliest_cause(source, cause):
+    with pytest.raises(TransferError) as raised:
+        transplant(source, SHAPES)
+    assert re.search(cause, str(raised.value).splitlines()[0])
+
+
+def test_a_long_list_of_mismatches_is_cut():
+    source = {"params": {f"layer{i}": {"kernel": np.zeros(2)} for i in range(200)}}
+    with pytest.raises(TransferError, match="unexpected  and 192 more") as raised:
+        transplant(source, SHAPES)
+    assert len(str(raised.value).splitlines()) < 20
 
 
 def test_a_leaf_known_by_its_shape_alone_cannot_stay_fresh():

@@ -172,7 +172,7 @@ def test_numbers_are_read_as_yaml_1_2_reads_them(load, written, value):
 def test_words_that_older_yaml_takes_for_booleans_stay_strings(load, word):
     assert load("name: tune", f"name: {word}").stages[1].name == word
     assert load(overrides=[f"name={word}"]).name == word
-    assert load("source: digits", f"source: {word}").data.source == word
+    assert load(overrides=[f"data.source={word}"]).data.source == word
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_an_override_sets_or_deletes(load, override, read):
         ("stages.last.epochs=1", r"'last' is no item of a list of 2 \(from 0\)"),
         ("~stages.2", r"2 is no item of a list of 2 \(from 0\)"),
         ("seed.a=1", "seed has no keys inside"),
-        ("data.source=[1", r"'\[1' is not a YAML value"),
+        ("seed=[1", r"'\[1' is not a YAML value"),
         ("stages.1.epoch=3", r"unknown key 'stages\.1\.epoch' \(did you mean 'epochs'\?\)"),
         ("head={inti: zeros}", r"unknown key 'head\.inti' \(did you mean 'init'\?\)"),
         ("seed=abc", "seed: input should be a valid integer; received 'abc'"),
@@ -239,3 +239,41 @@ def test_a_recipe_that_is_not_there_offers_the_nearest_name(tmp_path):
         load_recipe("quickstrt")
     with pytest.raises(RecipeError, match="a folder, not a recipe file"):
         load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["2024", "1e3", "my photos #1", "true", "a: b", "- x", "{}", "[2024] cats", "007", "@home", "=1", "null.d"]
+)
+def test_a_text_in_an_override_is_what_was_typed(load, text):
+    assert load(overrides=[f"data.source={text}"]).data.source == text
+
+
+def test_quotes_around_a_text_are_no_part_of_it(load):
+    assert load(overrides=["data.source='2024 # x'"]).data.source == "2024 # x"
+    assert load(overrides=["data.source=s.csv", "data.columns.label=[a, b]"]).data.columns.label == ["a", "b"]
+    assert load(overrides=["data.source=s.csv", "data.columns.label=7"]).data.columns.label == "7"
+    assert load(overrides=["data.source=s.csv", "data.columns.label=null"]).data.columns.label is None
+
+
+def test_paths_are_relative_to_where_they_stand(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path.parent)
+    file = tmp_path / "recipe.yaml"
+
+    def source(text, overrides=()):
+        file.write_text(TEXT.replace("source: digits", f"source: {text}"), encoding="utf-8")
+        return load_recipe(file, overrides).data.source
+
+    assert source("photos") == str(tmp_path / "photos")
+    assert source("./photos") == str(tmp_path / "photos")
+    assert source("missing") == str(tmp_path / "missing")
+    assert source("owner/name") == str(tmp_path / "owner" / "name")
+    assert source("other/name") == "other/name"
+    assert source("/photos") == "/photos"
+    assert source("digits") == "digits"
+    assert source("digits", ["data.source=photos"]) == "photos"
+
+
+def test_a_bundled_recipes_path_is_relative_to_the_working_directory():
+    assert load_recipe("clip_vit_b32").data.source == "images"

@@ -52,8 +52,9 @@ def _read(config: DataConfig, memory: Any) -> dict[str, LabeledImages]:
         return _read_folder(path, config)
     if _HUB_ID.fullmatch(config.source) and not path.parent.is_dir():
         return _tables().read_hub(config)
+    where = "" if path.is_absolute() else f" in {Path.cwd()}"
     raise DataError(
-        f"data.source: {config.source}: no such file or folder{nearest(config.source, ['digits'])}; "
+        f"data.source: {config.source}: no such file or folder{where}{nearest(path.name, ['digits'])}; "
         "other sources: digits, or the hub id of a dataset (owner/name)"
     )
 

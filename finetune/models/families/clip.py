@@ -22,7 +22,7 @@ from finetune.models.family import Family, Reader, Reading, parse_transformers
 from finetune.models.layers.base import BackboneOutput, l2_normalize
 from finetune.models.layers.text import TextConfig, TextEmbeddings
 from finetune.models.layers.transformer import Encoder, VisionTransformer, ViTConfig
-from finetune.weights.names import Drop, Rename, Row, Split, convolution, linear, weight_and_bias
+from finetune.weights.names import Drop, Rename, Row, Split, convolution, linear, scalar, weight_and_bias
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ NAMES: tuple[Row, ...] = (
     Rename(r"(.*\b(?:token|position)_embedding)\.weight", r"\1.embedding"),
     Rename(r"(.*norm[12]?)\.weight", r"\1.scale"),
     Rename(r"(.*(?:_proj|_projection|\bfc[12]))\.weight", r"\1.kernel", linear),
-    Rename(r"(.*\b(?:bias|class_embedding|logit_scale))", r"\1"),
+    Rename(r"(.*\b(?:bias|class_embedding))", r"\1"),
+    Rename(r"(.*\blogit_scale)", r"\1", scalar),
 )
 # A vision tower saved alone: transformers before version 5 wrote a prefix. The projection is not part of the tower.
 VISION_NAMES: tuple[Row, ...] = (
@@ -201,7 +202,7 @@ def _open_clip_block(theirs: str, ours: str) -> tuple[Row, ...]:
 
 OPEN_CLIP_NAMES: tuple[Row, ...] = (
     Drop(r"(?:text\.)?attn_mask"),
-    Rename(r"logit_scale", r"logit_scale"),
+    Rename(r"logit_scale", r"logit_scale", scalar),
     Rename(r"visual\.class_embedding", r"vision_model.embeddings.class_embedding"),
     Rename(r"visual\.conv1\.weight", r"vision_model.embeddings.patch_embedding.kernel", convolution),
     Rename(r"visual\.positional_embedding", r"vision_model.embeddings.position_embedding.embedding"),
