@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,24 +11,64 @@ import typer
 from finetune.cli.options import AsJson, LocalCode
 from finetune.cli.tables import METRICS, number, print_json, print_table
 
+_NAMES_SHOWN = 20
+
+
+class SplitName(StrEnum):
+    """As typer wants a choice among words."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
 
 def evaluate(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Of other data, such as data.columns.label=species."),
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Measure on the test images of this source instead.")
+        str | None, typer.Option(metavar="SOURCE", help="Measure on all images of this source instead.")
+    ] = None,
+    split: Annotated[
+        SplitName | None, typer.Option(help="Measure on this split of the data.  [default: test, or all of SOURCE]")
     ] = None,
     as_json: AsJson = False,
     allow_local_code: LocalCode = False,
 ) -> None:
-    """Measure a trained model on its run's test images."""
+    """Measure a trained model, on its run's test images or on others."""
     import finetune
+    from finetune.errors import RecipeError
+    from finetune.recipe import read_data_config
+    from finetune.run.progress import Progress
 
-    result = finetune.evaluate_run(directory, data, allow_local_code=allow_local_code)
+    if options and data is None:
+        raise RecipeError(f"{options[0]!r}: options are for other images: give them as --data SOURCE")
+    source = None if data is None else read_data_config(data, options or [])
+    with Progress() as display:
+        result = finetune.evaluate_run(
+            directory,
+            source,
+            split=None if split is None else split.value,
+            allow_local_code=allow_local_code,
+            track=display.track,
+        )
     if as_json:
         print_json(result)
         return
     metric = result["metric"]
-    row = [f"{result['n']:,}", number(result[metric]), number(result["loss"])]
-    print_table(["test images", METRICS[metric], "loss"], [row])
+    row = [result["split"], f"{result['n']:,}", number(result[metric]), number(result["loss"])]
+    print_table(["split", "images", METRICS[metric], "loss"], [row])
+    for line in result["notes"]:
+        typer.echo(f"note: {line}")
+    if metric == "mean_average_precision":
+        names = result["class_names"]
+        more = " ..." if len(names) > _NAMES_SHOWN else ""
+        typer.echo(f"labels: {', '.join(names[:_NAMES_SHOWN])}{more}")
     if result["skipped"]:
         typer.echo(f"broken images left out: {result['skipped']}")
+    if result["left_out"]:
+        typer.echo(f"files that are no images of a class, left out: {result['left_out']}")
+    if result["trained_on"] and result["split"] != SplitName.TRAIN.value:
+        typer.echo(f"the model was trained on {result['trained_on']:,} of these images: expect less on others")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import warnings
@@ -49,6 +50,9 @@ def main() -> None:
     A mistake in the input ends with one message and exit code 2, never with a traceback; a run that diverged with 3; a
     run that a signal stopped with 128 plus the signal's number.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal or pipe may lack the characters of a name
     for library in ("absl", "asyncio"):  # Orbax logs each failure several times; one message is enough
         logging.getLogger(library).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # from Pillow; such images are refused

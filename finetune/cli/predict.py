@@ -2,41 +2,118 @@
 
 from __future__ import annotations
 
+import csv
+import glob
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from finetune.cli.options import AsJson, LocalCode, RunOrBundle
 from finetune.cli.tables import number, print_json, print_table
 
+_AT_A_TIME = 64  # images that are decoded together
+
 
 def predict(
     directory: RunOrBundle,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...", help="Files, folders (all images inside), or patterns; - reads paths from stdin."
+        ),
+    ],
+    top: Annotated[int, typer.Option(min=1, help="Show so many of the most probable classes.")] = 1,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of text.")] = False,
     as_json: AsJson = False,
     allow_local_code: LocalCode = False,
 ) -> None:
-    """Classify images with a trained model."""
+    """Classify images with a trained model. Images that cannot be used are named, and the others classified."""
     import finetune
+    from finetune.errors import DataError
 
-    predictions = finetune.restore(directory, allow_local_code=allow_local_code).predict(images)
+    predictor = finetune.restore(directory, allow_local_code=allow_local_code)
+    names = list(_expand(images))
+    if not names:
+        raise DataError(f"{', '.join(images)}: no images there")
+    classified, broken = [], 0
+    for start in range(0, len(names), _AT_A_TIME):
+        done, problems = _classify(predictor, names[start : start + _AT_A_TIME])
+        classified += done
+        broken += len(problems)
+        for problem in problems:
+            typer.echo(f"error: {problem}", err=True)
+    _show(classified, top, as_csv=as_csv, as_json=as_json)
+    if broken:
+        raise typer.Exit(2)
+
+
+def _expand(images: list[str]) -> Iterator[str]:
+    """The files that the arguments mean; what is none of them is a file whose problem will be named."""
+    for image in images:
+        if image == "-":
+            yield from (line.strip() for line in sys.stdin if line.strip())
+        elif Path(image).is_dir():
+            yield from _images_in(Path(image))
+        elif not Path(image).exists() and (matches := sorted(glob.glob(image, recursive=True))):
+            yield from (name for match in matches for name in _expand([match]))
+        else:
+            yield image
+
+
+def _images_in(folder: Path) -> Iterator[str]:
+    from finetune.data.sources.file_tree import read_tree
+
+    tree = read_tree(folder)
+    yield from map(str, tree.all_images)
+    if left_out := tree.all_left_out:
+        typer.echo(f"{folder}: {len(left_out)} files that are no images are left out, such as {left_out[0]}", err=True)
+
+
+def _classify(predictor: Any, names: list[str]) -> tuple[list[tuple[str, Any]], list[str]]:
+    """(name, prediction) of each image that can be used, and what is wrong with the others."""
+    from finetune.errors import DataError
+    from finetune.images.open import open_image
+
+    opened, problems = {}, []
+    for name in names:
+        try:
+            opened[name] = open_image(name)
+        except DataError as error:
+            problems.append(str(error))
+    usable = [name for name in names if name in opened]
+    predictions = predictor.predict([opened[name] for name in usable])
+    return list(zip(usable, predictions, strict=True)), problems
+
+
+def _show(classified: list[tuple[str, Any]], top: int, *, as_csv: bool, as_json: bool) -> None:
     if as_json:
         print_json(
             [
                 {
-                    "image": str(image),
+                    "image": image,
                     "label": prediction.label,
                     "labels": prediction.labels,
                     "index": prediction.index,
                     "probabilities": prediction.probabilities,
                 }
-                for image, prediction in zip(images, predictions, strict=True)
+                for image, prediction in classified
             ]
         )
         return
+    columns = ["image", "label", "probability"]
     rows = [
-        [str(image), prediction.label, number(prediction.probabilities[prediction.label])]
-        for image, prediction in zip(images, predictions, strict=True)
+        [image, label, number(probability, 6 if as_csv else 4)]
+        for image, prediction in classified
+        for label, probability in _most_probable(prediction, top)
     ]
-    print_table(["image", "label", "probability"], rows)
+    if as_csv:
+        csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *rows])
+    elif rows:
+        print_table(columns, rows)
+
+
+def _most_probable(prediction: Any, top: int) -> list[tuple[str, float]]:
+    return sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])[:top]

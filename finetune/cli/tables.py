@@ -12,6 +12,8 @@ from finetune.files import json_text
 
 METRICS = {"accuracy": "accuracy", "mean_average_precision": "mean average precision"}  # names to print
 
+_PIPED_WIDTH = 1 << 14  # columns; a program that reads the table wants no line folded
+
 
 def print_json(data: Any) -> None:
     typer.echo(json_text(data, indent=1))
@@ -28,7 +30,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
 
 
 def metrics_of(results: Sequence[Mapping[str, Any]]) -> list[str]:

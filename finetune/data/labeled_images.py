@@ -163,10 +163,42 @@ class Split:
 
     def name(self, index: int) -> str:
         """An image's path or position, for messages."""
-        if isinstance(self.images, EncodedImages):
+        if isinstance(self.images, EncodedImages | _Concatenated):
             return self.images.name(index)
         image = self.images[index]
         return str(image) if isinstance(image, Path) else f"image {index}"
+
+
+class _Concatenated:
+    """The images of several splits, one after the other."""
+
+    def __init__(self, splits: Sequence[Split]) -> None:
+        self._splits = splits
+        self._starts = np.cumsum([0, *(len(split) for split in splits)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Any:
+        split, inner = self._locate(index)
+        return split.images[inner]
+
+    def name(self, index: int) -> str:
+        split, inner = self._locate(index)
+        return split.name(inner)
+
+    def _locate(self, index: int) -> tuple[Split, int]:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._splits[number], int(index - self._starts[number])
+
+
+def concatenate(splits: Sequence[Split]) -> Split:
+    """One split with the images of several scanned ones."""
+    if len(splits) == 1:
+        return splits[0]
+    stats = [split.stats for split in splits if split.stats is not None]
+    joined = {field.name: np.concatenate([getattr(part, field.name) for part in stats]) for field in fields(ImageStats)}
+    return Split(_Concatenated(splits), np.concatenate([split.labels for split in splits]), ImageStats(**joined))
 
 
 def count_classes(labels: np.ndarray, num_classes: int) -> np.ndarray:

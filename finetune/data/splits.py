@@ -88,7 +88,8 @@ def load_splits(config: DataConfig, seed: int, memory: Any = None, track: Track 
         notes, left_out = (*notes, *dropped), (*left_out, *lines)
     aligned, class_names = align_classes(sources)
     scanned = {name: scan_images(split, cache_folder(), track, name) for name, split in aligned.items()}
-    usable, skipped = drop_broken(scanned, class_names, skip=config.on_broken_image == "skip")
+    usable, skipped = drop_broken(scanned, skip=config.on_broken_image == "skip")
+    _check_that_classes_are_left(scanned["train"], usable["train"], class_names)
     splits = make_splits(config, usable, class_names, seed)
     rare = tuple(describe_rare(splits.named(), class_names))
     if rare and config.rare_classes == "error":
@@ -112,13 +113,11 @@ def class_names_of(config: DataConfig) -> tuple[str, ...]:
     return align_classes(read_source(config))[1]
 
 
-def drop_broken(
-    splits: dict[str, Split], class_names: tuple[str, ...], *, skip: bool
-) -> tuple[dict[str, Split], tuple[str, ...]]:
+def drop_broken(splits: dict[str, Split], *, skip: bool) -> tuple[dict[str, Split], tuple[str, ...]]:
     """The scanned splits without their broken images, and a line for each image that was left out.
 
     Raises:
-        DataError: some are broken and ``skip`` is false, or no training images of a class are left.
+        DataError: some are broken, and ``skip`` is false.
     """
     broken = [f"{name}: {problem}" for name, split in splits.items() for problem in _problems(split)]
     if not broken:
@@ -130,13 +129,15 @@ def drop_broken(
     usable = {
         name: split.take(np.flatnonzero(split.stats.problem == "")) for name, split in splits.items() if split.stats
     }
-    empty = np.flatnonzero(count_classes(usable["train"].labels, len(class_names)) == 0)
-    if len(empty):
-        raise DataError(
-            f"data: all training images of {listed([class_names[i] for i in empty])} are broken; "
-            "each class needs some that can be used"
-        )
     return usable, tuple(broken)
+
+
+def _check_that_classes_are_left(scanned: Split, usable: Split, class_names: tuple[str, ...]) -> None:
+    before, after = (count_classes(split.labels, len(class_names)) for split in (scanned, usable))
+    if broken := [name for name, had, has in zip(class_names, before, after, strict=True) if had and not has]:
+        raise DataError(
+            f"data: all training images of {listed(broken)} are broken; each class needs some that can be used"
+        )
 
 
 def _problems(split: Split) -> list[str]:

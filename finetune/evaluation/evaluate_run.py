@@ -1,70 +1,173 @@
-"""Measuring a saved model again, on the test images of its run or on others."""
+"""Measuring a saved model again, on the images of its run or on others."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from finetune.data.labeled_images import Split
-from finetune.data.splits import load_splits
-from finetune.errors import CheckpointError, DataError
+from finetune.data.image_scan import scan_images
+from finetune.data.labeled_images import LabeledImages, Split, concatenate
+from finetune.data.sources import read_source
+from finetune.data.splits import Splits, drop_broken, load_splits
+from finetune.errors import CheckpointError, DataError, listed
 from finetune.evaluation.metrics import evaluate
 from finetune.evaluation.steps import make_eval_step
-from finetune.inference.predictor import restore
-from finetune.recipe import load_recipe
+from finetune.files import cache_folder
+from finetune.inference.predictor import Predictor, restore
+from finetune.recipe import DataConfig, Recipe, load_recipe, read_data_config
+from finetune.tracking import Track, untracked
+
+SplitName = Literal["train", "validation", "test"]
 
 
-def evaluate_run(directory: str | Path, source: str | None = None, *, allow_local_code: bool = False) -> dict[str, Any]:
-    """Measures a run's model on test images.
+@dataclass(frozen=True)
+class _Measured:
+    """What is measured: images with the model's labels, and what is said of them."""
+
+    images: Split
+    skipped: int
+    left_out: int
+    notes: tuple[str, ...]
+
+
+def evaluate_run(
+    directory: str | Path,
+    source: str | DataConfig | None = None,
+    *,
+    split: SplitName | None = None,
+    allow_local_code: bool = False,
+    track: Track | None = None,
+) -> dict[str, Any]:
+    """Measures a run's model.
 
     Args:
         directory: the run's folder.
-        source: another data source; its classes are matched to the model's by name.
+        source: another data source, whose classes are matched to the model's by name; all of its images are measured.
+        split: one split of the source, or of the run's data, whose test split is measured by default.
         allow_local_code: as in :func:`restore`.
+        track: shows how far it is; by default nothing does.
 
     Returns:
-        Plain JSON values: ``data`` (the source), ``split``, what :meth:`Evaluation.to_json` gives (``n``, ``accuracy``,
-        ``loss``, for several labels ``mean_average_precision``, and ``metric``, the name of the deciding one), and
-        ``skipped``, the number of broken images that are left out.
+        Plain JSON values: ``data`` (the source), ``split`` (``all`` for all images), what :meth:`Evaluation.to_json`
+        gives (``n``, ``accuracy``, ``loss``, for several labels ``mean_average_precision``, and ``metric``, the name of
+        the deciding one), ``skipped`` and ``left_out``, the numbers of broken images and of other files that are left
+        out, ``trained_on``, the number of images that the model was trained on (None where the run's own images cannot
+        be read any more), ``notes`` about the source, and ``class_names``, the labels that the model knows.
 
     Raises:
         CheckpointError: the folder has no finished model.
         DataError: the source has classes that the model does not know, or images with several labels where the model
-            was trained for one, or the reverse.
+            was trained for one, or the reverse; or there is no such split.
     """
+    track = track or untracked
     folder = Path(directory)
     predictor = restore(folder, allow_local_code=allow_local_code)
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder}: has no recipe.yaml; evaluate needs a run's folder")
     recipe = load_recipe(folder / "recipe.yaml")
-    data = recipe.data if source is None else recipe.data.for_source(source)
-    splits = load_splits(data, recipe.seed)
-    unknown = sorted(set(splits.class_names) - set(predictor.class_names))
-    if unknown:
+    own: Splits | None = None
+    if source is None:
+        split = split or "test"
+        own = load_splits(recipe.data, recipe.seed, None, track)
+        name, measured = recipe.data.source, _own_split(own, split, predictor)
+    else:
+        config = read_data_config(source) if isinstance(source, str) else source
+        config = config.with_columns_of(recipe.data)
+        name, measured = config.source, _other_source(config, split, predictor, track)
+        own = _training_images(recipe, track)
+    step = make_eval_step(predictor.model, predictor.image_spec)
+    evaluation = evaluate(
+        step,
+        predictor.variables,
+        measured.images,
+        predictor.image_spec,
+        recipe.evaluate.batch_size,
+        track,
+        "evaluation",
+    )
+    return {
+        "data": name,
+        "split": split or "all",
+        **evaluation.to_json(),
+        "skipped": measured.skipped,
+        "left_out": measured.left_out,
+        "trained_on": None if own is None else _count_shared(measured.images, own.train),
+        "notes": list(measured.notes),
+        "class_names": list(predictor.class_names),
+    }
+
+
+def _own_split(splits: Splits, name: SplitName, predictor: Predictor) -> _Measured:
+    if name not in splits.named():
+        raise DataError(f"the run has no {name} images; it has: {', '.join(splits.named())}")
+    images = splits.named()[name]
+    labels = _as_model_labels(images.labels, splits.class_names, predictor)
+    return _Measured(replace(images, labels=labels), splits.skipped_from(name), 0, ())
+
+
+def _other_source(config: DataConfig, name: SplitName | None, predictor: Predictor, track: Track) -> _Measured:
+    """All images of a source, or those of one of its splits."""
+    sources = read_source(config)
+    if name is not None and name not in sources:
+        raise DataError(f"{config.source}: has no {name} split; it has: {', '.join(sources)}")
+    chosen: dict[str, LabeledImages] = sources if name is None else {name: sources[name]}
+    _check_classes(config, chosen, predictor)
+    scanned = {
+        split: scan_images(
+            Split(images.images, _as_model_labels(images.labels, images.names, predictor)), cache_folder(), track, split
+        )
+        for split, images in chosen.items()
+    }
+    usable, skipped = drop_broken(scanned, skip=config.on_broken_image == "skip")
+    left_out = sum(len(images.left_out) for images in sources.values())
+    notes = tuple(line for images in sources.values() for line in images.notes)
+    return _Measured(concatenate(list(usable.values())), len(skipped), left_out, notes)
+
+
+def _check_classes(config: DataConfig, sources: dict[str, LabeledImages], predictor: Predictor) -> None:
+    used = {name for images in sources.values() for name in _names_used(images)}
+    if unknown := sorted(used - set(predictor.class_names)):
         raise DataError(
-            f"{data.source}: classes that the model does not know: {', '.join(unknown)}; "
+            f"{config.source}: classes that the model does not know: {listed(unknown)}; "
             f"it knows: {', '.join(predictor.class_names)}"
         )
-    to_model = np.array([predictor.class_names.index(name) for name in splits.class_names], np.int32)
-    if splits.multi_label != predictor.multi_label:
+    multi_label = any(images.labels.ndim == 2 for images in sources.values())
+    if multi_label != predictor.multi_label:
         labels = {False: "one class for each image", True: "several classes for an image"}
         raise DataError(
-            f"{data.source}: has {labels[splits.multi_label]}; "
-            f"the model was trained for {labels[predictor.multi_label]}"
+            f"{config.source}: has {labels[multi_label]}; the model was trained for {labels[predictor.multi_label]}"
         )
-    test = replace(splits.test, labels=_as_model_labels(splits.test, to_model, len(predictor.class_names)))
-    step = make_eval_step(predictor.model, predictor.image_spec)
-    evaluation = evaluate(step, predictor.variables, test, predictor.image_spec, recipe.evaluate.batch_size)
-    return {"data": data.source, "split": "test", **evaluation.to_json(), "skipped": splits.skipped_from("test")}
 
 
-def _as_model_labels(split: Split, to_model: np.ndarray, num_classes: int) -> np.ndarray:
-    """The split's labels with the model's class indices; ``to_model`` is int [classes of the split]."""
-    if not split.multi_label:
-        return to_model[split.labels]
-    labels = np.zeros((len(split), num_classes), np.float32)
-    labels[:, to_model] = split.labels
-    return labels
+def _names_used(images: LabeledImages) -> list[str]:
+    used = np.flatnonzero(images.labels.any(axis=0)) if images.labels.ndim == 2 else np.unique(images.labels)
+    return [images.names[int(i)] for i in used]
+
+
+def _as_model_labels(labels: np.ndarray, names: tuple[str, ...], predictor: Predictor) -> np.ndarray:
+    """Labels with the model's class indices; names that it does not have are not used by any image."""
+    index = {name: i for i, name in enumerate(predictor.class_names)}
+    to_model = np.array([index.get(name, -1) for name in names], np.int32)
+    if labels.ndim == 1:
+        return to_model[labels]
+    converted = np.zeros((len(labels), len(index)), np.float32)
+    known = to_model >= 0
+    converted[:, to_model[known]] = labels[:, known]
+    return converted
+
+
+def _training_images(recipe: Recipe, track: Track) -> Splits | None:
+    """The run's own splits; None where they cannot be read any more."""
+    try:
+        return load_splits(recipe.data, recipe.seed, None, track)
+    except DataError:
+        return None
+
+
+def _count_shared(images: Split, train: Split) -> int:
+    assert images.stats is not None
+    assert train.stats is not None
+    return int(np.isin(images.stats.pixel_hash, train.stats.pixel_hash).sum())

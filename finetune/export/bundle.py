@@ -73,7 +73,7 @@ def save_bundle(
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(folder / "weights", variables)
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            raise CheckpointError(f"{directory}: cannot write the model: {first_line(error)}; make room") from None
+            raise CheckpointError(f"{directory}: cannot save the model: {first_line(error)}; make room") from None
         write_json(folder / "model.json", model)
     return weights
 

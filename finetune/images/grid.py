@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from finetune.images.fonts import font_for
+
 _CELL, _CAPTION = 128, 14  # heights in pixels; cells are square
 _COLUMNS = 8
 
@@ -30,6 +32,6 @@ def save_image_grid(path: Path, images: np.ndarray, captions: Sequence[str]) -> 
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         resampling = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
         grid.paste(image.resize(size, resampling), (left + 2, top + 2))
-        draw.text((left + 2, top + _CELL - 1), caption[:20], fill="black")
+        draw.text((left + 2, top + _CELL - 1), caption[:20], fill="black", font=font_for(caption[:20]))
     path.parent.mkdir(parents=True, exist_ok=True)
     grid.save(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -41,8 +42,18 @@ def open_image(image: ImageLike) -> Image.Image:
 
 def open_with_mode(image: ImageLike) -> tuple[Image.Image, str]:
     """As :func:`open_image`, and Pillow's mode of the image as it is stored."""
+    if isinstance(image, bytearray | memoryview):
+        image = bytes(image)
+    elif hasattr(image, "__array__") and not isinstance(image, np.ndarray | Image.Image):
+        image = np.asarray(image)
     if isinstance(image, np.ndarray):
         image = _from_array(image)
+    if not isinstance(image, str | Path | bytes | Image.Image):
+        raise DataError(
+            f"an image is a path, the bytes of a file, a PIL image or a uint8 array; received {type(image).__name__}"
+        )
+    if isinstance(image, str) and re.match(r"https?://", image):
+        raise DataError(f"{image}: a URL, and images are read from files: download it, and give its path")
     try:
         if isinstance(image, Image.Image):
             mode = image.mode

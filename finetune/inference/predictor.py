@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +59,12 @@ class Predictor:
         self.image_spec: ImageSpec = bundle.image_spec
         self.multi_label: bool = bundle.multi_label
 
-    def predict(self, images: Sequence[ImageLike]) -> list[Prediction]:
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the compiled program; a copy in another process compiles its own."""
+        state = {name: value for name, value in self.__dict__.items() if name != "_probabilities"}
+        return {**state, "variables": jax.device_get(self.variables)}
+
+    def predict(self, images: Iterable[ImageLike]) -> list[Prediction]:
         """One prediction an image; arguments and errors as in :meth:`predict_proba`."""
         return [self._prediction(row) for row in self.predict_proba(images)]
 
@@ -69,14 +75,16 @@ class Predictor:
         labels = tuple(self.class_names[int(i)] for i in chosen)
         return Prediction(self.class_names[index], index, probabilities, labels)
 
-    def predict_proba(self, images: Sequence[ImageLike]) -> np.ndarray:
+    def predict_proba(self, images: Iterable[ImageLike]) -> np.ndarray:
         """Class probabilities, float32 [N, num_classes], rows in the order given.
 
         Args:
-            images: paths, PIL images, encoded bytes, or uint8 arrays [H, W] or [H, W, 3], of any sizes.
+            images: paths, PIL images, encoded bytes, or uint8 arrays [H, W] or [H, W, 3], of any sizes; in a list, an
+                array [N, H, W, 3] or a generator, of which a batch is in memory at a time.
 
         Raises:
             DataError: naming an image that cannot be used.
+            TypeError: one image rather than a list of them.
         """
         array = isinstance(images, np.ndarray) and (
             images.ndim < 3 or (images.ndim == 3 and images.shape[-1] in (1, 3))
@@ -84,8 +92,10 @@ class Predictor:
         if array or isinstance(images, str | bytes | Path | Image.Image):
             raise TypeError("predict takes a list of images; put the one image in a list")
         rows = [np.empty((0, len(self.class_names)), np.float32)]
-        for start in range(0, len(images), _LARGEST_BATCH):
-            chunk = images[start : start + _LARGEST_BATCH]
+        if not isinstance(images, Iterable):
+            raise TypeError(f"predict takes a list of images; received {type(images).__name__}")
+        remaining = iter(images)
+        while chunk := list(islice(remaining, _LARGEST_BATCH)):
             pixels = np.stack([self.image_spec.to_uint8(open_image(image)) for image in chunk])
             # Sizes are rounded up to powers of two, so that few shapes are ever compiled.
             size = 1 << (len(pixels) - 1).bit_length()

@@ -100,7 +100,8 @@ def _read_as_named(
     vision_config = getattr(config, "vision_config", config)
     native_size = getattr(vision_config, "image_size", None)
     spec = read_image_spec(checkpoint, processor=reader.processor, native=native_size, size=image_size)
-    _check_image_size(checkpoint, reader, spec, native_size, image_size)
+    patch_size = getattr(vision_config, "patch_size", None)
+    _check_image_size(checkpoint, reader, spec, native_size, image_size, patch_size)
     module_class = reader.module or family.module
     pixels = (1, native_size or spec.height, native_size or spec.width, 3)
     shapes = _variable_shapes(checkpoint, module_class(config), pixels, with_text=reader.module is not None)
@@ -128,9 +129,19 @@ def _read_config(checkpoint: Checkpoint, reader: Reader) -> Reading:
 
 
 def _check_image_size(
-    checkpoint: Checkpoint, reader: Reader, spec: ImageSpec, native_size: int | None, image_size: int | None
+    checkpoint: Checkpoint,
+    reader: Reader,
+    spec: ImageSpec,
+    native_size: int | None,
+    image_size: int | None,
+    patch_size: int | None,
 ) -> None:
     processed = f"{spec.height}x{spec.width}"
+    if image_size not in (None, native_size) and patch_size is not None and image_size % patch_size:
+        near = max(1, round(image_size / patch_size)) * patch_size
+        raise ModelError(
+            f"image_size: {image_size} is no multiple of the model's patches of {patch_size} pixels; such as {near}"
+        )
     if min(spec.height, spec.width) < 1:
         raise ModelError(f"{checkpoint.folder}: its image processor makes images of {processed} pixels")
     if native_size is None:

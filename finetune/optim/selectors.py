@@ -77,10 +77,11 @@ def _blocks(match: re.Match[str], paths: Collection[str], depth_order: DepthOrde
     count = max(depths.values()) - 1
     index, start, stop = match.groups()
     blocks = list(range(1, count + 1))
-    try:
-        chosen = blocks[_number(start) : _number(stop)] if ":" in index else [blocks[int(index)]]
-    except IndexError:
-        raise PartitionError(f"partitions: {match.group()!r}: the backbone has {count} blocks") from None
+    ends = [_number(end) for end in ((start, stop) if ":" in index else (index,))]
+    last = count if ":" in index else count - 1
+    chosen = blocks[ends[0] : ends[1]] if ":" in index else blocks[ends[0] or 0 :][:1]
+    if not chosen or any(end is not None and not -count <= end <= last for end in ends):
+        raise PartitionError(f"partitions: {match.group()!r}: the backbone has {count} blocks")
     return {path for path in paths if depths[path] in chosen}
 
 

@@ -3,7 +3,7 @@
 from finetune.recipe.backbone import BackboneConfig, HeadConfig, ImageConfig, ModuleConfig, PretrainedConfig
 from finetune.recipe.data import Columns, DataConfig
 from finetune.recipe.optimization import Length, Loss, Optimizer, Schedule
-from finetune.recipe.recipe import Recipe, find_recipe, load_recipe
+from finetune.recipe.recipe import Recipe, find_recipe, load_recipe, read_data_config
 from finetune.recipe.stages import FROZEN, LinearProbeStage, Lora, Partition, Stage, TrainStage
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "TrainStage",
     "find_recipe",
     "load_recipe",
+    "read_data_config",
 ]

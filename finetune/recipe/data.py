@@ -65,9 +65,11 @@ class DataConfig(Part):
     cache_shortest_edge: int | None = Field(None, ge=8, le=4096)
     num_workers: int = Field(0, ge=0)
 
-    def for_source(self, source: str) -> DataConfig:
-        """The same options for another source, which may have no use for some of them: none counts as asked for."""
-        return DataConfig.model_construct({"source"}, **{**dict(self), "source": source})
+    def with_columns_of(self, other: DataConfig) -> DataConfig:
+        """With another's roles of columns where none are given; they do not count as asked for."""
+        if "columns" in self.model_fields_set:
+            return self
+        return DataConfig.model_construct(self.model_fields_set, **{**dict(self), "columns": other.columns})
 
     def without_effect(self) -> Mapping[str, str]:
         cases = {}

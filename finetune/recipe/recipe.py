@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
+from ruamel.yaml.comments import CommentedMap
 
 from finetune import resources
 from finetune.errors import RecipeError, nearest
@@ -149,6 +150,27 @@ def _is_name(value: str) -> bool:
     """Whether a source is no path as it stands: one of the toolkit's own names, or an id on the hub."""
     known = value in ("digits", "memory") or value.startswith("builtin:")
     return known or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", value) is not None
+
+
+def read_data_config(source: str, overrides: Iterable[str] = ()) -> DataConfig:
+    """The images of a source.
+
+    Args:
+        overrides: options such as ``data.columns.label=species``.
+
+    Raises:
+        RecipeError: naming the override, what was received, and what is valid.
+    """
+    document = RecipeSource(Path("data"), CommentedMap(data=CommentedMap(source=source)))
+    for override in overrides:
+        if not override.lstrip("~").startswith("data."):
+            raise RecipeError(f"override {override!r}: only options of the data, such as data.columns.label=NAME")
+        document.override(override, partial(takes_text, Recipe))
+    try:
+        return DataConfig.model_validate(document.plain()["data"])
+    except ValidationError as error:
+        explained = [_explain({**e, "loc": ("data", *e["loc"])}, document) for e in error.errors()]
+        raise RecipeError("\n".join(explained)) from None
 
 
 def find_recipe(path_or_name: str | Path) -> Path:

@@ -20,7 +20,7 @@ class EpochReport:
         metric, validation: the metric that chooses, and its value; None without validation images.
         validation_loss: in nats; None without validation images.
         best: the best epoch of the stage so far.
-        learning_rate: the highest of all partitions at its end.
+        highest_learning_rate: of all partitions, at its end.
         images_per_second: of training alone.
         seconds: that it took, with validation and saving.
         seconds_left: until the stage ends, at this speed.
@@ -33,7 +33,7 @@ class EpochReport:
     validation: float | None
     validation_loss: float | None
     best: bool
-    learning_rate: float
+    highest_learning_rate: float
     images_per_second: float
     seconds: float
     seconds_left: float
@@ -45,7 +45,7 @@ class EpochReport:
             if self.metric != "loss":
                 parts.append(f"{self.metric.replace('_', ' ')} {self.validation:.4f}")
             parts[-1] += " (best)" if self.best else ""
-        parts += [f"rate {self.learning_rate:.1e}", f"{self.images_per_second:,.0f} images/s"]
+        parts += [f"rate {self.highest_learning_rate:.1e}", f"{self.images_per_second:,.0f} images/s"]
         return ", ".join([*parts, f"{self.seconds:.1f} s", f"{_duration(self.seconds_left)} left"])
 
     def to_json(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -39,26 +40,50 @@ class RunFolder:
         self.figures = self.directory / _FIGURES
         self._metrics = self.directory / _METRICS
 
+    def check_free(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Before anything is loaded.
+
+        Raises:
+            CheckpointError: a run cannot be written here: there is a run already, or something else.
+        """
+        for path in (self.directory, *self.directory.parents):
+            if path.exists() and not path.is_dir():
+                raise CheckpointError(f"{path}: the output is a folder, and a file has that name")
+        existing = next(path for path in (self.directory, *self.directory.absolute().parents) if path.exists())
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise CheckpointError(f"{existing}: cannot be written to; choose another folder with --output")
+        if self.holds_run():
+            if not (resume or overwrite):
+                raise CheckpointError(
+                    f"{self.directory}: already holds a run; continue it with --resume, replace it with --overwrite, "
+                    "or choose another folder with --output"
+                )
+        elif self.directory.is_dir() and any(self.directory.iterdir()):
+            asked = (
+                "--overwrite replaces runs alone, and this is none" if overwrite else "is not empty, and holds no run"
+            )
+            raise CheckpointError(f"{self.directory}: {asked}; choose another folder with --output")
+
     def start(self, recipe: Recipe, about: Mapping[str, Any]) -> None:
         """Makes the folder for a new run.
 
         Raises:
             CheckpointError: it already holds a run, or something else.
         """
-        if self.directory.is_file():
-            raise CheckpointError(f"{self.directory}: the output is a folder, and a file has that name")
-        if self.directory.is_dir() and any(self.directory.iterdir()):
-            state = "already holds a run" if self.holds_run() else "is not empty"
-            raise CheckpointError(
-                f"{self.directory}: {state}; continue it with --resume, replace it with --overwrite, "
-                "or choose another folder with --output"
-            )
+        self.check_free()
         self.directory.mkdir(parents=True, exist_ok=True)
         write_json(self.directory / _RUN, about)
         write_text(self.directory / _RECIPE, dump_recipe(recipe))
 
     def holds_run(self) -> bool:
-        return (self.directory / _RUN).is_file()
+        """Whether there is a run here, and not just a file of that name."""
+        file = self.directory / _RUN
+        try:
+            return "backbone_sha256" in json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return False
+        except (ValueError, TypeError):  # a run's, but damaged
+            return (self.directory / _RECIPE).is_file()
 
     def clear(self) -> None:
         """Removes what a run wrote, and nothing else."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune.checkpoint import RunCheckpoints
 from finetune.data.sources import is_path
+from finetune.data.workers import check_workers
 from finetune.errors import CheckpointError
 from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import ModuleConfig, Recipe
@@ -62,6 +63,9 @@ def run(
         raise CheckpointError("--overwrite starts anew and --resume goes on: give one of them")
     recipe = _with_absolute_paths(recipe)
     folder = RunFolder(Path("checkpoints") / recipe.name if output is None else output)
+    folder.check_free(resume=resume, overwrite=overwrite)
+    if recipe.data.num_workers:
+        check_workers(recipe.data.num_workers)
     with Progress(quiet) as display, StopSignal() as signal:
         progress = RunProgress()
         with progress.timed("load"):

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from finetune.errors import listed
+from finetune.images.fonts import font_for
 from finetune.images.grid import save_image_grid
 from finetune.optim.transfer_state import transfer_state
 from finetune.recipe import Partition, TrainStage
@@ -218,7 +220,11 @@ class TrainStageRun:
         )
         names = self.session.setup.splits.class_names
         sets = labels if labels.ndim == 2 else np.eye(len(names))[labels]
-        captions = [", ".join(names[i] for i in np.flatnonzero(row)) for row in sets]
+        drawn = [name if font_for(name) else f"class {i}" for i, name in enumerate(names)]
+        if undrawn := [name for name, caption in zip(names, drawn, strict=True) if name != caption]:
+            session = self.session
+            session.display.say(f"no font here has the characters of {listed(undrawn)}: pictures show their numbers")
+        captions = [", ".join(drawn[i] for i in np.flatnonzero(row)) for row in sets]
         save_image_grid(self.session.folder.figure(f"{self.stage.name}_batch"), images, captions)
 
     def _carries_into(self, index: int) -> bool:

@@ -1,8 +1,11 @@
+import csv
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
-from command_line import clean_failure, finetune, in_a_process
+from command_line import clean_failure, finetune, in_a_process, read_table
 from PIL import Image
 
 
@@ -20,3 +23,42 @@ def test_predict_prints_labels_and_json(small_run, tmp_path):
 def test_predict_with_bad_input_names_it(small_run, tmp_path):
     clean_failure(finetune("predict", tmp_path, "x.png"), "no run and no model bundle")
     clean_failure(finetune("predict", small_run.directory, "x.png", cwd=tmp_path), "x.png: no such file")
+    url = "https://example.org/a//b.png"
+    clean_failure(finetune("predict", small_run.directory, url), f"{url}: a URL", "download it")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Three images, a broken one and notes."""
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in ("in/a.png", "in/b.png", "in/deep/c"):
+        Image.new("RGB", (8, 8), "gray").save(tmp_path / name, "PNG")
+    (tmp_path / "in" / "x.png").write_bytes(b"broken")
+    (tmp_path / "in" / "notes.txt").write_text("about them")
+    return tmp_path
+
+
+def test_a_folder_is_all_images_inside_and_a_broken_one_does_not_stop_the_others(small_run, images):
+    result = finetune("predict", small_run.directory, "in", "--csv", cwd=images)
+    assert result.returncode == 2
+    assert "error: in/x.png: not an image" in result.stderr
+    assert "1 files that are no images are left out, such as in/notes.txt" in result.stderr
+    rows = list(csv.reader(result.stdout.splitlines()))
+    assert rows[0] == ["image", "label", "probability"]
+    assert [row[0] for row in rows[1:]] == ["in/a.png", "in/b.png", "in/deep/c"]
+
+
+def test_patterns_and_a_list_on_stdin_are_files(small_run, images, monkeypatch):
+    matched = finetune("predict", small_run.directory, "in/[ab].png", "--json", cwd=images)
+    assert [record["image"] for record in json.loads(matched.stdout)] == ["in/a.png", "in/b.png"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("in/b.png\n\nin/a.png\n"))
+    listed = finetune("predict", small_run.directory, "-", "--json", cwd=images)
+    assert [record["image"] for record in json.loads(listed.stdout)] == ["in/b.png", "in/a.png"]
+
+
+def test_the_most_probable_classes_are_shown_in_order(small_run, images):
+    rows = read_table(finetune("predict", small_run.directory, "in/a.png", "--top", "3", cwd=images).stdout)
+    values = [float(row["probability"]) for row in rows]
+    assert len(values) == 3
+    assert values == sorted(values, reverse=True)
+    clean_failure(finetune("predict", small_run.directory, "in/a.png", "--top", "0", cwd=images), "--top")

@@ -54,8 +54,8 @@ def test_images_none_of_which_has_a_label_are_one_message():
 
 def test_the_metric_that_decides_is_named_beside_accuracy():
     single, several = Evaluation(10, 0.5, 1.0), Evaluation(10, 0.5, 1.0, 0.75)
-    assert (single.metric, single.score) == ("accuracy", 0.5)
-    assert (several.metric, several.score) == ("mean_average_precision", 0.75)
+    assert (single.metric, single.score()) == ("accuracy", 0.5)
+    assert (several.metric, several.score()) == ("mean_average_precision", 0.75)
     assert single.to_json() == {"n": 10, "accuracy": 0.5, "loss": 1.0, "metric": "accuracy"}
     assert several.to_json() == {
         "n": 10,

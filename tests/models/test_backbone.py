@@ -138,8 +138,8 @@ def test_missing_unexpected_and_misshapen_tensors_are_reported_together(copy_gol
     with pytest.raises(TransferError) as raised:
         load_backbone(folder)
     assert str(raised.value).splitlines()[1:] == [
-        "  missing     params/post_layernorm/scale (64,)",
         f"  shape       {bias}: (63,) given, (64,) needed",
+        "  missing     params/post_layernorm/scale (64,)",
         "  unexpected  extra.thing (2,)",
     ]
 
@@ -213,8 +213,8 @@ def test_a_submodule_of_a_vision_model_alone_is_refused():
         load_backbone(GOLDENS / "vit", submodule="vision_model")
 
 
-def test_an_image_smaller_than_a_patch_is_refused():
-    with pytest.raises(ModelError, match="image_size: smaller than one patch of 8 pixels"):
+def test_an_image_that_is_no_multiple_of_the_patch_is_refused():
+    with pytest.raises(ModelError, match="image_size: 7 is no multiple of the model's patches of 8 pixels; such as 8"):
         load_backbone(GOLDENS / "vit", image_size=7)
 
 

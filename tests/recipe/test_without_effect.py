@@ -186,10 +186,11 @@ def test_an_augmentation_that_never_changes_an_image_is_refused(load, augment, m
         load(f"stages.0.augment={{{augment}}}")
 
 
-def test_options_of_one_source_are_not_asked_for_of_another():
-    data = DataConfig(source="a.csv", columns={"label": "b"}, test=0.5)
+def test_columns_of_one_source_are_not_asked_for_of_another():
+    data = DataConfig(source="a.csv", columns={"label": "b"})
     assert data.asks_for("columns")
-    other = data.for_source("images")
-    assert (other.source, other.columns, other.test) == ("images", data.columns, 0.5)
+    other = DataConfig(source="images").with_columns_of(data)
+    assert (other.source, other.columns) == ("images", data.columns)
     assert not other.asks_for("columns")
-    assert not other.asks_for("test")
+    own = DataConfig(source="b.csv", columns={"label": "c"})
+    assert own.with_columns_of(data) == own

@@ -116,7 +116,7 @@ def test_every_epoch_is_a_line_with_losses_metric_rate_speed_and_time(small_run)
     for record in records:
         assert record["metric"] == "accuracy"
         assert 0 <= record["validation"] <= 1
-        assert min(record[name] for name in ("train_loss", "validation_loss", "learning_rate", "seconds")) > 0
+        assert min(record[name] for name in ("train_loss", "validation_loss", "highest_learning_rate", "seconds")) > 0
         assert record["seconds_left"] >= 0
 
 

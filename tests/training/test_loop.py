@@ -32,6 +32,7 @@ def train(total, *, epoch=2, stop_after=None):
         seen.append(int(batch["image"][0]))
         fetched.append(batches.fetched)
         sums = {"loss": jnp.ones(()), "correct": jnp.ones(()), "count": jnp.ones(()), "steps": jnp.ones(())}
+        sums["not_finite"] = jnp.zeros(())
         new = TrainState(state.step + 1, state.params, {}, state.opt_state, state.rng, None)
         return new, {**sums, "grad_norm": {}}
 

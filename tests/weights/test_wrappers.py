@@ -37,7 +37,7 @@ def test_a_wrappers_prefix_is_left_out_and_said(tmp_path, name, prefix):
 
 def test_the_counter_of_an_averaged_model_is_no_weight(tmp_path):
     def average(tensors):
-        return {"n_averaged": np.int64(7), **{f"module.{key}": value for key, value in tensors.items()}}
+        return {"n_averaged": np.array([7]), **{f"module.{key}": value for key, value in tensors.items()}}
 
     assert load_backbone(saved("vit", tmp_path / "m", average)).report.notes
 

@@ -52,8 +52,8 @@ def test_defaults_written_out_as_in_a_saved_recipe_are_accepted(folder):
     assert set(read(folder, validation=0)) == {"train", "validation", "test"}
 
 
-def test_options_written_for_another_source_are_no_mistake(folder):
-    data = DataConfig(source="images.csv", columns={"label": "a"}, test=0.5).for_source(str(folder))
+def test_columns_named_for_another_source_are_no_mistake(folder):
+    data = DataConfig(source=str(folder)).with_columns_of(DataConfig(source="images.csv", columns={"label": "a"}))
     assert set(read_source(data)) == {"train", "validation", "test"}
 
 

@@ -175,9 +175,10 @@ def test_in_bfloat16_every_submodule_outputs_bfloat16(member, train):
 
 def test_another_image_size_gives_features_of_the_same_width(member):
     name, backbone, _ = member
-    other = load_backbone(GOLDENS / name, image_size=96)
-    assert (other.image_spec.height, other.image_spec.width) == (96, 96)
-    shapes = jax.eval_shape(other.module.apply, other.variables, jnp.zeros((2, 96, 96, 3)))
+    size = 7 * getattr(getattr(backbone.module, "config", None), "patch_size", 14)
+    other = load_backbone(GOLDENS / name, image_size=size)
+    assert (other.image_spec.height, other.image_spec.width) == (size, size)
+    shapes = jax.eval_shape(other.module.apply, other.variables, jnp.zeros((2, size, size, 3)))
     assert shapes.pooler_output.shape == (2, backbone.num_features)
 
 
