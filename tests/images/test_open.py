@@ -1,5 +1,8 @@
 import io
+import struct
+import zlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -106,3 +109,74 @@ def test_16_bit_grey_is_scaled_to_8_bits(tmp_path):
     ramp = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
     Image.fromarray(ramp).save(tmp_path / "wide.png")
     np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "wide.png"))[..., 0].ravel(), np.arange(256))
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_chunk(kind, data):
+    """A PNG with one more chunk behind its header."""
+    png = encoded("PNG")
+    return png[:33] + chunk(kind, data) + png[33:]
+
+
+LARGE = zlib.compress(b"x" * (3 << 20))  # three megabytes in a few kilobytes
+
+
+@pytest.mark.parametrize(
+    "png",
+    [
+        with_chunk(b"zTXt", b"Comment\0\0" + LARGE),
+        with_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LARGE),
+        with_chunk(b"iCCP", b"profile\0\0" + LARGE),
+        with_chunk(b"iCCP", b"profile\0\0" + b"no profile"),
+    ],
+    ids=["text", "xmp", "large profile", "broken profile"],
+)
+def test_texts_and_profiles_of_any_size_are_no_reason_to_refuse_the_pixels(png, tmp_path):
+    (tmp_path / "a.png").write_bytes(png)
+    for image in (png, tmp_path / "a.png", str(tmp_path / "a.png")):
+        np.testing.assert_array_equal(np.asarray(open_image(image)), PIXELS)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\1" * 9]
+)
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_broken_exif_is_no_reason_to_refuse_the_pixels(exif, form):
+    options = {"quality": 95} if form == "JPEG" else {"lossless": True} if form == "WEBP" else {}
+    plain = np.asarray(open_image(encoded(form, **options)))
+    np.testing.assert_array_equal(np.asarray(open_image(encoded(form, exif=exif, **options))), plain)
+
+
+def test_broken_pixels_stay_an_error_whatever_texts_there_are():
+    with pytest.raises(DataError, match="cannot be used as an image"):
+        open_image(with_chunk(b"zTXt", b"Comment\0\0" + LARGE)[:-40])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "an EPS file, which is a program"),
+        (b"%PDF-1.7\n", "a WMF or PDF file"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC image, which needs: pip install pillow-heif"),
+    ],
+)
+def test_formats_that_need_another_program_are_named(data, message, tmp_path):
+    (tmp_path / "a.png").write_bytes(data)
+    for image in (data, tmp_path / "a.png"):
+        with pytest.raises(DataError, match=message):
+            open_image(image)
+
+
+@pytest.mark.parametrize("image", [3, None, ["a.png"], {"bytes": b"secret" * 99}])
+def test_another_kind_of_input_is_named_without_its_content(image):
+    with pytest.raises(DataError, match=rf"received {type(image).__name__}$"):
+        open_image(image)
+
+
+def test_buffers_and_arrays_of_other_libraries_are_images():
+    data = encoded("PNG")
+    for image in (bytearray(data), memoryview(data), jnp.asarray(PIXELS)):
+        np.testing.assert_array_equal(np.asarray(open_image(image)), PIXELS)

@@ -99,6 +99,28 @@ def test_a_crop_between_two_pixels_is_rounded_as_each_library_does(margin, floor
         assert spec.to_uint8(image)[0, 0, 0] == left
 
 
+@pytest.mark.parametrize("size", [(65000, 1), (1, 65000), (40000, 30), (30, 40000), (50000, 400)], ids=str)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+def test_a_long_image_costs_what_is_kept_of_it(size, interpolation, monkeypatch):
+    """A resize of all of it would take up to 14 GB; counted are the pixels of what Pillow makes."""
+    made = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda image, to, *args: made.append(to) or resize(image, to, *args))
+    spec = ImageSpec(224, 224, 224, interpolation, MEAN, STD)
+    assert spec.to_uint8(noise(*size)).shape == (224, 224, 3)
+    assert max(width * height for width, height in made) < 2_000_000
+
+
+@pytest.mark.parametrize("size", [(3000, 100), (100, 3000), (100, 1), (1, 100), (9000, 300), (300, 9000)], ids=str)
+@pytest.mark.parametrize("rounding", ["floor", "even"])
+def test_a_long_images_pixels_are_those_of_the_whole_resize(size, rounding, monkeypatch):
+    spec, image = ImageSpec(224, 200, 230, "bicubic", MEAN, STD, rounding), noise(*size)
+    whole = spec.to_uint8(image)
+    monkeypatch.setattr("finetune.images.spec._LONG", (1, 1))
+    kept = spec.to_uint8(image)
+    assert np.abs(kept.astype(int) - whole).max() <= 2
+
+
 @pytest.mark.parametrize("size", [(8, 8), (37, 61)], ids=str)
 def test_grey_equals_pillows_conversion(size):
     spec = ImageSpec(8, 8, 8, "bilinear", (0.5,), (0.25,))

@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,32 @@ def test_one_image_outside_a_list_is_refused(small_run, digits):
     for image in (digits.images[0], np.zeros((8, 8, 3), np.uint8), "digit.png"):
         with pytest.raises(TypeError, match="put the one image in a list"):
             small_run.predictor().predict(image)
+
+
+def test_a_generator_is_taken_a_batch_at_a_time(small_run, digits):
+    predictor = small_run.predictor()
+    taken = []
+
+    def images():
+        for i in range(70):
+            taken.append(i)
+            yield digits.images[i]
+
+    np.testing.assert_array_equal(predictor.predict_proba(images()), predictor.predict_proba(list(digits.images[:70])))
+    assert taken == list(range(70))
+    with pytest.raises(TypeError, match="takes a list of images; received int"):
+        predictor.predict(3)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_predictor_is_copied_by_pickle_at_any_time(small_run, digits, used):
+    predictor = small_run.predictor()
+    expected = small_run.predictor().predict_proba(digits.images[:3])
+    if used:
+        predictor.predict(digits.images[:1])
+    copied = pickle.loads(pickle.dumps(predictor))
+    np.testing.assert_array_equal(copied.predict_proba(digits.images[:3]), expected)
+    assert copied.class_names == predictor.class_names
 
 
 def test_no_images_give_no_predictions(small_run):
