@@ -56,6 +56,7 @@ def main() -> None:
     for library in ("absl", "asyncio"):  # Orbax logs each failure several times; one message is enough
         logging.getLogger(library).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # from Pillow; such images are refused
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # about metadata, which no pixel depends on
     sys.unraisablehook = lambda _: None  # TensorStore's threads repeat an error that was already raised
     from finetune.errors import FinetuneError, Interrupted
 

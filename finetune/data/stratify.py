@@ -33,10 +33,11 @@ def stratified_split(
 
     count, size = len(split), math.ceil(fraction * len(split) - 1e-9)
     classes, counts = np.unique(split.labels, return_counts=True)
+    empty = DataError(
+        f"{option}: cannot take {fraction:g} of {count} images in {len(classes)} classes: one side would be empty"
+    )
     if not 0 < size < count:
-        raise DataError(
-            f"{option}: cannot take {fraction:g} of {count} images in {len(classes)} classes: one side would be empty"
-        )
+        raise empty
     if counts.min() > 1 and min(size, count - size) >= len(classes):
         from sklearn.model_selection import train_test_split
 
@@ -45,6 +46,8 @@ def stratified_split(
         )
         return split.take(np.sort(remainder)), split.take(np.sort(part))
     in_part = _largest_remainders(split.labels, size, seed, single_in_part=trains_on == "part")
+    if not in_part.any() or in_part.all():
+        raise empty
     return split.take(np.flatnonzero(~in_part)), split.take(np.flatnonzero(in_part))
 
 

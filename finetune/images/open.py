@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -106,8 +105,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """As EXIF or XMP says; 1, upright, where they say nothing that can be read."""
     try:
-        with warnings.catch_warnings(action="ignore"):
-            return int(image.getexif().get(_ORIENTATION, 1))
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # Pillow's parsers of metadata raise many types; no pixel depends on them
         return 1
 

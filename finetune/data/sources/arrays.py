@@ -89,8 +89,8 @@ def _read_split(
         raise DataError(
             f"{where}: must be uint8 [n, H, W] or [n, H, W, 3]; is {images.dtype} {list(images.shape)}{hint}"
         )
-    if len(images) != len(labels):
-        raise DataError(f"{where}: {len(images)} images and {len(labels)} labels")
+    if labels.ndim == 0 or len(images) != len(labels):
+        raise DataError(f"{where}: {len(images)} images and {labels.size} labels")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 2:
