@@ -25,7 +25,10 @@ def predict(
             metavar="IMAGE...", help="Files, folders (all images inside), or patterns; - reads paths from stdin."
         ),
     ],
-    top: Annotated[int, typer.Option(min=1, help="Show so many of the most probable classes.")] = 1,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="Show so many of the most probable classes.  [default: those that the image is of]"),
+    ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of text.")] = False,
     as_json: AsJson = False,
     allow_local_code: LocalCode = False,
@@ -88,7 +91,7 @@ def _classify(predictor: Any, names: list[str]) -> tuple[list[tuple[str, Any]], 
     return list(zip(usable, predictions, strict=True)), problems
 
 
-def _show(classified: list[tuple[str, Any]], top: int, *, as_csv: bool, as_json: bool) -> None:
+def _show(classified: list[tuple[str, Any]], top: int | None, *, as_csv: bool, as_json: bool) -> None:
     if as_json:
         print_json(
             [
@@ -107,7 +110,7 @@ def _show(classified: list[tuple[str, Any]], top: int, *, as_csv: bool, as_json:
     rows = [
         [image, label, number(probability, 6 if as_csv else 4)]
         for image, prediction in classified
-        for label, probability in _most_probable(prediction, top)
+        for label, probability in _shown(prediction, top)
     ]
     if as_csv:
         csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *rows])
@@ -115,5 +118,7 @@ def _show(classified: list[tuple[str, Any]], top: int, *, as_csv: bool, as_json:
         print_table(columns, rows)
 
 
-def _most_probable(prediction: Any, top: int) -> list[tuple[str, float]]:
-    return sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])[:top]
+def _shown(prediction: Any, top: int | None) -> list[tuple[str, float]]:
+    """The most probable classes; without a number of them, those that the image is of."""
+    ordered = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])
+    return ordered[: max(1, len(prediction.labels)) if top is None else top]

@@ -63,7 +63,7 @@ def why_unreadable(data: bytes) -> str:
     if not data:
         return "an empty file"
     if is_heic(data):
-        return "a HEIC image, which needs: pip install pillow-heif; or save it as JPEG"
+        return "a HEIC image, which needs: pip install 'flax-finetune[heic]'; or save it as JPEG"
     if data.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")):
         return "an EPS file, which is a program: save it as PNG"
     if data.startswith((b"\xd7\xcd\xc6\x9a", b"%PDF")):

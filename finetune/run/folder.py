@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, listed
 from finetune.files import REPLACED, UNFINISHED, json_text, write_json, write_text
 from finetune.recipe import Recipe, load_recipe
 from finetune.recipe.source import dump_recipe
@@ -58,6 +58,10 @@ class RunFolder:
                     f"{self.directory}: already holds a run; continue it with --resume, replace it with --overwrite, "
                     "or choose another folder with --output"
                 )
+            if overwrite and (foreign := self._foreign()):
+                raise CheckpointError(
+                    f"{self.directory}: has files that no run wrote: {listed(foreign)}; move them, then --overwrite"
+                )
         elif self.directory.is_dir() and any(self.directory.iterdir()):
             asked = (
                 "--overwrite replaces runs alone, and this is none" if overwrite else "is not empty, and holds no run"
@@ -85,14 +89,24 @@ class RunFolder:
         except (ValueError, TypeError):  # a run's, but damaged
             return (self.directory / _RECIPE).is_file()
 
+    def _foreign(self) -> list[str]:
+        """Names of what is here and no run wrote."""
+        return [path.name for path in sorted(self.directory.iterdir()) if path not in self._written()]
+
+    def _written(self) -> set[Path]:
+        """What a run wrote, or left unfinished."""
+        paths = set()
+        for name in _WRITTEN:
+            paths |= {self.directory / name, self.directory / f"{name}{REPLACED}"}
+            paths |= set(self.directory.glob(f"{name}*{UNFINISHED}"))
+        return paths
+
     def clear(self) -> None:
         """Removes what a run wrote, and nothing else."""
         if not self.holds_run():
             return
-        for name in _WRITTEN:
-            unfinished = self.directory.glob(f"{name}*{UNFINISHED}")
-            for path in (self.directory / name, self.directory / f"{name}{REPLACED}", *unfinished):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in self._written():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
     def check_same(self, recipe: Recipe, backbone_sha256: str, data_sha256: str) -> None:
         """Before a run goes on.

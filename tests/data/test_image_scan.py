@@ -4,6 +4,8 @@ import zlib
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from photographs import encoded, photograph
 from PIL import Image
@@ -129,6 +131,27 @@ def test_a_second_scan_of_a_parquet_file_decodes_nothing(tmp_path, monkeypatch):
     first = stats_of(images(), tmp_path / "cache")
     monkeypatch.setattr(image_scan, "open_with_mode", lambda *_: pytest.fail("decoded again"))
     assert equal(first, stats_of(images(), tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_file_behind_a_table_that_is_broken_or_mended_since_is_seen(tmp_path, monkeypatch, as_text):
+    """Also where size and modification time stay the same."""
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    paths = [f"{i}.png" for i in range(8)]
+    for i, path in enumerate(paths):
+        photograph(20, 16, i).save(tmp_path / path)
+    images = paths if as_text else [{"bytes": None, "path": path} for path in paths]
+    pq.write_table(pa.table({"image": images, "label": ["a", "b"] * 4}), tmp_path / "t.parquet")
+    good = (tmp_path / "3.png").read_bytes()
+    times = (tmp_path / "3.png").stat()
+
+    def replace(content):
+        (tmp_path / "3.png").write_bytes(content)
+        os.utime(tmp_path / "3.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    for content, broken in ((good, 0), (bytes(len(good)), 1), (good, 0)):
+        replace(content)
+        assert len(load(tmp_path / "t.parquet", on_broken_image="skip").skipped) == broken
 
 
 @pytest.fixture

@@ -99,13 +99,24 @@ def test_resuming_with_another_recipe_is_refused_by_name(small_run):
         finetune.run(small("stages.1.epochs=4"), output=small_run.directory, resume=True, quiet=True)
 
 
-def test_overwrite_removes_the_earlier_run_and_nothing_else(small_run, tmp_path):
+def test_overwrite_removes_nothing_where_there_are_files_that_no_run_wrote(small_run, tmp_path):
     shutil.copytree(small_run.directory, tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="is not empty"):
+    with pytest.raises(CheckpointError, match=r"has files that no run wrote: notes\.txt; move them"):
         finetune.run(small(), output=tmp_path / "run", overwrite=True, quiet=True)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
-    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([*before, "notes.txt"])
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
+def test_a_folder_that_cannot_be_used_is_told_before_anything_is_loaded(tmp_path, monkeypatch, options):
+    monkeypatch.setattr(sys.modules["finetune.run.run"], "prepare_run", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text('{"of": "another program"}')
+    (tmp_path / "mine" / "model").mkdir()
+    with pytest.raises(CheckpointError, match="holds no run|this is none"):
+        finetune.run(small(), output=tmp_path / "mine", quiet=True, **options)
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["model", "run.json"]
 
 
 def test_overwrite_keeps_the_earlier_run_where_the_new_one_cannot_start(small_run):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
 
 from finetune.data.labeled_images import LabeledImages
 from finetune.data.sources.labels import clean_name, labels_from_names, sort_names
-from finetune.data.sources.split_names import canonical_split
+from finetune.data.sources.split_names import canonical_split, words_of
 from finetune.errors import DataError
 
 _IMAGES = frozenset({"x", "image", "images", "imgs", "pixels"})
@@ -62,7 +61,7 @@ def _keys(arrays: dict[str, np.ndarray]) -> dict[str, tuple[str, str]]:
     """The names of each split's images and labels; those without the name of a split are training data."""
     pairs: dict[str, dict[str, str]] = {}
     for name in arrays:
-        words = re.findall(r"[a-z]+", name.lower())
+        words = words_of(name)
         for kind, kinds in (("images", _IMAGES), ("labels", _LABELS)):
             if kinds.intersection(words):
                 rest = "_".join(word for word in words if word not in kinds)

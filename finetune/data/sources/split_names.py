@@ -25,7 +25,7 @@ def canonical_split(name: str, *, loose: bool = False) -> str | None:
     Args:
         loose: other words may stand beside it, as in ``seg_train`` or ``cars_test``.
     """
-    words = _words(name)
+    words = words_of(name)
     splits = {_SPLIT_OF[word] for word in words if word in _SPLIT_OF}
     others = [word for word in words if word not in _SPLIT_OF and word not in _NEUTRAL]
     if len(splits) != 1 or (others and not loose):
@@ -33,7 +33,7 @@ def canonical_split(name: str, *, loose: bool = False) -> str | None:
     return splits.pop()
 
 
-def _words(name: str) -> list[str]:
+def words_of(name: str) -> list[str]:
     """The words of ``Training_Set``, ``trainImages`` or ``testset``, in lower case, without numbers."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = re.findall(r"[^\W\d_]+", apart)

@@ -15,6 +15,7 @@ def save(tmp_path):
         np.savez(tmp_path / "images.npz", **arrays)
         return tmp_path / "images.npz"
 
+    write.file = tmp_path / "images.npz"
     return write
 
 
@@ -32,6 +33,40 @@ def test_labels_stay_with_their_images(save):
 def test_splits_of_the_file_are_used(save):
     splits = load(save(x_train=IMAGES[:6], y_train=LABELS[:6], x_test=IMAGES[6:], y_test=LABELS[6:]))
     assert (len(splits.train), len(splits.test), splits.class_names) == (6, 2, ("0", "1"))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (("train_images", "train_labels"), ("test_images", "test_labels")),  # MedMNIST
+        (("X_train", "y_train"), ("X_test", "y_test")),
+        (("x_training", "targets_training"), ("x_testing", "targets_testing")),
+        (("trainImages", "trainLabels"), ("testImages", "testLabels")),
+    ],
+)
+@pytest.mark.parametrize(
+    "labels", [LABELS[:, None], LABELS.astype(float), LABELS.astype(np.uint8), LABELS.astype(bool)]
+)
+def test_key_names_and_labels_in_the_wild_are_understood(save, train, test, labels):
+    parts = {train[0]: IMAGES[:6], train[1]: labels[:6], test[0]: IMAGES[6:], test[1]: labels[6:]}
+    splits = load(save(**parts))
+    assert (len(splits.train), len(splits.test), splits.class_names) == (6, 2, ("0", "1"))
+    assert splits.train.labels.tolist() == LABELS[:6].tolist()
+
+
+def test_x_and_y_are_images_and_labels_and_other_arrays_are_named(save):
+    splits = load(save(x=IMAGES, y=LABELS, ids=np.arange(8)))
+    assert splits.class_names == ("0", "1")
+    assert splits.notes == (f"{save.file}: array 'ids' is not used",)
+
+
+@pytest.mark.parametrize(
+    ("images", "hint"),
+    [(np.zeros((8, 3, 4, 5), np.uint8), "channels come first"), (IMAGES / 255, "integers from 0 to 255")],
+)
+def test_arrays_of_other_conventions_get_the_way_to_convert_them(save, images, hint):
+    with pytest.raises(DataError, match=hint):
+        load(save(images=images, labels=LABELS))
 
 
 def test_labels_may_be_names(save):

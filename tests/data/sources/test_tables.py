@@ -4,6 +4,8 @@ import io
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -193,6 +195,41 @@ def test_parquet_files_belong_to_the_split_that_their_names_begin_with(tmp_path)
     splits = load(tmp_path)
     assert splits.train.labels.tolist() == [0, 1, 0, 1, 1, 0]
     assert splits.test.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_paths_in_a_parquet_file_are_relative_to_it(tmp_path, monkeypatch, as_text):
+    monkeypatch.chdir(tmp_path.parent)
+    for folder in ("train", "test"):
+        (tmp_path / folder / "img").mkdir(parents=True)
+        for i in range(4):
+            image_of(i).save(tmp_path / folder / "img" / f"{i}.png")
+        paths = [f"img/{i}.png" for i in range(4)]
+        table = {"image": paths if as_text else [{"bytes": None, "path": path} for path in paths], "label": [0, 1] * 2}
+        pq.write_table(pa.table(table), tmp_path / folder / "a.parquet")
+    splits = load(tmp_path)
+    assert [red(split) for split in (splits.train, splits.test)] == [[0, 1, 2, 3]] * 2
+    assert len(load(tmp_path / "train" / "a.parquet", test=0.5).train) == 2
+
+
+def test_parquet_files_without_and_with_a_split_in_their_names_are_refused(tmp_path):
+    for name in ("train-0", "more"):
+        dataset([0, 1] * 2, ANIMALS).to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match=r"more.parquet: its name says no split.*call it train-more.parquet"):
+        load(tmp_path)
+
+
+def test_splits_whose_names_mean_none_are_named():
+    data = {name: dataset([0, 1] * 2, ANIMALS) for name in ("train", "test", "unsupervised")}
+    assert load("memory", data).notes == ("data: not used, as their names mean no split: unsupervised",)
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0, None, 1.0], [0.0, 1.0, 0.5, 1.0]])
+def test_labels_as_floats_are_integers_or_refused(labels):
+    table = dataset([0.0, 1.0] * 4, datasets.Value("float64"))
+    assert load("memory", table).class_names == ("0", "1")
+    with pytest.raises(DataError, match=r"row 2"):
+        load("memory", dataset(labels, datasets.Value("float64")), columns=Columns(label="label"))
 
 
 def test_a_single_parquet_file_is_training_data(tmp_path):
