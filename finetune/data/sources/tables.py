@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +13,8 @@ import numpy as np
 from finetune.data.labeled_images import EncodedImages, Images, LabeledImages, local_path
 from finetune.data.sources.columns import LINE, ColumnRoles, infer_roles
 from finetune.data.sources.csv_text import read_text_table
-from finetune.data.sources.labels import clean_name, labels_from_name_lists, labels_from_names, multi_hot, unify_names
 from finetune.data.sources.split_names import by_canonical_split, canonical_split, describe_unused
+from finetune.data.sources.table_labels import has_one_label_each, read_labels, row_of, text_of
 from finetune.errors import DataError, first_line
 from finetune.recipe import Columns, DataConfig
 
@@ -156,7 +155,11 @@ def _read_splits(
         tables, unused = _split_by_column(tables["train"], roles.split, where)
         notes = (*notes, *unused)
     bases = base if isinstance(base, dict) else dict.fromkeys(tables, base)
-    read = {split: _read_split(table, roles, f"{where} ({split})", bases[split]) for split, table in tables.items()}
+    single = all(has_one_label_each(table, roles.label) for table in tables.values())
+    read = {
+        split: _read_split(table, roles, f"{where} ({split})", bases[split], single=single)
+        for split, table in tables.items()
+    }
     if read["train"] is None:
         raise DataError(f"{where} (train): every label is -1, which means none; choose a column with classes")
     splits = {split: images for split, images in read.items() if images is not None}
@@ -169,7 +172,7 @@ def _read_splits(
 def _split_by_column(
     table: datasets.Dataset, column: str, where: str
 ) -> tuple[dict[str, datasets.Dataset], tuple[str, ...]]:
-    values = np.array([_text(value) for value in table.select_columns([column])[:][column]], dtype=object)
+    values = np.array([text_of(value) for value in table.select_columns([column])[:][column]], dtype=object)
     parts = [(str(name), table.select(np.flatnonzero(values == name))) for name in dict.fromkeys(values)]
     if len(parts) == 1 and parts[0][0] != "train":
         raise DataError(f"{where}: column {column!r} says {parts[0][0]!r} in every row; none says train")
@@ -178,12 +181,14 @@ def _split_by_column(
     return splits, describe_unused(unused, where)
 
 
-def _read_split(table: datasets.Dataset, roles: ColumnRoles, where: str, base: Path | None) -> LabeledImages | None:
+def _read_split(
+    table: datasets.Dataset, roles: ColumnRoles, where: str, base: Path | None, *, single: bool
+) -> LabeledImages | None:
     """None for a split without labels: many test sets on the hub withhold them."""
     needed = [roles.image, *(roles.label if isinstance(roles.label, list) else [roles.label])]
     if missing := [name for name in needed if name not in table.column_names]:
         raise DataError(f"{where}: has no column {missing[0]!r}; it has {', '.join(table.column_names)}")
-    labels = _read_labels(table, roles.label, where)
+    labels = read_labels(table, roles.label, where, single=single)
     return None if labels is None else LabeledImages(_read_images(table, roles.image, base, where), *labels, where)
 
 
@@ -191,67 +196,13 @@ def _read_images(table: datasets.Dataset, column: str, base: Path | None, where:
     whole, table, feature = table, table.select_columns([column]), table.features[column]
     if getattr(feature, "dtype", "") in ("string", "large_string"):
         paths = table[:][column]
-        if empty := [i for i, path in enumerate(paths) if not _text(path)]:
-            first = _row(whole, empty[0])
+        if empty := [i for i, path in enumerate(paths) if not text_of(path)]:
+            first = row_of(whole, empty[0])
             raise DataError(f"{where}: column {column!r} is empty in {len(empty)} rows, the first is {first}")
-        paths = [_text(path) for path in paths]
+        paths = [text_of(path) for path in paths]
         if urls := [path for path in paths if re.match(r"[A-Za-z][\w+.-]+://", path)]:
             raise DataError(
                 f"{where}: column {column!r} has URLs, such as {urls[0]}; download the images, and give paths"
             )
         return [local_path(base, path) for path in paths]
     return EncodedImages(table.cast_column(column, datasets.Image(decode=False)), column, base)
-
-
-def _read_labels(
-    table: datasets.Dataset, column: str | list[str], where: str
-) -> tuple[np.ndarray, tuple[str, ...]] | None:
-    """(labels, class names); None if the labels are withheld."""
-    if isinstance(column, list):
-        return _read_label_columns(table, column, where)
-    feature, values = table.features[column], table.select_columns([column])[:][column]
-    where = f"{where}: column {column!r}"
-    inner = getattr(feature, "feature", None)
-    if inner is not None:
-        if isinstance(inner, datasets.ClassLabel):
-            return multi_hot([list(row or ()) for row in values], len(inner.names)), tuple(inner.names)
-        return labels_from_name_lists([[str(name) for name in row or ()] for row in values])
-    if isinstance(feature, datasets.ClassLabel):
-        labels = np.array([-1 if value is None else value for value in values], np.int32)
-        if (labels < 0).all():
-            return None
-        if (labels < 0).any():
-            raise DataError(f"{where}: row {int(np.argmin(labels))} has no label; label or remove such rows")
-        return unify_names(labels, [clean_name(name) for name in feature.names])
-    names = [_class_name(value, where, _row(table, i)) for i, value in enumerate(values)]
-    return labels_from_names(names, where, lambda i: _row(table, i))
-
-
-def _class_name(value: Any, where: str, row: str) -> str:
-    """The name of a class that a column gives as text, integer, or float without a fraction; empty for none."""
-    if isinstance(value, float):
-        if math.isnan(value):
-            return ""
-        if not value.is_integer():
-            raise DataError(f"{where}: has numbers such as {value:g} in {row}; classes are texts or integers")
-        value = int(value)
-    return _text(value)
-
-
-def _text(value: Any) -> str:
-    """Without the spaces around it; empty for None."""
-    return "" if value is None else str(value).strip()
-
-
-def _row(table: datasets.Dataset, index: int) -> str:
-    """Where a row is, for messages: its line in the file, or its number."""
-    return f"line {table[index][LINE]}" if LINE in table.column_names else f"row {index}"
-
-
-def _read_label_columns(table: datasets.Dataset, columns: list[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    rows = table.select_columns(columns)[:]
-    for name in columns:
-        if invalid := [i for i, value in enumerate(rows[name]) if value not in (0, 1)]:
-            received = f"has {rows[name][invalid[0]]!r} in {_row(table, invalid[0])}"
-            raise DataError(f"{where}: column {name!r} must be 0 or 1 in each row; {received}")
-    return np.stack([np.array(rows[name], np.float32) for name in columns], axis=1), tuple(columns)

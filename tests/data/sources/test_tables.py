@@ -169,6 +169,13 @@ def test_a_single_column_of_classes_is_the_label_beside_other_columns():
     assert splits.class_names == ("dog", "cat")
 
 
+@pytest.mark.parametrize("values", [datasets.Value("int64"), ANIMALS])
+def test_lists_of_one_class_in_every_row_are_single_classes(values):
+    splits = load("memory", dataset([[0], [1]] * 4, datasets.Sequence(values)))
+    assert not splits.multi_label
+    assert sorted(splits.train.labels.tolist()) == [0, 0, 0, 1, 1, 1]
+
+
 def test_lists_of_classes_are_many_labels_per_image():
     splits = load("memory", dataset([[0], [1], [0, 1], []] * 2, datasets.List(ANIMALS)))
     assert splits.class_names == ("dog", "cat")

@@ -1,0 +1,88 @@
+"""Labels from the columns of a table."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import datasets
+import numpy as np
+
+from finetune.data.sources.columns import LINE
+from finetune.data.sources.labels import clean_name, labels_from_name_lists, labels_from_names, multi_hot, unify_names
+from finetune.errors import DataError
+
+
+def read_labels(
+    table: datasets.Dataset, column: str | list[str], where: str, *, single: bool = False
+) -> tuple[np.ndarray, tuple[str, ...]] | None:
+    """(labels, class names); None if the labels are withheld.
+
+    Args:
+        column: of classes or of lists of them; or the names of columns of 0 and 1.
+        single: lists hold one class each, which is the image's.
+
+    Raises:
+        DataError: a row has no label, or a value that is none.
+    """
+    if isinstance(column, list):
+        return _read_columns(table, column, where)
+    feature, values = table.features[column], table.select_columns([column])[:][column]
+    where = f"{where}: column {column!r}"
+    inner = getattr(feature, "feature", None)
+    if inner is not None and single:
+        feature, values = inner, [row[0] for row in values]
+    elif inner is not None:
+        if isinstance(inner, datasets.ClassLabel):
+            return multi_hot([list(row or ()) for row in values], len(inner.names)), tuple(inner.names)
+        return labels_from_name_lists([[str(name) for name in row or ()] for row in values])
+    if isinstance(feature, datasets.ClassLabel):
+        labels = np.array([-1 if value is None else value for value in values], np.int32)
+        if (labels < 0).all():
+            return None
+        if (labels < 0).any():
+            first = row_of(table, int(np.argmin(labels)))
+            raise DataError(f"{where}: {first} has no label; label or remove such rows")
+        return unify_names(labels, [clean_name(name) for name in feature.names])
+    names = [_class_name(value) for value in values]
+    if None in names:
+        first = names.index(None)
+        raise DataError(
+            f"{where}: has numbers such as {values[first]:g} in {row_of(table, first)}; classes are texts or integers"
+        )
+    return labels_from_names([str(name) for name in names], where, lambda i: row_of(table, i))
+
+
+def has_one_label_each(table: datasets.Dataset, column: str | list[str]) -> bool:
+    """Whether a column of lists holds one label in each row, as arrays of shape [n, 1] do."""
+    if isinstance(column, list) or getattr(table.features.get(column), "feature", None) is None:
+        return False
+    return all(row is not None and len(row) == 1 for row in table.select_columns([column])[:][column])
+
+
+def text_of(value: Any) -> str:
+    """Without the spaces around it; empty for None."""
+    return "" if value is None else str(value).strip()
+
+
+def row_of(table: datasets.Dataset, index: int) -> str:
+    """Where a row is, for messages: its line in the file, or its number."""
+    return f"line {table[index][LINE]}" if LINE in table.column_names else f"row {index}"
+
+
+def _class_name(value: Any) -> str | None:
+    """The name of a class that is a text, an integer or a whole float; empty for no value, None for other numbers."""
+    if not isinstance(value, float):
+        return text_of(value)
+    if math.isnan(value):
+        return ""
+    return str(int(value)) if value.is_integer() else None
+
+
+def _read_columns(table: datasets.Dataset, columns: list[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    rows = table.select_columns(columns)[:]
+    for name in columns:
+        if invalid := [i for i, value in enumerate(rows[name]) if value not in (0, 1)]:
+            received = f"has {rows[name][invalid[0]]!r} in {row_of(table, invalid[0])}"
+            raise DataError(f"{where}: column {name!r} must be 0 or 1 in each row; {received}")
+    return np.stack([np.array(rows[name], np.float32) for name in columns], axis=1), tuple(columns)
