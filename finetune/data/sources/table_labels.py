@@ -46,9 +46,9 @@ def read_labels(
         return unify_names(labels, [clean_name(name) for name in feature.names])
     names = [_class_name(value) for value in values]
     if None in names:
-        first = names.index(None)
+        at = names.index(None)
         raise DataError(
-            f"{where}: has numbers such as {values[first]:g} in {row_of(table, first)}; classes are texts or integers"
+            f"{where}: has numbers such as {values[at]:g} in {row_of(table, at)}; classes are texts or integers"
         )
     return labels_from_names([str(name) for name in names], where, lambda i: row_of(table, i))
 
