@@ -178,7 +178,8 @@ class TrainStageRun:
         if event.not_finite:
             first = event.step - event.not_finite + 1
             names = [name for name, norm in event.grad_norm.items() if not np.isfinite(norm)]
-            self._diverge(first, f"the loss is {event.loss}, and the gradients are not", names)
+            loss = "" if np.isfinite(event.loss) else f"the loss is {event.loss}, and "
+            self._diverge(first, f"{loss}gradients are not", names)
         self.meter.add(event, max(rates.values()))
         self.session.display.advance(event.step, event.loss, event.accuracy, max(rates.values()))
 

@@ -233,7 +233,8 @@ def two_stages(tmp_path_factory):
     return recipe, finetune.run(recipe, output=folder / "run", quiet=True)
 
 
-@pytest.mark.parametrize("step", [4, pytest.param(8, marks=pytest.mark.slow)])  # between the stages; within the second
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [4, 8])  # between the stages; within the second
 def test_adapters_averages_and_carried_moments_resume_bit_for_bit(two_stages, tmp_path, monkeypatch, step):
     recipe, whole = two_stages
     records = [json.loads(line) for line in (whole.directory / "metrics.jsonl").read_text().splitlines()]
