@@ -42,7 +42,11 @@ def images() -> jax.Array:
     return jax.random.normal(jax.random.key(0), (8, 16, 16, 3))
 
 
-@pytest.fixture(scope="module", params=MODULES)
+# CI runs the slow ones too
+FAST = ("transformer", "resnet")
+
+
+@pytest.fixture(scope="module", params=[n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MODULES])
 def case(request, images):
     """(module, the same rematerialized, variables other than fresh ones)."""
     module = MODULES[request.param]

@@ -89,6 +89,7 @@ def test_layer_decay_and_adapters_show_in_the_table():
     assert shown["totals"]["trainable"] == sum(leaf["size"] for leaf in shown["leaves"]) - kernels + 4 * 2 * 4 * 192
 
 
+@pytest.mark.usefixtures("without_the_search")
 def test_no_image_is_read(tmp_path):
     for name in ("cat", "dog", "emu"):
         (tmp_path / name).mkdir()

@@ -63,10 +63,8 @@ def test_a_run_that_diverges_ends_with_code_3_and_names_stage_step_partition_and
     assert result.returncode == 3
     assert "Traceback" not in result.stderr
     (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert re.search(
-        r"stage 'finetune' diverged at step \d+ of \d+: (the loss is (nan|inf), and )?gradients are not", message
-    )
-    assert "body (learning rate 1e+30)" in message
+    assert re.search(r"stage 'finetune' diverged at step \d+ of 24: .*gradients are not finite in partition ", message)
+    assert "the learning rate of body is likely too high" in message
     assert "lower it" in message
     assert "the model of probe is kept" in message
 

@@ -257,6 +257,7 @@ def test_adapters_averages_and_carried_moments_resume_bit_for_bit(two_stages, tm
     assert resumed.summary["frozen_unchanged"]
 
 
+@pytest.mark.slow
 def test_frozen_weights_held_in_bfloat16_are_saved_as_they_were(tmp_path, tiny_clip):
     recipe = small("~stages.0", "stages.0.epochs=1", "stages.0.frozen_dtype=bfloat16", "data.fraction=0.1")
     result = finetune.run(recipe, output=tmp_path / "run", quiet=True)

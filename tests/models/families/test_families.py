@@ -142,6 +142,7 @@ def test_every_tensor_of_the_checkpoint_is_accounted_for(member):
     ), name
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_stays_close_to_float32(member):
     name, backbone, images = member
     half = load_backbone(GOLDENS / name, dtype=jnp.bfloat16, image_size=None)
