@@ -77,8 +77,9 @@ class RunSession:
             Diverged: some are not finite.
         """
         variables, batch_size = jax.device_put(self.variables), self.setup.recipe.evaluate.batch_size
-        rows = []
-        for batch in self.display.track(evaluation_batches(split, self.setup.spec, batch_size), f"{name}: features"):
+        rows, total = [], -(-len(split) // min(batch_size, len(split)))
+        batches = evaluation_batches(split, self.setup.spec, batch_size)
+        for batch in self.display.track(batches, f"{name}: features", total):
             features = self._feature_step(variables, jax.device_put(batch["image"]))
             rows.append(np.asarray(features)[batch["weight"] > 0])
         features = np.concatenate(rows)

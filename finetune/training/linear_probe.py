@@ -42,13 +42,16 @@ def fit_linear_probe(
 def _choose_l2(x: jax.Array, y: jax.Array, num_classes: int, folds: int, seed: int) -> float:
     from sklearn.model_selection import StratifiedKFold
 
-    folds = min(folds, int(np.bincount(np.asarray(y), minlength=num_classes).min()))
-    if folds < 2:  # one image of a class cannot be both learned from and held out
+    labels = np.asarray(y)
+    counts = np.bincount(labels, minlength=num_classes)
+    several = np.flatnonzero(counts[labels] > 1)  # the only image of a class cannot be both learned from and held out
+    if not len(several):
         return 1.0
+    folds = min(folds, int(counts[counts > 1].min()))
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     kept = np.ones((folds, len(y)), np.float32)
-    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(y)), np.asarray(y))):
-        kept[fold, held_out] = 0.0
+    for fold, (_, held_out) in enumerate(splitter.split(several, labels[several])):
+        kept[fold, several[held_out]] = 0.0
     losses = [sum(float(_held_out_loss(x, y, weight, l2, num_classes)) for weight in kept) for l2 in L2_GRID]
     return L2_GRID[int(np.argmin(losses))]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from finetune.data.sources.file_tree import Folder, read_tree
 from finetune.data.sources.split_names import SPLITS, canonical_split
 from finetune.errors import DataError, listed
 
+_STRAY = 0.1  # share of a split's images that may lie beside its class folders
+
 
 def read_folders(root: Path) -> dict[str, LabeledImages]:
     """Class folders in ``root`` itself, or inside its folders for splits, such as ``train/`` and ``test_set/``.
@@ -20,14 +23,14 @@ def read_folders(root: Path) -> dict[str, LabeledImages]:
     Raises:
         DataError: it is not clear which folders are classes and which are splits, or there are fewer than two classes.
     """
-    tree = read_tree(root)
+    tree = _innermost(read_tree(root))
     named = {folder.path.name: canonical_split(folder.path.name, loose=True) for folder in tree.folders}
     full = [folder for folder in tree.folders if folder.all_images]
     splits = [folder for folder in full if named[folder.path.name] and _holds_classes(folder)]
     classes = [folder for folder in full if folder not in splits]
     if not splits:
         _refuse_splits_without_classes(root, full, named)
-        return {"train": _read_classes(tree)}
+        return {"train": _read_classes(tree, least=2)}
     if classes and (len(splits) < 2 or any(named[folder.path.name] for folder in classes)):
         raise DataError(
             f"data.source: {root}: {_names(splits)} could be a split or a class beside {_names(classes)}; "
@@ -48,14 +51,30 @@ def read_folders(root: Path) -> dict[str, LabeledImages]:
     beside = [f"{path}: beside the folders of the splits" for path in tree.images]
     beside += [f"{path}: in none of the splits" for folder in classes for path in folder.all_images]
     beside += tree.left_out + [line for f in tree.folders if f not in splits for line in f.all_left_out]
-    read = {split: _read_classes(by_split[split]) for split in SPLITS if split in by_split}
+    read = {
+        split: _read_classes(_innermost(by_split[split]), least=2 if split == "train" else 1)
+        for split in SPLITS
+        if split in by_split
+    }
     read["train"] = read["train"].with_left_out(beside)
     return read
 
 
+def _innermost(folder: Folder) -> Folder:
+    """The folder that holds the classes or splits, where folders around it hold nothing else, as archives have them."""
+    full = [inner for inner in folder.folders if inner.all_images]
+    if len(full) != 1 or folder.images:
+        return folder
+    inner = _innermost(full[0])
+    if sum(bool(below.all_images) for below in inner.folders) < 2:
+        return folder
+    around = [line for other in folder.folders if other is not full[0] for line in other.all_left_out]
+    return replace(inner, left_out=[*folder.left_out, *around, *inner.left_out])
+
+
 def _holds_classes(folder: Folder) -> bool:
-    """Whether images are in the folders inside alone."""
-    return not folder.images
+    """Whether images are in the folders inside, but for a few."""
+    return len(folder.images) <= _STRAY * len(folder.all_images)
 
 
 def _refuse_splits_without_classes(root: Path, full: list[Folder], named: dict[str, str | None]) -> None:
@@ -67,12 +86,12 @@ def _refuse_splits_without_classes(root: Path, full: list[Folder], named: dict[s
         )
 
 
-def _read_classes(folder: Folder) -> LabeledImages:
-    """The images of each class, and a line for each file that is none of them."""
+def _read_classes(folder: Folder, least: int) -> LabeledImages:
+    """The images of each class, of which there have to be so many, and a line for each file that is none of them."""
     full = [inner for inner in folder.folders if inner.all_images]
     names = {inner.path.name: class_name(inner.path.name) for inner in full}
     declared = tuple(sorted(set(names.values())))
-    if len(declared) < 2:
+    if len(declared) < least:
         raise DataError(
             f"data.source: {folder.path}: needs a folder with images for each of at least two classes; "
             f"has {_names(full) or 'none'}{_hint(folder)}"
@@ -115,7 +134,4 @@ def _names(folders: list[Folder]) -> str:
 def _hint(folder: Folder) -> str:
     """Where the classes may be instead."""
     tables = sorted(Path(line.split(": ")[0]).name for line in folder.left_out if ".csv:" in line or ".tsv:" in line)
-    if tables:
-        return f"; if {tables[0]} is a table of the images, give that as data.source"
-    inner = [f for f in folder.folders if len([g for g in f.folders if g.all_images]) > 1]
-    return f"; did you mean {inner[0].path}?" if len(inner) == 1 else ""
+    return f"; if {tables[0]} is a table of the images, give that as data.source" if tables else ""

@@ -1,6 +1,7 @@
 """Folders as people have them: what is a split, what a class, and what neither."""
 
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -64,13 +65,43 @@ def test_a_class_may_be_called_like_a_split(tmp_path):
         (["train/2020", "train/2021", "bus", "car"], "train/ could be a split or a class beside bus/, car/"),
         (["val/a", "val/b", "test/a", "test/b"], "but none to train on"),
         (["train/a", "train/b", "training_set/a", "training_set/b"], "two folders for one split"),
-        (["data/a", "data/b"], r"has data/; did you mean .*data\?"),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused_with_both(tmp_path, folders, message):
     classes(tmp_path, *folders)
     with pytest.raises(DataError, match=message):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("around", [(), ("archive",), ("archive", "v1")])
+def test_folders_that_hold_nothing_else_are_passed_through(tmp_path, around):
+    root = tmp_path.joinpath(*around)
+    for part in ("seg_train", "seg_test"):
+        classes(root / part / part, "forest", "sea")
+    sources = read(tmp_path)
+    assert [source.names for source in sources.values()] == [("forest", "sea")] * 2
+    (root / "README.md").write_text("about")
+    assert [line.rsplit("/", 1)[1] for line in read(tmp_path)["train"].left_out] == ["README.md: not an image"]
+    for folder in ("seg_train", "seg_test"):
+        shutil.rmtree(root / folder)
+    classes(root, "forest", "sea")
+    assert read(tmp_path)["train"].names == ("forest", "sea")
+
+
+def test_a_stray_image_beside_the_classes_of_a_split_is_listed(tmp_path):
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            write(tmp_path / part / name, 6)
+    write(tmp_path / "train", 1, start=9)
+    sources = read(tmp_path)
+    assert list(sources) == ["train", "test"]
+    assert sources["train"].left_out == (f"{tmp_path}/train/09.png: beside the class folders, in none of them",)
+
+
+def test_a_split_may_have_one_class_alone(tmp_path):
+    classes(tmp_path / "train", "a", "b")
+    classes(tmp_path / "val", "b")
+    assert read(tmp_path)["validation"].names == ("b",)
 
 
 def test_hidden_and_system_files_are_left_out_at_any_depth_and_listed(tmp_path):
