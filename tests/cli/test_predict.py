@@ -1,11 +1,14 @@
 import csv
 import io
 import json
+import os
+import shutil
+import subprocess
 import sys
 
 import numpy as np
 import pytest
-from command_line import clean_failure, finetune, in_a_process, read_table
+from command_line import FINETUNE, clean_failure, finetune, in_a_process, read_table
 from PIL import Image
 
 
@@ -62,3 +65,17 @@ def test_the_most_probable_classes_are_shown_in_order(small_run, images):
     assert len(values) == 3
     assert values == sorted(values, reverse=True)
     clean_failure(finetune("predict", small_run.directory, "in/a.png", "--top", "0", cwd=images), "--top")
+
+
+def test_names_in_any_script_are_printed_to_any_pipe(small_run, images):
+    model = shutil.copytree(small_run.directory / "model", images / "model")
+    about = json.loads((model / "model.json").read_text())
+    about["class_names"] = [f"猫 \U0001f436 été {i}" for i in range(10)]
+    (model / "model.json").write_text(json.dumps(about))
+    command = [*FINETUNE, "predict", "model", "in/a.png", "nope\u732b.png"]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, cwd=images, capture_output=True, env=environment)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert b"no such file" in done.stderr
+    assert "? ? été " in done.stdout.decode("cp1252")
