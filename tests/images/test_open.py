@@ -140,6 +140,7 @@ def test_texts_and_profiles_of_any_size_are_no_reason_to_refuse_the_pixels(png, 
         np.testing.assert_array_equal(np.asarray(open_image(image)), PIXELS)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\1" * 9]
 )
