@@ -11,7 +11,7 @@ from typing import Any
 from finetune.errors import DataError
 from finetune.images.formats import is_named_like_an_image
 
-_DELIMITERS = ",;\t|"
+_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # the likeliest first
 _SAMPLE = 200  # lines that the delimiter is chosen by
 _MAX_FIELD = 1 << 24  # characters
 
@@ -87,16 +87,15 @@ def _decode(path: Path) -> tuple[str, list[str]]:
 
 def _delimiter(path: Path, text: str) -> str:
     """The one that gives all lines of a sample the same number of fields, two or more."""
-    if path.suffix.lower() == ".tsv":
-        return "\t"
+    delimiters = _DELIMITERS.get(path.suffix.lower(), ",;\t|")
     sample = "".join(text.splitlines(keepends=True)[:_SAMPLE])
     regular = []
-    for delimiter in _DELIMITERS:
+    for delimiter in delimiters:
         lengths = [len(record) for record in _reader(sample, delimiter) if any(field.strip() for field in record)]
         if lengths and lengths[0] > 1:
             regular.append((lengths.count(lengths[0]) / len(lengths), delimiter))
     if not regular:
-        return ","
+        return delimiters[0]
     best = max(share for share, _ in regular)
     return next(delimiter for share, delimiter in regular if share == best)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from finetune.images.formats import is_image_by_content, is_named_like_an_image
@@ -12,7 +13,7 @@ from finetune.images.formats import is_image_by_content, is_named_like_an_image
 _SYSTEM = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"})
 
 
-@dataclass
+@dataclass(eq=False)
 class Folder:
     """A folder and what is in it, in the order of names.
 
@@ -33,7 +34,7 @@ class Folder:
         for folder in self.folders:
             yield from folder.walk()
 
-    @property
+    @cached_property
     def all_images(self) -> list[Path]:
         return sorted(path for folder in self.walk() for path in folder.images)
 
@@ -49,9 +50,14 @@ def read_tree(root: Path) -> Folder:
 
 def _read(path: Path, above: tuple[object, ...], linked: set[object]) -> Folder:
     folder = Folder(path)
-    for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+    try:
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except OSError as error:
+        folder.left_out.append(f"{path}: cannot be read: {error.strerror}")
+        return folder
+    for entry in entries:
         inner = path / entry.name
-        if entry.is_dir():
+        if inner.is_dir():
             identity = _identity(inner)
             if _is_hidden(entry.name):
                 folder.left_out.append(f"{inner}: a hidden folder with {_count_files(inner)} files")
@@ -72,7 +78,7 @@ def _why_no_image(entry: os.DirEntry[str], path: Path) -> str | None:
     """None for what is used as an image, or is named like one: that it is broken is found when it is read."""
     if _is_hidden(entry.name):
         return "a hidden file"
-    if not entry.is_file():
+    if not path.is_file():
         if entry.is_symlink() and not path.exists():
             return None if is_named_like_an_image(entry.name) else "a link to nothing"
         return "not a regular file"

@@ -37,6 +37,11 @@ def test_the_delimiter_is_seen(load, separator, end):
     assert len(splits.train) + len(splits.test) == 12
 
 
+def test_a_tsv_file_with_another_delimiter_is_read(load):
+    assert load(table(","), name="t.tsv").class_names == ("cat", "größe")
+    assert load(table("\t"), name="t.tsv").class_names == ("cat", "größe")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
 def test_the_encoding_is_seen(load, encoding):
     splits = load(table(), encoding)

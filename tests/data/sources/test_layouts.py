@@ -186,6 +186,26 @@ def test_links_are_followed_once_and_never_in_a_circle(tmp_path):
     ]
 
 
+def test_a_link_to_itself_and_a_folder_that_cannot_be_read_are_listed(tmp_path, monkeypatch):
+    classes(tmp_path, "cat", "dog", "dog/locked")
+    (tmp_path / "cat" / "self").symlink_to("self")
+    (tmp_path / "cat" / "self.png").symlink_to("self.png")
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    source = read(tmp_path)["train"]
+    assert [line.removeprefix(f"{tmp_path}/") for line in source.left_out] == [
+        "cat/self: a link to nothing",
+        "dog/locked: cannot be read: Permission denied",
+    ]
+    assert tmp_path / "cat" / "self.png" in source.images  # named as broken when it is read
+
+
 def test_names_are_compared_in_unicodes_composed_form(tmp_path):
     composed = unicodedata.normalize("NFC", "été")
     write(tmp_path / "train" / composed)
