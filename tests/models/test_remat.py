@@ -150,6 +150,7 @@ def test_the_backward_pass_of_eight_blocks_keeps_a_tenth(eight_blocks):
     assert kept(True) < 0.1 * kept(False)
 
 
+@pytest.mark.slow
 def test_the_compiled_gradient_of_eight_blocks_needs_less_than_two_thirds_of_the_memory(eight_blocks):
     loss_fn, inputs = eight_blocks
     # XLA's CPU compiler drops the barriers between forward and backward pass. Its default scheduler then recomputes

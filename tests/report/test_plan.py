@@ -61,6 +61,7 @@ def without_the_search(monkeypatch):
     monkeypatch.setattr(plan, "largest_batch", lambda *_: None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_the_search")
 def test_accumulation_divides_the_temporary_memory_and_keeps_the_work():
     def step(*overrides):

@@ -70,6 +70,7 @@ def test_the_summary_proves_what_was_frozen_and_tells_how_far_the_rest_moved(sma
     assert 0 < block["relative"] < 0.1
 
 
+@pytest.mark.slow
 def test_the_saved_recipe_runs_again_to_the_same_weights(small_run, tmp_path):
     again = finetune.run(finetune.load_recipe(small_run.directory / "recipe.yaml"), output=tmp_path / "b", quiet=True)
     assert again.summary["weights_sha256"] == small_run.summary["weights_sha256"]
