@@ -23,6 +23,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where Pillow finds an orientation
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
@@ -95,6 +96,8 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     turn = _UPRIGHT.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
+        for name in _METADATA:  # it would turn the image once more where it is opened again
+            image.info.pop(name, None)
     if image.mode.startswith("I;16"):  # Pillow's own conversion would clip the high values to white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):

@@ -70,6 +70,7 @@ def test_the_exif_orientation_is_applied_to_bytes_files_and_pil_images(tmp_path,
     (tmp_path / "a.png").write_bytes(data)
     for image in (data, tmp_path / "a.png", Image.open(io.BytesIO(data))):
         np.testing.assert_array_equal(np.asarray(open_image(image)), UPRIGHT[orientation])
+        np.testing.assert_array_equal(np.asarray(open_image(open_image(image))), UPRIGHT[orientation])
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
