@@ -80,12 +80,7 @@ def load_splits(config: DataConfig, seed: int, memory: Any = None, track: Track 
         DataError: the source is missing or empty, images are broken, the splits' classes do not agree, or there are
             too few images for the splits.
     """
-    sources = read_source(config, memory)
-    notes = tuple(line for source in sources.values() for line in source.notes)
-    left_out = tuple(line for source in sources.values() for line in source.left_out)
-    if config.rare_classes == "drop":
-        sources, dropped, lines = drop_rare(sources, 2 if _takes_from_training(config, sources) else 1)
-        notes, left_out = (*notes, *dropped), (*left_out, *lines)
+    sources, notes, left_out = _read(config, memory)
     aligned, class_names = align_classes(sources)
     scanned = {name: scan_images(split, cache_folder(), track, name) for name, split in aligned.items()}
     usable, skipped = drop_broken(scanned, skip=config.on_broken_image == "skip")
@@ -96,6 +91,17 @@ def load_splits(config: DataConfig, seed: int, memory: Any = None, track: Track 
         raise DataError("\n".join([*rare, "add images of these classes, or allow it: data.rare_classes=keep"]))
     notes = (*notes, *describe_similar(class_names), *rare)
     return replace(splits, skipped=skipped, left_out=left_out, notes=notes)
+
+
+def _read(config: DataConfig, memory: Any = None) -> tuple[dict[str, LabeledImages], tuple[str, ...], tuple[str, ...]]:
+    """The splits of the source, without the classes that are to be dropped; notes; and lines about what is left out."""
+    sources = read_source(config, memory)
+    notes = tuple(line for source in sources.values() for line in source.notes)
+    left_out = tuple(line for source in sources.values() for line in source.left_out)
+    if config.rare_classes != "drop":
+        return sources, notes, left_out
+    kept, dropped, lines = drop_rare(sources, 2 if _takes_from_training(config, sources) else 1)
+    return kept, (*notes, *dropped), (*left_out, *lines)
 
 
 def _takes_from_training(config: DataConfig, sources: Mapping[str, LabeledImages]) -> bool:
@@ -110,7 +116,7 @@ def class_names_of(config: DataConfig) -> tuple[str, ...]:
     Raises:
         DataError: as :func:`load_splits`, except for broken images and for too few.
     """
-    return align_classes(read_source(config))[1]
+    return align_classes(_read(config)[0])[1]
 
 
 def drop_broken(splits: dict[str, Split], *, skip: bool) -> tuple[dict[str, Split], tuple[str, ...]]:

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -122,6 +124,13 @@ def test_class_names_are_read_without_decoding_an_image(folder):
     for path in folder.rglob("*.png"):
         path.write_bytes(b"not an image")
     assert class_names_of(config(folder)) == ("ant", "zebra")
+
+
+def test_dropped_classes_are_none_of_the_names_that_a_plan_counts(folder):
+    (folder / "rare").mkdir()
+    shutil.copy(next(folder.glob("ant/*.png")), folder / "rare" / "1.png")
+    dropping = config(folder, rare_classes="drop")
+    assert class_names_of(dropping) == load_splits(dropping, 0).class_names == ("ant", "zebra")
 
 
 def test_a_missing_source_is_reported_with_the_nearest_name():
