@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,14 +11,6 @@ from finetune.cli.options import AsJson, LocalCode
 from finetune.cli.tables import METRICS, number, print_json, print_table
 
 _NAMES_SHOWN = 20
-
-
-class SplitName(StrEnum):
-    """As typer wants a choice among words."""
-
-    TRAIN = "train"
-    VALIDATION = "validation"
-    TEST = "test"
 
 
 def evaluate(
@@ -32,7 +23,8 @@ def evaluate(
         str | None, typer.Option(metavar="SOURCE", help="Measure on all images of this source instead.")
     ] = None,
     split: Annotated[
-        SplitName | None, typer.Option(help="Measure on this split of the data.  [default: test, or all of SOURCE]")
+        Literal["train", "validation", "test"] | None,
+        typer.Option(help="Measure on this split of the data.  [default: test, or all of SOURCE]"),
     ] = None,
     as_json: AsJson = False,
     allow_local_code: LocalCode = False,
@@ -50,7 +42,7 @@ def evaluate(
         result = finetune.evaluate_run(
             directory,
             source,
-            split=None if split is None else split.value,
+            split=split,
             allow_local_code=allow_local_code,
             track=display.track,
         )
@@ -70,5 +62,5 @@ def evaluate(
         typer.echo(f"broken images left out: {result['skipped']}")
     if result["left_out"]:
         typer.echo(f"files that are no images of a class, left out: {result['left_out']}")
-    if result["trained_on"] and result["split"] != SplitName.TRAIN.value:
+    if result["trained_on"] and result["split"] != "train":
         typer.echo(f"the model was trained on {result['trained_on']:,} of these images: expect less on others")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,12 +22,12 @@ def align_classes(sources: Mapping[str, LabeledImages]) -> tuple[dict[str, Split
         raise DataError(f"{sources['train'].where}: needs at least two classes; has {', '.join(names) or 'none'}")
     splits = {}
     for split, source in sources.items():
-        if unknown := [name for name in _classes_present(source) if name not in names]:
+        if unknown := [name for name in classes_present(source) if name not in names]:
             raise DataError(
                 f"{source.where}: classes that training does not have: {listed(unknown)}; it has: {listed(names)}; "
                 "add training images of them, or leave out their images: data.rare_classes=drop"
             )
-        splits[split] = Split(source.images, _relabel(source, names))
+        splits[split] = Split(source.images, relabel(source.labels, source.names, names))
     return splits, names
 
 
@@ -44,12 +44,12 @@ def drop_rare(
     kept = [name for name, count in zip(train.names, counts, strict=True) if count >= least]
     dropped, notes, left_out = {}, [], []
     for split, source in sources.items():
-        rare = [name for name in _classes_present(source) if name not in kept]
+        rare = [name for name in classes_present(source) if name not in kept]
         if rare:
             notes.append(f"{source.where}: dropped, as rare in training: {listed(rare)}")
         dropped[split], lines = _only(source, kept)
         left_out += lines
-    if unused := [name for name in train.names if name not in kept and name not in _classes_present(train)]:
+    if unused := [name for name in train.names if name not in kept and name not in classes_present(train)]:
         notes.append(f"{train.where}: dropped, as they have no training images: {listed(unused)}")
     return dropped, tuple(notes), tuple(left_out)
 
@@ -58,14 +58,14 @@ def _only(source: LabeledImages, kept: list[str]) -> tuple[LabeledImages, list[s
     """The images of some classes, in terms of these, and a line for each other image."""
     split = Split(source.images, source.labels)
     if source.labels.ndim == 2:  # an image without a rare class is still an image of its others
-        return replace(source, labels=_relabel(source, tuple(kept)), names=tuple(kept)), []
+        return replace(source, labels=relabel(source.labels, source.names, kept), names=tuple(kept)), []
     usable = np.isin(source.labels, [i for i, name in enumerate(source.names) if name in kept])
     lines = [
         f"{split.name(int(i))}: of the rare class {source.names[source.labels[i]]!r}" for i in np.flatnonzero(~usable)
     ]
     some = split.take(np.flatnonzero(usable))
-    renamed = replace(source, images=some.images, labels=some.labels)
-    return replace(renamed, labels=_relabel(renamed, tuple(kept)), names=tuple(kept)), lines
+    labels = relabel(some.labels, source.names, kept)
+    return replace(source, images=some.images, labels=labels, names=tuple(kept)), lines
 
 
 def describe_similar(names: tuple[str, ...]) -> Iterator[str]:
@@ -92,19 +92,26 @@ def describe_rare(splits: Mapping[str, Split], names: tuple[str, ...]) -> Iterat
             yield f"one training image of {listed(one)}: expect little of them"
 
 
-def _classes_present(source: LabeledImages) -> list[str]:
+def classes_present(source: LabeledImages) -> list[str]:
+    """The names of the classes that have images."""
     labels = source.labels
     present = np.flatnonzero(labels.any(axis=0)) if labels.ndim == 2 else np.unique(labels)
     return [source.names[int(i)] for i in present]
 
 
-def _relabel(source: LabeledImages, names: tuple[str, ...]) -> np.ndarray:
-    """The labels in terms of ``names``, which may lack declared classes without images."""
-    index = {name: i for i, name in enumerate(names)}
-    if source.labels.ndim == 1:
-        new_labels = np.array([index.get(name, -1) for name in source.names], np.int32)
-        return new_labels[source.labels]
-    known = [i for i, name in enumerate(source.names) if name in index]
-    labels = np.zeros((len(source.labels), len(names)), np.float32)
-    labels[:, [index[source.names[i]] for i in known]] = source.labels[:, known]
-    return labels
+def relabel(labels: np.ndarray, names: Sequence[str], new_names: Sequence[str]) -> np.ndarray:
+    """Labels in terms of other names, among which are those of all classes that have images.
+
+    Args:
+        labels: int [n], or float32 [n, C] of 0 and 1, in terms of ``names``.
+
+    Returns:
+        int32 [n], or float32 [n, len(new_names)].
+    """
+    index = {name: i for i, name in enumerate(new_names)}
+    if labels.ndim == 1:
+        return np.array([index.get(name, -1) for name in names], np.int32)[labels]
+    known = [i for i, name in enumerate(names) if name in index]
+    relabeled = np.zeros((len(labels), len(new_names)), np.float32)
+    relabeled[:, [index[names[i]] for i in known]] = labels[:, known]
+    return relabeled

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from finetune.data.classes import classes_present, relabel
 from finetune.data.image_scan import scan_images
 from finetune.data.labeled_images import LabeledImages, Split, concatenate
 from finetune.data.sources import read_source
@@ -104,7 +105,7 @@ def _own_split(splits: Splits, name: SplitName, predictor: Predictor) -> _Measur
     if name not in splits.named():
         raise DataError(f"the run has no {name} images; it has: {', '.join(splits.named())}")
     images = splits.named()[name]
-    labels = _as_model_labels(images.labels, splits.class_names, predictor)
+    labels = relabel(images.labels, splits.class_names, predictor.class_names)
     return _Measured(replace(images, labels=labels), splits.skipped_from(name), 0, ())
 
 
@@ -115,12 +116,11 @@ def _other_source(config: DataConfig, name: SplitName | None, predictor: Predict
         raise DataError(f"{config.source}: has no {name} split; it has: {', '.join(sources)}")
     chosen: dict[str, LabeledImages] = sources if name is None else {name: sources[name]}
     _check_classes(config, chosen, predictor)
-    scanned = {
-        split: scan_images(
-            Split(images.images, _as_model_labels(images.labels, images.names, predictor)), cache_folder(), track, split
-        )
+    relabeled = {
+        split: Split(images.images, relabel(images.labels, images.names, predictor.class_names))
         for split, images in chosen.items()
     }
+    scanned = {split: scan_images(images, cache_folder(), track, split) for split, images in relabeled.items()}
     usable, skipped = drop_broken(scanned, skip=config.on_broken_image == "skip")
     left_out = sum(len(images.left_out) for images in sources.values())
     notes = tuple(line for images in sources.values() for line in images.notes)
@@ -128,7 +128,7 @@ def _other_source(config: DataConfig, name: SplitName | None, predictor: Predict
 
 
 def _check_classes(config: DataConfig, sources: dict[str, LabeledImages], predictor: Predictor) -> None:
-    used = {name for images in sources.values() for name in _names_used(images)}
+    used = {name for images in sources.values() for name in classes_present(images)}
     if unknown := sorted(used - set(predictor.class_names)):
         raise DataError(
             f"{config.source}: classes that the model does not know: {listed(unknown)}; "
@@ -140,23 +140,6 @@ def _check_classes(config: DataConfig, sources: dict[str, LabeledImages], predic
         raise DataError(
             f"{config.source}: has {labels[multi_label]}; the model was trained for {labels[predictor.multi_label]}"
         )
-
-
-def _names_used(images: LabeledImages) -> list[str]:
-    used = np.flatnonzero(images.labels.any(axis=0)) if images.labels.ndim == 2 else np.unique(images.labels)
-    return [images.names[int(i)] for i in used]
-
-
-def _as_model_labels(labels: np.ndarray, names: tuple[str, ...], predictor: Predictor) -> np.ndarray:
-    """Labels with the model's class indices; names that it does not have are not used by any image."""
-    index = {name: i for i, name in enumerate(predictor.class_names)}
-    to_model = np.array([index.get(name, -1) for name in names], np.int32)
-    if labels.ndim == 1:
-        return to_model[labels]
-    converted = np.zeros((len(labels), len(index)), np.float32)
-    known = to_model >= 0
-    converted[:, to_model[known]] = labels[:, known]
-    return converted
 
 
 def _training_images(recipe: Recipe, track: Track) -> Splits | None:

@@ -16,7 +16,12 @@ def font_for(text: str) -> ImageFont.FreeTypeFont | None:
     """A font that has all characters of a text: matplotlib's, or one of the system's; None where there is none."""
     characters = frozenset(ord(character) for character in text if not character.isspace())
     path = next((path for path in _fonts() if characters <= _characters(path)), None)
-    return None if path is None else ImageFont.truetype(path, _SIZE)
+    return None if path is None else _load(path)
+
+
+@cache
+def _load(path: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, _SIZE)
 
 
 def _fonts() -> Iterator[str]:

@@ -127,17 +127,17 @@ class TrainStageRun:
         session = self.session
         if not self.trainer.is_finite(event.state):
             self._diverge(event.step, "the weights are not", list(self.trainer.schedules))
-        split, score = session.setup.splits.validation, None
-        evaluation = None
+        split = session.setup.splits.validation
+        evaluation, score, is_best = None, None, False
         if split is not None:
             variables = self.trainer.variables(event.state)
             evaluation = session.evaluate(variables, split, f"{self.stage.name}: validation")
             session.folder.log({**self._where(event.step, "validation"), **evaluation.to_json()})
             score = evaluation.score(session.metric)
             self._wait_for(evaluation.value(self._watched))
-        is_best = score is not None and (self.best is None or score >= self.best.score)
-        if is_best and score is not None:  # of equals the later, which is also the one that Orbax keeps
-            self.best = Best(score, event.step)
+            is_best = self.best is None or score >= self.best.score
+            if is_best:  # of equals the later, which is also the one that Orbax keeps
+                self.best = Best(score, event.step)
         report = self.meter.report(event.step, evaluation, session.metric, best=is_best)
         session.folder.log({**self._where(event.step, "epoch"), **report.to_json()})
         session.display.say(report.line())

@@ -133,5 +133,5 @@ def _names(folders: list[Folder]) -> str:
 
 def _hint(folder: Folder) -> str:
     """Where the classes may be instead."""
-    tables = sorted(Path(line.split(": ")[0]).name for line in folder.left_out if ".csv:" in line or ".tsv:" in line)
+    tables = sorted(path.name for path in folder.path.glob("*.[ct]sv"))
     return f"; if {tables[0]} is a table of the images, give that as data.source" if tables else ""
