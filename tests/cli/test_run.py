@@ -88,6 +88,7 @@ def test_a_recipe_that_is_missing_is_an_error_that_lists_the_bundled_ones(tmp_pa
     clean_failure(finetune("run", "quikstart", cwd=tmp_path), "did you mean 'quickstart'?", "clip_vit_b32")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash to limit the size of files")
 def test_a_disk_that_takes_no_more_is_one_message(recipe, tmp_path):
     limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "limited"]  # KiB in a file: LeNet has more

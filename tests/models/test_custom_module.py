@@ -214,6 +214,7 @@ def test_weights_come_from_an_earlier_run_or_from_what_orbax_saved(code):
             load_module(own, SPEC, weights=folder, allow_local_code=True)
 
 
+@pytest.mark.slow
 def test_the_guide_to_modules_works_as_it_is_written(tmp_path, monkeypatch):
     text = (ROOT / "docs" / "modules.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)

@@ -43,7 +43,7 @@ def images() -> jax.Array:
 
 
 # CI runs the slow ones too
-FAST = ("transformer", "resnet")
+FAST = ("transformer",)
 
 
 @pytest.fixture(scope="module", params=[n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MODULES])

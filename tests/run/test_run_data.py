@@ -97,6 +97,7 @@ def test_a_broken_image_stops_the_run_before_anything_is_written(folder, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_skipped_images_are_listed_and_what_was_learned_from_is_shown(folder, tmp_path):
     data = {
         "source": str(folder),

@@ -116,7 +116,7 @@ def test_a_held_norm_computes_in_training_what_it_computes_in_evaluation(resnet)
 LORA = {"match": "backbone/encoder/.*/(q|v)_proj/kernel", "learning_rate": 1e-2, "lora": {"rank": 4, "alpha": 8}}
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_adapters_learn_while_their_kernels_stay_and_the_merged_kernels_compute_the_same(clip, dora):
     classifier, variables = clip
     made = training(clip, [{**LORA, "lora": {**LORA["lora"], "dora": dora}}, HEAD, FROZEN])
