@@ -75,13 +75,21 @@ def require_space(directory: Path, needed: int) -> None:
     Raises:
         CheckpointError: the disk has less room than that.
     """
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(_existing(directory)).free
     if free < needed:
         raise CheckpointError(
             f"{directory}: no room: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free; "
             "make room, then continue with --resume"
         )
+
+
+def free_gigabytes() -> float:
+    """Room on the disk of the cache folder."""
+    return shutil.disk_usage(_existing(cache_folder().absolute())).free / 1e9
+
+
+def _existing(path: Path) -> Path:
+    return next(above for above in (path, *path.parents) if above.exists())
 
 
 def cache_folder() -> Path:

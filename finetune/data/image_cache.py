@@ -20,10 +20,14 @@ _CHUNK = 256  # images decoded before they are written
 
 
 class CachedImages:
-    """uint8 arrays [H, W, 3] of different sizes, concatenated in a memory-mapped file."""
+    """uint8 arrays [H, W, 3] of different sizes, concatenated in a memory-mapped file.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Attributes:
+        shortest_edge: pixels to which larger images were shrunk.
+    """
+
+    def __init__(self, folder: Path, shortest_edge: int) -> None:
+        self._folder, self.shortest_edge = folder, shortest_edge
         index = np.load(folder / "index.npy", allow_pickle=False)
         self._start, self._shape = index[:, 0], index[:, 1:]
         self._pixels: np.ndarray | None = None
@@ -58,7 +62,7 @@ def cached(split: Split, size: int, folder: Path, fingerprint: str) -> Split:
     target = folder / "images" / hashlib.sha256(f"{fingerprint} {size}".encode()).hexdigest()[:32]
     if not (target / "index.npy").is_file():
         _write(split, size, target)
-    return Split(CachedImages(target), split.labels, split.stats)
+    return Split(CachedImages(target, size), split.labels, split.stats)
 
 
 def _write(split: Split, size: int, target: Path) -> None:

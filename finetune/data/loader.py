@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
+from finetune.data.feature_store import FeatureStore
 from finetune.data.labeled_images import Split
 from finetune.errors import DataError
 from finetune.images.open import ImageLike, open_image
@@ -19,8 +20,8 @@ Batch = dict[str, np.ndarray]
 Transform = Callable[[ImageLike, np.random.Generator], np.ndarray]
 
 
-def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """The number of full batches in one pass over the split.
+def steps_per_epoch(split: Sized, batch_size: int) -> int:
+    """The number of full batches in one pass over the split, or over its labels.
 
     Raises:
         DataError: the batch size exceeds the number of images.
@@ -59,7 +60,8 @@ def training_batches(
     shard_index, shard_count = shard
     if batch_size % shard_count:
         raise DataError(f"batch_size: {batch_size} does not divide among {shard_count} processes; choose a multiple")
-    indices = _balanced_indices(split, seed) if balanced else _shuffled_indices(split, batch_size, seed)
+    labels = split.labels
+    indices = _balanced_indices(labels, seed) if balanced else _shuffled_indices(labels, batch_size, seed)
     if shard_count > 1:
         indices = indices[shard_index::shard_count]
     examples = indices.map(_Examples(split).__getitem__).seed(seed).random_map(_Transformed(transform))
@@ -69,13 +71,56 @@ def training_batches(
     return _in_processes(batches, num_workers) if num_workers else _in_threads(batches)
 
 
-def evaluation_batches(split: Split, spec: ImageSpec, batch_size: int) -> Iterator[Batch]:
-    """Every image once, in order. The last batch is padded to full size; ``weight`` is 0 for its padding."""
-    source: Any = _Examples(split)
-    examples = grain.MapDataset.source(source).map(_Transformed(lambda image: spec.to_uint8(open_image(image))))
+def kept_batches(
+    store: FeatureStore, labels: np.ndarray, batch_size: int, *, seed: int, balanced: bool = False
+) -> grain.DatasetIterator:
+    """The batches of :func:`training_batches`, in the same order, with ``kept`` from a store instead of ``image``.
+
+    Where the store has several views of each image, all first views first, each batch draws among them.
+    """
+    indices = _balanced_indices(labels, seed) if balanced else _shuffled_indices(labels, batch_size, seed)
+    views = len(store) // len(labels)
+    if views > 1:
+        count = len(labels)
+        indices = indices.seed(seed).random_map(lambda index, rng: index + count * int(rng.integers(views)))
+
+    def gather(rows: Any) -> dict[str, Any]:
+        rows = np.asarray(rows)
+        return {"kept": store.take(rows), "label": labels[rows % len(labels)]}
+
+    batches = indices.batch(batch_size, drop_remainder=True).map(gather)
+    return _in_threads(batches if balanced else batches.repeat())
+
+
+def evaluation_batches(split: Split, spec: ImageSpec, batch_size: int, start: int = 0) -> Iterator[Batch]:
+    """Every image once, in order, from the one at ``start``. The last batch is padded to full size; ``weight`` is 0 for
+    its padding."""
     size = min(batch_size, len(split))
+    examples = grain.MapDataset.source(range(start, len(split))).map(_Examples(split).__getitem__)
+    examples = examples.map(_Transformed(lambda image: spec.to_uint8(open_image(image))))
     for batch in _in_threads(examples.batch(size)):
         yield _pad(batch, size)
+
+
+def view_batches(
+    split: Split, transform: Transform, batch_size: int, views: int, *, seed: int, start: int = 0
+) -> Iterator[Batch]:
+    """``views`` augmented views of every image, all first views first; padded as in :func:`evaluation_batches`."""
+    size = min(batch_size, len(split))
+    rows = grain.MapDataset.source(range(views * len(split))).seed(seed)
+    rows = rows.map(lambda row: _Examples(split)[row % len(split)]).random_map(_Transformed(transform))
+    for batch in _in_threads(rows[start:].batch(size)):
+        yield _pad(batch, size)
+
+
+def kept_evaluation_batches(store: FeatureStore, labels: np.ndarray, batch_size: int) -> Iterator[dict[str, Any]]:
+    """The batches of :func:`evaluation_batches` with ``kept`` from a store instead of ``image``."""
+    size = min(batch_size, len(labels))
+    for start in range(0, len(labels), size):
+        rows = np.arange(start, start + size)
+        inside = rows < len(labels)
+        rows = np.minimum(rows, len(labels) - 1)  # padding, which weighs nothing
+        yield {"kept": store.take(rows), "label": labels[rows], "weight": inside.astype(np.float32)}
 
 
 class _Examples:
@@ -106,17 +151,17 @@ class _Transformed:
             raise
 
 
-def _shuffled_indices(split: Split, batch_size: int, seed: int) -> grain.MapDataset:
+def _shuffled_indices(labels: np.ndarray, batch_size: int, seed: int) -> grain.MapDataset:
     """The indices of one epoch's full batches."""
-    indices = grain.MapDataset.source(range(len(split))).seed(seed).shuffle()
-    return indices[: steps_per_epoch(split, batch_size) * batch_size]
+    indices = grain.MapDataset.source(range(len(labels))).seed(seed).shuffle()
+    return indices[: steps_per_epoch(labels, batch_size) * batch_size]
 
 
-def _balanced_indices(split: Split, seed: int) -> grain.MapDataset:
+def _balanced_indices(labels: np.ndarray, seed: int) -> grain.MapDataset:
     """Endless indices, one of each class in turn; a class is shuffled again after each pass over it."""
-    if split.multi_label:
+    if labels.ndim == 2:
         raise DataError("data.sampling: balanced needs images with one label each; these have many")
-    classes = [np.flatnonzero(split.labels == label) for label in np.unique(split.labels)]
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     shuffled = [
         grain.MapDataset.source(indices.tolist()).seed(seed + i).shuffle().repeat() for i, indices in enumerate(classes)
     ]

@@ -84,25 +84,34 @@ def evaluate(
     Raises:
         DataError: images may have several labels, but none has any: average precision is undefined.
     """
-    if split.multi_label and not split.labels.any():
+    total = -(-len(split) // min(batch_size, len(split)))
+    batches = track(evaluation_batches(split, spec, batch_size), name, total)
+    return evaluate_batches(eval_step, variables, batches, split.labels)
+
+
+def evaluate_batches(
+    eval_step: EvalStep, variables: Any, batches: Iterable[dict[str, Any]], labels: np.ndarray
+) -> Evaluation:
+    """The same over batches that are there already; ``labels`` are those of all, and errors as in :func:`evaluate`."""
+    multi_label = labels.ndim == 2
+    if multi_label and not labels.any():
         raise DataError(
-            f"mean average precision is undefined: none of the {len(split)} images has a label; "
+            f"mean average precision is undefined: none of the {len(labels)} images has a label; "
             "give images with labels, or another share of them to this split"
         )
     variables = jax.device_put(variables)  # arrays on the host are copied once, not with every batch
     sums: Any = None  # read from the device once, after the last batch
     rows = []
-    total = -(-len(split) // min(batch_size, len(split)))
-    for batch in track(evaluation_batches(split, spec, batch_size), name, total):
+    for batch in batches:
         metrics, logits = eval_step(variables, jax.device_put(batch))
         sums = metrics if sums is None else jax.tree.map(lambda a, b: a + b, sums, metrics)
-        if split.multi_label:
+        if multi_label:
             rows.append(logits)
     totals = {name: float(value) for name, value in sums.items()}
     count = totals["count"]
     precision = None
-    if split.multi_label:
-        precision = _mean_average_precision(split.labels, np.concatenate(jax.device_get(rows))[: len(split)])
+    if multi_label:
+        precision = _mean_average_precision(labels, np.concatenate(jax.device_get(rows))[: len(labels)])
     return Evaluation(round(count), totals["correct"] / count, totals["loss"] / count, precision)
 
 

@@ -11,6 +11,7 @@ import optax
 
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
+from finetune.training.frozen_prefix import FrozenPrefix
 from finetune.training.losses import correct_predictions
 
 Metrics = dict[str, jax.Array]  # sums over examples: loss, correct, count
@@ -27,15 +28,30 @@ def make_eval_step(classifier: Classifier, spec: ImageSpec) -> EvalStep:
 
     def eval_step(variables: Any, batch: Any) -> tuple[Metrics, jax.Array]:
         logits: Any = classifier.apply(variables, spec.normalize(batch["image"]))
-        labels, weight = batch["label"], batch["weight"]
-        if labels.ndim == 1:
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        else:
-            losses = optax.sigmoid_binary_cross_entropy(logits, labels).mean(-1)
-        correct = correct_predictions(logits, labels, sets=True)
-        return {"loss": (losses * weight).sum(), "correct": (correct * weight).sum(), "count": weight.sum()}, logits
+        return _measure(logits, batch), logits
 
     return jax.jit(eval_step)
+
+
+def make_kept_eval_step(prefix: FrozenPrefix) -> EvalStep:
+    """The same from what a prefix of the logits keeps: ``eval_step((varying, frozen), batch)``, whose batch holds
+    ``kept`` instead of ``image``."""
+
+    def eval_step(variables: Any, batch: Any) -> tuple[Metrics, jax.Array]:
+        logits = prefix.resume(*variables, batch["kept"])
+        return _measure(logits, batch), logits
+
+    return jax.jit(eval_step)
+
+
+def _measure(logits: jax.Array, batch: Any) -> Metrics:
+    labels, weight = batch["label"], batch["weight"]
+    if labels.ndim == 1:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        losses = optax.sigmoid_binary_cross_entropy(logits, labels).mean(-1)
+    correct = correct_predictions(logits, labels, sets=True)
+    return {"loss": (losses * weight).sum(), "correct": (correct * weight).sum(), "count": weight.sum()}
 
 
 def make_feature_step(classifier: Classifier, spec: ImageSpec) -> Callable[[Any, Any], jax.Array]:

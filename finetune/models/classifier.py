@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import flax.linen as nn
 import jax
@@ -20,8 +20,15 @@ from finetune.models.surgery import transplant
 Pool = Literal["pooler", "cls", "mean"]
 
 
+class HeadModule(Protocol):
+    """The configuration of a head, plain values: ``build`` makes its module."""
+
+    def build(self, num_classes: int) -> nn.Module: ...
+
+
 class Classifier(nn.Module):
-    """``backbone`` -> pooled features -> dropout -> linear ``head``; after Flax's guide on transfer learning.
+    """``backbone`` -> pooled features -> dropout -> ``head``, a linear layer by default; after Flax's guide on transfer
+    learning.
 
     Attributes:
         backbone: any Linen module from images to features. It may take a training switch called ``train``,
@@ -31,6 +38,7 @@ class Classifier(nn.Module):
         pool: ``pooler`` (the backbone's own pooling), ``cls`` (first token) or ``mean`` (over tokens or pixels).
             None takes ``pooler`` where there is one, else the array itself if it is [N, features], else ``mean``.
         headless: the backbone is a complete model whose output is the logits; no head is attached.
+        head_config: of a head that is not linear, such as :class:`~finetune.models.heads.KnnConfig`.
     """
 
     backbone: nn.Module
@@ -38,11 +46,15 @@ class Classifier(nn.Module):
     dropout: float = 0.0
     pool: Pool | None = None
     headless: bool = False
+    head_config: HeadModule | None = None
 
     def setup(self) -> None:
         if self.headless:
             return
-        self.head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)
+        if self.head_config is None:
+            self.head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)
+        else:
+            self.head = self.head_config.build(self.num_classes)
         self.head_dropout = nn.Dropout(self.dropout)
 
     def __call__(self, images: jax.Array, train: bool = False, backbone_train: bool | None = None) -> jax.Array:

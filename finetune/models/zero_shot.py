@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,38 @@ import numpy as np
 from finetune.errors import ModelError
 from finetune.models.backbone import Backbone
 from finetune.models.layers.base import l2_normalize
+
+
+@dataclass(frozen=True)
+class TextClassifier:
+    """What a text tower says of classes.
+
+    Attributes:
+        projection: float32 [num_features, width], from pooled image features to the space shared with text.
+        classes: float32 [width, num_classes], unit length: the normalized mean of each class's prompts.
+        scale: what cosines are multiplied by to be logits; about 100 for CLIP.
+    """
+
+    projection: jax.Array
+    classes: jax.Array
+    scale: float
+
+    def kernel(self, features: jax.Array | np.ndarray) -> jax.Array:
+        """The linear head of these classes, float32 [num_features, num_classes]; see :func:`zero_shot_head`."""
+        norm = jnp.linalg.norm(features @ self.projection, axis=-1).mean()
+        return self.scale / norm * (self.projection @ self.classes)
+
+
+def text_classifier(backbone: Backbone, class_names: Sequence[str], templates: Sequence[str]) -> TextClassifier:
+    """Embeds the prompts of every class; arguments and errors as in :func:`zero_shot_head`."""
+    if backbone.text is None:
+        raise ModelError(
+            f"a zero-shot head needs a text tower, which this checkpoint ({backbone.family}) does not have"
+        )
+    prompts = [template.replace("{}", name) for name in class_names for template in templates]
+    embeddings = backbone.text.embed_texts(prompts).reshape(len(class_names), len(templates), -1).mean(axis=1)
+    scale = float(jnp.exp(backbone.text.variables["params"]["logit_scale"]).squeeze())
+    return TextClassifier(backbone.text.image_projection, l2_normalize(embeddings).T, scale)
 
 
 def zero_shot_head(
@@ -35,13 +68,4 @@ def zero_shot_head(
     Raises:
         ModelError: the backbone has no text tower.
     """
-    if backbone.text is None:
-        raise ModelError(
-            f"a zero-shot head needs a text tower, which this checkpoint ({backbone.family}) does not have"
-        )
-    prompts = [template.replace("{}", name) for name in class_names for template in templates]
-    embeddings = backbone.text.embed_texts(prompts).reshape(len(class_names), len(templates), -1).mean(axis=1)
-    classes = l2_normalize(embeddings)
-    projection = backbone.text.image_projection
-    norm = jnp.linalg.norm(features @ projection, axis=-1).mean()
-    return jnp.exp(backbone.text.variables["params"]["logit_scale"]) / norm * (projection @ classes.T)
+    return text_classifier(backbone, class_names, templates).kernel(features)

@@ -99,7 +99,7 @@ class HeadConfig(Part):
     Attributes:
         init: ``zeros``, ``lecun_normal``, ``zero_shot`` (from the class names, by the text tower), or ``none``: no
             head, for a module that outputs logits itself.
-        templates: prompts of the zero-shot head; {} stands for the class name.
+        templates: prompts of the zero-shot head, and of stages that read class names; {} stands for the name.
         num_classes: where given, the data is checked to have so many.
         dropout: rate on the pooled features, in training.
     """
@@ -119,9 +119,6 @@ class HeadConfig(Part):
         return templates
 
     def without_effect(self) -> Mapping[str, str]:
-        cases = {}
-        if self.init != "zero_shot":
-            cases["templates"] = f"with init: {self.init}: leave it out, or use init: zero_shot"
         if self.init == "none":
-            cases["dropout"] = "with init: none, which adds no head: give dropout to the module itself"
-        return cases
+            return {"dropout": "with init: none, which adds no head: give dropout to the module itself"}
+        return {}

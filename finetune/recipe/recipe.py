@@ -18,7 +18,8 @@ from finetune.recipe.base import KeyPath, Name, Part, locate, mistakes, takes_te
 from finetune.recipe.data import DataConfig
 from finetune.recipe.optimization import has_state
 from finetune.recipe.source import RecipeSource
-from finetune.recipe.stages import LinearProbeStage, Metric, Stage, TrainStage
+from finetune.recipe.heads import TextStage
+from finetune.recipe.stages import HeadStage, Metric, Stage, TrainStage
 
 _PATHS: tuple[KeyPath, ...] = (("data", "source"), ("backbone", "source"), ("backbone", "weights"))
 _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"}  # for the error that names the key
@@ -71,8 +72,11 @@ class Recipe(Part):
         if isinstance(self.backbone, PretrainedConfig) and not self._may_train_backbone:
             case = "where no stage trains the backbone: leave it out"
             cases |= {"backbone.dropout": case, "backbone.drop_path": case}
-        if self.head.init == "lecun_normal" and isinstance(self.stages[0], LinearProbeStage):
-            cases["head.init"] = "before a linear probe, which fits the head from the start: leave it out"
+        if self.head.init == "lecun_normal" and isinstance(self.stages[0], HeadStage):
+            cases["head.init"] = "before a stage that fits the head from the start: leave it out"
+        if self.head.init != "zero_shot" and not any(isinstance(stage, TextStage) for stage in self.stages):
+            case = f"with init: {self.head.init} and no stage that reads class names: leave it out"
+            cases["head.templates"] = f"{case}, or use init: zero_shot"
         for i, stage in self.train_stages.items():
             if reason := self._nothing_to_carry_into(i):
                 cases[f"stages.{i}.carry_optimizer_state"] = reason
@@ -115,10 +119,8 @@ class Recipe(Part):
             message = "none is for a module that outputs logits itself; a pretrained backbone needs a head"
             raise mistakes(self, {"head.init": message})
         for i, stage in enumerate(self.stages):
-            if isinstance(stage, LinearProbeStage):
-                raise mistakes(
-                    self, {f"stages.{i}.type": "a linear probe fits the head, and head.init: none adds none"}
-                )
+            if isinstance(stage, HeadStage):
+                raise mistakes(self, {f"stages.{i}.type": f"{stage.type} fits the head, and head.init: none adds none"})
         return self
 
 

@@ -6,10 +6,19 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from finetune.recipe.augment import Augment
 from finetune.recipe.base import Fraction, Name, Part, mistakes
+from finetune.recipe.heads import (
+    ClapStage,
+    HeadStage,
+    KnnStage,
+    LinearProbeStage,
+    LpPlusPlusStage,
+    PrototypeStage,
+    TipAdapterStage,
+)
 from finetune.recipe.optimization import AdamW, Constant, CrossEntropy, Loss, Optimizer, Schedule
 
 FROZEN = "frozen"  # the label of all frozen parameters
@@ -136,19 +145,6 @@ class Partition(Part):
         return self
 
 
-class LinearProbeStage(Part):
-    """Multinomial logistic regression on the frozen backbone's pooled features, which are computed once.
-
-    Attributes:
-        name: what logs and results call the stage.
-        l2: strength of the regularization; by default chosen by cross-validation on the training images.
-    """
-
-    type: Literal["linear_probe"]
-    name: Name = "probe"
-    l2: float | None = Field(None, gt=0)
-
-
 class EarlyStopping(Part):
     """Ends a stage that no longer improves on the validation images.
 
@@ -161,6 +157,30 @@ class EarlyStopping(Part):
     patience: int = Field(ge=1)
     metric: Metric | None = None
     min_delta: float = Field(0.0, ge=0)
+
+
+class FrozenCache(Part):
+    """Computing what is frozen once for each image, before the first epoch, instead of in each epoch.
+
+    Attributes:
+        mode: ``auto`` does so where it is exact, fits on the disk and saves work; ``on`` where it is exact and fits;
+            ``off`` never.
+        max_gb: most room on the disk that a stage takes; by default a quarter of what is free.
+        dtype: of the values on the disk; by default as they are computed.
+        views: augmented views kept of each image, for a stage with augmentation.
+    """
+
+    mode: Literal["auto", "on", "off"] = "on"
+    max_gb: float | None = Field(None, gt=0)
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    views: int = Field(1, ge=1)
+
+    def without_effect(self) -> Mapping[str, str]:
+        return dict.fromkeys(("max_gb", "dtype", "views"), "with mode: off: leave it out") if self.mode == "off" else {}
+
+
+def _mode_by_name(value: Any) -> Any:
+    return {"mode": value} if isinstance(value, str) else value
 
 
 class TrainStage(Part):
@@ -181,6 +201,7 @@ class TrainStage(Part):
         compute_dtype: dtype of the computation; trainable parameters are float32 in either case.
         frozen_dtype: dtype of frozen parameters during the stage; afterwards they are as before.
         remat: recompute each block's activations in the backward pass instead of keeping them.
+        frozen_cache: compute what is frozen once for each image, by mode (``auto`` by default), or with options.
         early_stopping: end the stage where validation no longer improves; by default it runs to its end.
         carry_optimizer_state: start from the optimizer state of the stage before, for partitions that it trained with
             the same optimizer.
@@ -203,6 +224,10 @@ class TrainStage(Part):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    frozen_cache: Annotated[
+        FrozenCache,
+        BeforeValidator(_mode_by_name, json_schema_input_type=FrozenCache | Literal["auto", "on", "off"]),
+    ] = FrozenCache(mode="auto")
     early_stopping: EarlyStopping | None = None
     carry_optimizer_state: bool = False
     partitions: list[Partition] = Field(min_length=1)
@@ -216,8 +241,24 @@ class TrainStage(Part):
         """Whether gradients may reach the backbone's parameters, as far as the rules themselves show."""
         return not all(partition.is_of_head for partition in self.trainable)
 
+    @property
+    def augments_on_host(self) -> bool:
+        """Whether an image that is read twice is another each time, before it goes to the device."""
+        names = set(Augment.model_fields) - {"random_erasing"}
+        return not all(self.augment.has_default(name) for name in names)
+
+    @property
+    def augments_on_device(self) -> bool:
+        return bool(self.mixup or self.cutmix or self.augment.random_erasing)
+
     def without_effect(self) -> Mapping[str, str]:
         cases = {unit: "in a stage of another unit" for unit in _UNITS if getattr(self, unit) is None}
+        if self.augments_on_device:
+            cases["frozen_cache"] = "with mixup, cutmix or random_erasing, which change images in each step: leave it out"
+        elif not self.augments_on_host:
+            cases["frozen_cache.views"] = "without augmentation, where all views are the same: leave it out"
+        elif self.frozen_cache.mode == "on" and self.frozen_cache.views == 1:
+            cases["frozen_cache"] = "on augmented images without views, how many to keep of each: add them"
         if self.batch_size == self.grad_accum_steps:
             one = "where one image is computed at a time, which has no other to be mixed with: lower grad_accum_steps"
             cases |= {"mixup": f"{one}, or leave it out", "cutmix": f"{one}, or leave it out"}
@@ -263,5 +304,12 @@ def _type(value: Any) -> Any:
 
 
 Stage = Annotated[
-    Annotated[LinearProbeStage, Tag("linear_probe")] | Annotated[TrainStage, Tag("train")], Discriminator(_type)
+    Annotated[TrainStage, Tag("train")]
+    | Annotated[LinearProbeStage, Tag("linear_probe")]
+    | Annotated[KnnStage, Tag("knn")]
+    | Annotated[PrototypeStage, Tag("prototype")]
+    | Annotated[TipAdapterStage, Tag("tip_adapter")]
+    | Annotated[LpPlusPlusStage, Tag("lp++")]
+    | Annotated[ClapStage, Tag("clap")],
+    Discriminator(_type),
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 _T = TypeVar("_T")
+_Block = TypeVar("_Block", bound=Sequence[Sized])
 
 
 class Progress:
@@ -60,6 +62,18 @@ class Progress:
             for item in items:
                 yield item
                 self._bar.advance(task)
+        finally:
+            self._bar.remove_task(task)
+
+    def count(self, blocks: Iterable[_Block], name: str, total: int, done: int = 0) -> Iterator[_Block]:
+        """Blocks of rows, with a bar of its own that counts the rows and shows how many a second."""
+        task, began, first = self._bar.add_task(name, total=total, completed=done, detail=""), time.monotonic(), done
+        try:
+            for block in blocks:
+                yield block
+                done += len(block[0])
+                rate = (done - first) / max(time.monotonic() - began, 1e-9)
+                self._bar.update(task, completed=done, detail=f"{rate:,.0f}/s")
         finally:
             self._bar.remove_task(task)
 

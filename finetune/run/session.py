@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, NoReturn
 
-import jax
 import numpy as np
 
 from finetune.checkpoint import RunCheckpoints
 from finetune.data.labeled_images import Split
-from finetune.data.loader import evaluation_batches
 from finetune.errors import Diverged, Interrupted
 from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
-from finetune.evaluation.steps import make_eval_step, make_feature_step
+from finetune.evaluation.steps import EvalStep, make_eval_step
 from finetune.export.bundle import save_bundle
+from finetune.models.classifier import Classifier
 from finetune.run.curves import curves_of, draw_curves
+from finetune.run.features import FeatureEvaluator, RunFeatures
 from finetune.run.folder import FINISHED, RunFolder
 from finetune.run.progress import Progress
 from finetune.run.resume import Kept, RunProgress, Snapshot
 from finetune.run.setup import RunSetup
 from finetune.run.weight_changes import compare_frozen
 from finetune.signals import StopSignal
-from finetune.trees import Variables, merge, pick
+from finetune.training.features import without_head
+from finetune.trees import Variables, merge
 
 
 class RunSession:
     """A run under way.
 
     Attributes:
+        classifier: with the head that it has by now.
         variables: the classifier's, as far as the run is.
+        features: of the run's images.
+        evaluator: for as long as a stage evaluates from what is frozen; None where it evaluates images.
         progress: how far that is.
         carried: the optimizer state that the stage before left for the next one; None where there is none.
     """
@@ -46,15 +49,21 @@ class RunSession:
     ) -> None:
         self.setup, self.folder, self.checkpoints = setup, folder, checkpoints
         self.display, self.signal, self.progress = display, signal, progress
+        self.classifier: Classifier = setup.classifier
         self.variables: Variables = setup.variables
         self.carried: Any = None
+        self.features = RunFeatures(setup.spec, setup.recipe.evaluate.batch_size, display, self.stop_if_asked)
+        self.evaluator: FeatureEvaluator | None = None
+        self._eval_step: tuple[Classifier, EvalStep] | None = None
 
     def restore(self) -> None:
         """Goes to the newest saved state, if there is one."""
         steps = self.checkpoints.steps()
         if steps:
             saved = RunProgress.from_json(self.checkpoints.progress(steps[-1]))
-            self.variables = merge(self.variables, self.checkpoints.variables(steps[-1]))
+            self.variables = merge(without_head(self.variables), self.checkpoints.variables(steps[-1]))
+            if saved.stage >= 0:
+                self.classifier = self.setup.classifiers[saved.stage]
             self.progress = replace(saved, seconds=saved.seconds | self.progress.seconds)  # this time's loading
             if saved.point is not None:
                 self.display.say(f"resuming at step {steps[-1]}")
@@ -67,22 +76,27 @@ class RunSession:
         return self.setup.recipe.evaluate.metric or default
 
     def evaluate(self, variables: Variables, split: Split, name: str) -> Evaluation:
-        batch_size = self.setup.recipe.evaluate.batch_size
-        return evaluate(self._eval_step, variables, split, self.setup.spec, batch_size, self.display.track, name)
+        if self.evaluator is not None:
+            return self.evaluator(variables, split, name)
+        setup = self.setup
+        if self._eval_step is None or self._eval_step[0] is not self.classifier:
+            self._eval_step = self.classifier, make_eval_step(self.classifier, setup.spec)
+        step, batch_size = self._eval_step[1], setup.recipe.evaluate.batch_size
+        return evaluate(step, variables, split, setup.spec, batch_size, self.display.track, name)
 
-    def features(self, split: Split, name: str) -> np.ndarray:
-        """float32 [n, num_features] of every image.
+    def evaluate_from_features(self, varying: frozenset[str]) -> None:
+        """From now on, evaluates from what is computed once; ``varying`` are the variables that change."""
+        most = self.setup.recipe.evaluate.batch_size
+        evaluator = FeatureEvaluator(self.features, self.classifier, self.variables, varying, most)
+        self.evaluator = evaluator if evaluator.can else None
+
+    def head_inputs(self, split: Split, name: str) -> np.ndarray:
+        """The features that the head reads, float32 [n, num_features].
 
         Raises:
             Diverged: some are not finite.
         """
-        variables, batch_size = jax.device_put(self.variables), self.setup.recipe.evaluate.batch_size
-        rows, total = [], -(-len(split) // min(batch_size, len(split)))
-        batches = evaluation_batches(split, self.setup.spec, batch_size)
-        for batch in self.display.track(batches, f"{name}: features", total):
-            features = self._feature_step(variables, jax.device_put(batch["image"]))
-            rows.append(np.asarray(features)[batch["weight"] > 0])
-        features = np.concatenate(rows)
+        features = self.features.head_inputs(self.classifier, self.variables, split, name)
         if not np.isfinite(features).all():
             self.diverge(f"{name}: the backbone's features are not finite: its weights are not, or they overflow")
         return features
@@ -118,7 +132,7 @@ class RunSession:
         with self.display.busy("saving the model"):
             weights = save_bundle(
                 self.folder.model,
-                self.setup.classifier,
+                self.classifier,
                 self.variables,
                 backbone=self.setup.backbone,
                 class_names=self.setup.splits.class_names,
@@ -155,7 +169,7 @@ class RunSession:
         progress = self.progress.at(index, snapshot.point, self.folder.log_lines())
         score = None if snapshot.score is None else 2 * index + snapshot.score  # above those of earlier stages
         step = self.setup.first_step(index) + snapshot.point.step
-        changing = pick(snapshot.variables, self.setup.changing)
+        changing = self.setup.changed(snapshot.variables)
         with self.display.busy("saving"):
             self.checkpoints.save(step, changing, snapshot.state, progress.to_json(), score)
 
@@ -163,7 +177,7 @@ class RunSession:
         """A stage that has ended."""
         self.progress = self.progress.at(index, None, self.folder.log_lines())
         state = None if self.carried is None else {"opt_state": self.carried}
-        changing = pick(self.variables, self.setup.changing)
+        changing = self.setup.changed(self.variables)
         with self.display.busy("saving"):
             self.checkpoints.save(self.setup.first_step(index + 1), changing, state, self.progress.to_json())
 
@@ -194,11 +208,3 @@ class RunSession:
         )
         saved = f"the model of {kept.stage} is kept" if kept else "no earlier stage has left a model to keep"
         raise Diverged(f"{self.folder.directory}: {what}; {saved}")
-
-    @cached_property
-    def _eval_step(self) -> Any:
-        return make_eval_step(self.setup.classifier, self.setup.spec)
-
-    @cached_property
-    def _feature_step(self) -> Any:
-        return make_feature_step(self.setup.classifier, self.setup.spec)

@@ -8,28 +8,36 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from finetune.data.augment import make_training_transform
 from finetune.data.image_cache import cached
 from finetune.data.image_scan import fingerprint
 from finetune.data.labeled_images import Split
 from finetune.data.leakage import describe_leakage
-from finetune.data.loader import steps_per_epoch, training_batches
+from finetune.data.feature_store import FeatureStore
+from finetune.data.loader import kept_batches, steps_per_epoch, training_batches
 from finetune.data.splits import Splits, load_splits
 from finetune.errors import DataError, FinetuneError, RecipeError
-from finetune.files import cache_folder
+from finetune.files import cache_folder, free_gigabytes
 from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import attach_head, open_backbone
-from finetune.models.classifier import Classifier
+from finetune.models.classifier import Classifier, init_shapes
 from finetune.models.depth import depth_order_of
+from finetune.models.zero_shot import TextClassifier, text_classifier
 from finetune.optim.parameter_plan import ParameterPlan
 from finetune.optim.schedules import StageLength
-from finetune.recipe import DataConfig, LinearProbeStage, Recipe, TrainStage
+from finetune.recipe import DataConfig, HeadStage, Recipe, TrainStage
+from finetune.recipe.heads import LinearProbeStage, TextStage
+from finetune.run.heads import head_config
 from finetune.tracking import Track, untracked
+from finetune.training.features import extraction_batch_size, without_head
+from finetune.training.frozen_cache import CacheDecision, decide_cache
 from finetune.training.losses import class_weights
 from finetune.training.stage_trainer import StageTrainer
-from finetune.trees import Variables, hash_leaves, hash_tree, paths_of, pick
+from finetune.trees import Variables, hash_leaves, hash_tree, merge, paths_of, pick
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,9 @@ class RunSetup:
         backbone, splits: as the recipe asks for; images and weights have been checked.
         train: the training split, its images from the cache where the recipe asks for one.
         classifier, variables: with the head before the first stage.
+        classifiers: with the head after each stage.
         plans: by number of a training stage.
-        lengths: of every stage; a linear probe counts as one step.
+        lengths: of every stage.
     """
 
     recipe: Recipe
@@ -50,6 +59,7 @@ class RunSetup:
     train: Split
     classifier: Classifier
     variables: Variables
+    classifiers: tuple[Classifier, ...]
     plans: Mapping[int, ParameterPlan]
     lengths: tuple[StageLength, ...]
 
@@ -63,13 +73,23 @@ class RunSetup:
 
     @cached_property
     def changing(self) -> frozenset[str]:
-        """``collection/path`` of everything that some stage changes; the head is always among it."""
-        head = {path for path in paths_of(self.variables) if path.startswith("params/head/")}
-        return frozenset(head.union(*(plan.changes(self.variables) for plan in self.plans.values())))
+        """``collection/path`` of everything in the backbone that some stage changes."""
+        backbone = without_head(self.variables)
+        return frozenset().union(*(plan.changes(backbone) for plan in self.plans.values()))
+
+    def changed(self, variables: Variables) -> dict[str, Any]:
+        """The part of the variables that some stage changes; the head is always among it."""
+        head = {path for path in paths_of(variables) if path.split("/")[1] == "head"}
+        return pick(variables, self.changing | head)
 
     def hash_frozen(self, variables: Variables) -> dict[str, str]:
         """Hashes of the parameters and statistics that no stage changes."""
-        return hash_leaves(pick(variables, set(paths_of(variables)) - self.changing))
+        backbone = without_head(variables)
+        return hash_leaves(pick(backbone, set(paths_of(backbone)) - self.changing))
+
+    def text(self) -> TextClassifier:
+        """What the text tower says of the classes."""
+        return text_classifier(self.backbone, self.splits.class_names, self.recipe.head.templates)
 
     def first_step(self, index: int) -> int:
         """Steps of all stages before one."""
@@ -81,7 +101,7 @@ class RunSetup:
         assert isinstance(stage, TrainStage)
         return StageTrainer(
             stage,
-            self.classifier,
+            self.classifiers[index],
             variables,
             self.spec,
             self.lengths[index],
@@ -103,6 +123,21 @@ class RunSetup:
             num_workers=data.num_workers,
             balanced=data.sampling == "balanced",
         )
+
+    def kept_batches(self, index: int, store: FeatureStore) -> Any:
+        """The same batches with what a store keeps of the images."""
+        stage = self.recipe.stages[index]
+        assert isinstance(stage, TrainStage)
+        balanced, seed = self.recipe.data.sampling == "balanced", self.recipe.seed + index
+        return kept_batches(store, self.train.labels, stage.batch_size, seed=seed, balanced=balanced)
+
+    def decide_cache(self, index: int, trainer: StageTrainer) -> CacheDecision:
+        """Whether a training stage computes its frozen part once."""
+        size = extraction_batch_size(self.recipe.evaluate.batch_size)
+        length = trainer.length
+        passes = length.total_steps / (length.steps_per_epoch or length.total_steps)
+        count = len(self.train)
+        return decide_cache(trainer, self.spec, size, passes=passes, images=count, free_gb=free_gigabytes())
 
     def describe(self) -> list[str]:
         """Lines for the person who starts the run: its data, and what each partition of each stage takes."""
@@ -145,23 +180,44 @@ def prepare_run(
     if any(isinstance(stage, TrainStage) and stage.frozen_dtype != "float32" for stage in recipe.stages):
         # on the host, so that the device holds no more than each stage puts there
         backbone, variables = _on_host(backbone), jax.device_get(variables)
-    depth_order = depth_order_of(backbone.module)
-    plans = {
-        index: ParameterPlan.make(variables, stage.partitions, depth_order)
-        for index, stage in enumerate(recipe.stages)
-        if isinstance(stage, TrainStage)
-    }
+    check_text(recipe, backbone)
+    classifiers, plans = _follow_stages(recipe, backbone, classifier, variables, len(splits.train))
     lengths = tuple(stage_length(stage, splits.train) for stage in recipe.stages)
     train = _training_images(recipe.data, splits.train)
-    setup = RunSetup(recipe, backbone, splits, train, classifier, variables, plans, lengths)
-    for index in plans:
-        jax.eval_shape(setup.trainer(index, variables).init_state)
-    return setup
+    return RunSetup(recipe, backbone, splits, train, classifier, variables, tuple(classifiers), plans, lengths)
 
 
-def stage_length(stage: TrainStage | LinearProbeStage, train: Split) -> StageLength:
-    """Steps are optimizer steps; an epoch is as many whole batches as there are."""
-    if isinstance(stage, LinearProbeStage):
+def _follow_stages(
+    recipe: Recipe, backbone: Backbone, classifier: Classifier, variables: Variables, images: int
+) -> tuple[list[Classifier], dict[int, ParameterPlan]]:
+    """The classifier after each stage, and the plan of each training stage; what cannot work is told here.
+
+    Args:
+        images: number of training images, which some heads hold.
+    """
+    depth_order, width = depth_order_of(backbone.module), None
+    if backbone.text is not None:
+        width = jax.eval_shape(lambda: backbone.text.image_projection).shape[1]
+    classifiers, plans = [], {}
+    for index, stage in enumerate(recipe.stages):
+        if isinstance(stage, HeadStage):
+            classifier = classifier.clone(head_config=head_config(stage, images, width))
+            _, shapes = init_shapes(classifier, jax.ShapeDtypeStruct((1, *backbone.image_spec.shape), jnp.float32))
+            heads = pick(shapes, {path for path in paths_of(shapes) if path.split("/")[1] == "head"})
+            zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), heads)
+            variables = merge(without_head(variables), zeros)
+        else:
+            plans[index] = plan = ParameterPlan.make(variables, stage.partitions, depth_order)
+            length = StageLength(1, 1, stage.batch_size)
+            trainer = StageTrainer(stage, classifier, variables, backbone.image_spec, length, plan=plan)
+            jax.eval_shape(trainer.init_state)
+        classifiers.append(classifier)
+    return classifiers, plans
+
+
+def stage_length(stage: TrainStage | HeadStage, train: Split) -> StageLength:
+    """Steps are optimizer steps, and a head that is fitted to features counts as one; an epoch is as many whole batches as there are."""
+    if isinstance(stage, HeadStage):
         return StageLength(1)
     per_epoch = steps_per_epoch(train, stage.batch_size)
     if stage.steps is not None:
@@ -171,6 +227,16 @@ def stage_length(stage: TrainStage | LinearProbeStage, train: Split) -> StageLen
     else:
         total = -(-(stage.examples or 0) // stage.batch_size)
     return StageLength(total, per_epoch, stage.batch_size)
+
+
+def check_text(recipe: Recipe, backbone: Backbone) -> None:
+    """Raises RecipeError for a head from class names on a backbone without a text tower."""
+    for i, stage in enumerate(recipe.stages):
+        if isinstance(stage, TextStage) and backbone.text is None:
+            raise RecipeError(
+                f"stages.{i}: {stage.type} starts from class names, which needs a text tower, and "
+                f"{recipe.backbone.origin} has none; use a CLIP or SigLIP, or type: linear_probe"
+            )
 
 
 def check_class_count(recipe: Recipe, splits: Splits) -> None:
@@ -191,10 +257,10 @@ def check_label_kind(recipe: Recipe, splits: Splits) -> None:
     if recipe.head.init == "zero_shot":
         raise RecipeError(f"head.init: {hint}: a zero-shot head chooses one; use zeros")
     for i, stage in enumerate(recipe.stages):
-        if isinstance(stage, LinearProbeStage):
-            raise RecipeError(
-                f"stages.{i}: {hint}: a linear probe chooses one; use a training stage with loss: binary_cross_entropy"
-            )
+        if isinstance(stage, HeadStage):
+            if not isinstance(stage, LinearProbeStage):
+                raise RecipeError(f"stages.{i}: {hint}: {stage.type} chooses one; use type: linear_probe")
+            continue
         if stage.loss.name != "binary_cross_entropy":
             raise RecipeError(f"stages.{i}.loss: {hint}: {stage.loss.name} chooses one; use loss: binary_cross_entropy")
 

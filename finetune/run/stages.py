@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 
-from finetune.models.zero_shot import zero_shot_head
-from finetune.recipe import LinearProbeStage
+from finetune.models.zero_shot import text_classifier
+from finetune.recipe import HeadStage
+from finetune.run.heads import FittingData, fit_head
 from finetune.run.session import RunSession
 from finetune.run.train_stage import TrainStageRun
-from finetune.training.linear_probe import fit_linear_probe
-from finetune.trees import merge
+from finetune.trees import merge, paths_of
+from finetune.training.features import without_head
 
 _ZERO_SHOT_SAMPLE = 256  # training images (without their labels) that set the zero-shot head's temperature
 
@@ -20,10 +20,14 @@ def zero_shot(session: RunSession) -> None:
     setup = session.setup
     with session.progress.timed("zero_shot"):
         train = setup.splits.train
-        sample = train.take(np.arange(0, len(train), max(1, len(train) // _ZERO_SHOT_SAMPLE)))
-        features = session.features(sample, "zero_shot")
-        kernel = zero_shot_head(setup.backbone, setup.splits.class_names, setup.recipe.head.templates, features)
-        _set_head(session, kernel, session.variables["params"]["head"]["bias"])
+        if len(train) > _ZERO_SHOT_SAMPLE:
+            train = train.take(np.arange(0, len(train), len(train) // _ZERO_SHOT_SAMPLE))
+        features = session.head_inputs(train, "zero_shot")
+        text = text_classifier(setup.backbone, setup.splits.class_names, setup.recipe.head.templates)
+        bias = session.variables["params"]["head"]["bias"]
+        head = {"kernel": text.kernel(features), "bias": bias}
+        session.variables = merge(session.variables, {"params": {"head": head}})
+        session.evaluate_from_features(_head_paths(session))
     session.measure("zero_shot")
 
 
@@ -35,25 +39,34 @@ def run_stage(session: RunSession, index: int) -> None:
         Diverged: loss, gradients or weights are no longer finite.
     """
     stage, score = session.setup.recipe.stages[index], None
+    session.evaluator = None
     with session.progress.timed(stage.name):
-        if isinstance(stage, LinearProbeStage):
-            _linear_probe(session, stage)
+        if isinstance(stage, HeadStage):
+            _fit_head(session, stage, index)
         else:
             score = TrainStageRun(session, stage, index).run()
     session.measure(stage.name, score)
     session.save_end(index)
 
 
-def _linear_probe(session: RunSession, stage: LinearProbeStage) -> None:
-    setup = session.setup
-    train, num_classes = setup.splits.train, len(setup.splits.class_names)
-    session.display.say(f"{stage.name}: logistic regression on {len(train)} feature vectors")
-    features = session.features(train, stage.name)
+def _fit_head(session: RunSession, stage: HeadStage, index: int) -> None:
+    """A head from the features of the training images."""
+    setup, splits = session.setup, session.setup.splits
+    session.display.say(f"{stage.name}: {stage.type} on {len(splits.train):,} feature vectors")
+    train = session.head_inputs(splits.train, stage.name)
+    held_out = None
+    if splits.validation is not None:
+        held_out = (session.head_inputs(splits.validation, f"{stage.name}: validation"), splits.validation.labels)
+    data = FittingData(train, splits.train.labels, held_out, len(splits.class_names), setup.recipe.seed)
     with session.display.busy(f"{stage.name}: fitting"):
-        kernel, bias, l2 = fit_linear_probe(features, train.labels, num_classes, stage.l2, seed=setup.recipe.seed)
-        _set_head(session, kernel, bias)
-    session.folder.log({"stage": stage.name, "split": "train", "l2": l2})
+        fitted = fit_head(stage, data, setup.text)
+    for line in fitted.lines:
+        session.display.say(f"{stage.name}: {line}")
+    session.folder.log({"stage": stage.name, "split": "train", **fitted.facts})
+    session.classifier = setup.classifiers[index]
+    session.variables = merge(without_head(session.variables), fitted.variables)
+    session.evaluate_from_features(_head_paths(session))
 
 
-def _set_head(session: RunSession, kernel: jax.Array, bias: jax.Array) -> None:
-    session.variables = merge(session.variables, {"params": {"head": {"kernel": kernel, "bias": bias}}})
+def _head_paths(session: RunSession) -> frozenset[str]:
+    return frozenset(path for path in paths_of(session.variables) if path.split("/")[1] == "head")

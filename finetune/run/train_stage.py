@@ -14,6 +14,7 @@ from finetune.images.grid import save_image_grid
 from finetune.optim.transfer_state import transfer_state
 from finetune.recipe import Partition, TrainStage
 from finetune.run.epochs import EpochMeter
+from finetune.run.features import Views
 from finetune.run.resume import Best, Patience, ResumePoint, Snapshot
 from finetune.run.session import RunSession
 from finetune.run.weight_changes import measure_change
@@ -31,13 +32,29 @@ class TrainStageRun:
     def __init__(self, session: RunSession, stage: TrainStage, index: int) -> None:
         self.session, self.stage, self.index = session, stage, index
         self.trainer: StageTrainer = session.setup.trainer(index, session.variables)
-        self.batches = session.setup.batches(index)
         self.total = self.trainer.length.total_steps
         self.epoch = self.trainer.length.steps_per_epoch or self.total
+        self.batches = self._batches()
         point = session.progress.point
         self.best = point.best if point else None
         self.patience = point.patience if point else None
         self.meter = EpochMeter(stage.name, self.epoch, self.total)
+
+    def _batches(self) -> Any:
+        """Images, or what is kept of them where the frozen part is computed once."""
+        session, stage = self.session, self.stage
+        decision = session.setup.decide_cache(self.index, self.trainer)
+        if decision.reason:
+            session.display.say(f"{stage.name}: {decision.reason}")
+        session.folder.log({"stage": stage.name, "step": 0, "frozen_cache": decision.to_json()})
+        if not decision.use:
+            return session.setup.batches(self.index)
+        assert decision.extractor is not None
+        seed = session.setup.recipe.seed + self.index
+        views = Views(stage.frozen_cache.views, stage.augment, seed) if stage.augments_on_host else None
+        store = session.features.store(decision.extractor, session.setup.train, stage.name, views)
+        session.evaluate_from_features(frozenset(self.trainer.plan.changes(session.variables)))
+        return session.setup.kept_batches(self.index, store)
 
     def run(self) -> float | None:
         """Trains, and leaves the variables of the best step in the session; gives their validation score.
@@ -85,7 +102,7 @@ class TrainStageRun:
         session, trainer = self.session, self.trainer
         state, point = trainer.init_state(), session.progress.point
         if point is not None:
-            self.batches.set_state(point.loader)
+            self._go_to(point)
             step = session.setup.first_step(self.index) + point.step
             return trainer.resume(state, session.checkpoints.state(step, trainer.resumable(state)))
         if not self._carries_into(self.index):
@@ -94,6 +111,15 @@ class TrainStageRun:
         opt_state, carried = transfer_state(opt_state, state.opt_state, partitions, self.stage.partitions)
         session.folder.log({"stage": self.stage.name, "step": 0, "carried_optimizer_state": carried})
         return replace(state, opt_state=opt_state)
+
+    def _go_to(self, point: ResumePoint) -> None:
+        """Sets the batches' position; step by step where it was saved by batches of another kind, as when features are
+        no longer kept."""
+        if point.loader.keys() == self.batches.get_state().keys():
+            self.batches.set_state(point.loader)
+        else:
+            for _ in range(point.step):
+                next(self.batches)
 
     def _end(self, state: TrainState, step: int) -> None:
         """Keeps the variables of the best validation score, or those of the last step where nothing validates."""
@@ -216,9 +242,8 @@ class TrainStageRun:
 
     def _save_figure(self, event: FirstBatch) -> None:
         """The stage's first images, as the model sees them."""
-        images, labels = jax.device_get(
-            (self.trainer.preview(event.batch)[:_IMAGES_SHOWN], event.batch["label"][:_IMAGES_SHOWN])
-        )
+        batch = event.batch if "image" in event.batch else next(self.session.setup.batches(self.index))
+        images, labels = jax.device_get((self.trainer.preview(batch)[:_IMAGES_SHOWN], batch["label"][:_IMAGES_SHOWN]))
         names = self.session.setup.splits.class_names
         sets = labels if labels.ndim == 2 else np.eye(len(names))[labels]
         drawn = [name if font_for(name) else f"class {i}" for i, name in enumerate(names)]

@@ -1,93 +1,379 @@
-"""Linear probe: logistic regression on fixed features by full-batch L-BFGS (Radford et al. 2021, appendix A.3)."""
+"""Linear probe: logistic regression on fixed features, its strength by held-out loss (Radford et al. 2021, A.3).
+
+The solver is Newton's method with conjugate gradients (Lin, Weng, Keerthi 2008, "Trust region Newton method for
+large-scale logistic regression", with a line search instead of the trust region). On the principal axes of the features
+the Hessian is nearly diagonal, so that its diagonal makes a good preconditioner and few products with the features are
+needed. The Newton decrement (Boyd & Vandenberghe, section 9.5), twice the distance from the least objective, is
+quadratic in the gradient and with it in the rounding of the gradient, so that float32 reaches the stop test.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 L2_GRID = tuple(10.0**e for e in range(-5, 3))
 
+_TOLERANCE = 1e-7  # of the Newton decrement, relative to the objective
+_FORCING = 0.25  # what conjugate gradients leave of the residual, in the norm of the preconditioner
+_MAX_PRODUCTS = 200  # of the Hessian with a direction, in a Newton step
+_LARGEST_BATCH = 2**27  # logits of all folds together; where there are more, the folds are fitted one after another
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A linear classifier of features, and how it was found.
+
+    Attributes:
+        kernel: float32 [d, num_classes].
+        bias: float32 [num_classes].
+        l2: the strength.
+        iterations: Newton steps of the fit; with several strengths, from the solution of the next stronger one.
+        converged: the stop test is met; otherwise the fit has ended at its limit of iterations.
+        held_out: mean loss over the images held out, in nats per image, by strength; empty where none was chosen.
+    """
+
+    kernel: jax.Array
+    bias: jax.Array
+    l2: float
+    iterations: int
+    converged: bool
+    held_out: dict[float, float]
+
 
 def fit_linear_probe(
-    features: np.ndarray, labels: np.ndarray, num_classes: int, l2: float | None = None, folds: int = 5, seed: int = 0
-) -> tuple[jax.Array, jax.Array, float]:
-    """The best linear classifier on the features.
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    l2: float | None = None,
+    *,
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    class_weights: np.ndarray | None = None,
+    standardize: bool = False,
+    grid: Sequence[float] = L2_GRID,
+    max_iterations: int = 100,
+) -> LinearProbe:
+    """The best linear classifier of the features.
 
-    Minimizes mean cross-entropy + l2 / (2 n) * ||kernel||^2; scikit-learn's ``C`` is ``1 / l2``. The bias is free.
+    Minimizes mean loss + l2 / (2 n) * ||kernel||^2; scikit-learn's ``C`` is ``1 / l2``. The bias is free.
 
     Args:
-        features: float32 [n, d]; labels: int [n].
-        l2: strength; None takes the one of ``L2_GRID`` with the least cross-validated loss.
-        folds: parts of the stratified cross-validation; fewer where the rarest class has fewer images.
+        features: float32 [n, d].
+        labels: int [n], for the cross-entropy; or float32 [n, num_classes] of 0 and 1, for the sum over the classes of
+            binary cross-entropies, scikit-learn's ``OneVsRestClassifier(LogisticRegression(C))``.
+        l2: strength; None takes the one of ``grid`` with the least held-out loss, and 1.0 where nothing can be held
+            out.
+        validation: features and labels to be held out when the strength is chosen; None cross-validates.
+        folds: parts of the cross-validation, stratified unless images have several labels; fewer where the rarest
+            class has fewer images.
         seed: of the folds.
+        class_weights: float32 [num_classes]; an image's loss counts as often as its class says, or where images have
+            several labels the class's loss does. The mean is over images all the same, as with scikit-learn's
+            ``class_weight``. Held-out losses are weighted, too.
+        standardize: penalizes the kernel of features divided by their standard deviation, as behind scikit-learn's
+            ``StandardScaler``; the result applies to the features as they are.
+        grid: the strengths to choose from.
+        max_iterations: limit of the Newton steps for each strength.
+    """
+    x, y = np.asarray(features, np.float32), _labels(labels)
+    fitted, held_out = np.ones((1, len(x)), np.float32), np.zeros((1, len(x)), np.float32)
+    if l2 is None and validation is not None:
+        x, y = np.concatenate([x, np.asarray(validation[0], np.float32)]), np.concatenate([y, _labels(validation[1])])
+        fitted = (np.arange(len(x)) < len(features)).astype(np.float32)[None]
+        held_out = 1 - fitted
+    elif l2 is None:
+        parts = _folds(y, num_classes, folds, seed)
+        # The last fit, of everything, is the one to keep.
+        fitted, held_out = np.concatenate([1 - parts, fitted]), np.concatenate([parts, held_out])
+    chosen = bool(held_out.any())
+    strengths = sorted(grid, reverse=True) if chosen else [1.0 if l2 is None else l2]
+    weights = np.ones(num_classes, np.float32) if class_weights is None else np.asarray(class_weights, np.float32)
+    kernel, bias, state, losses, best = _choose(
+        x, y, fitted, held_out, weights, np.asarray(strengths, np.float32), standardize, max_iterations
+    )
+    by_strength = dict(zip(strengths, np.asarray(losses).tolist(), strict=True)) if chosen else {}
+    return LinearProbe(
+        kernel, bias, strengths[int(best)], int(state.step), bool(state.decrement <= _TOLERANCE * state.value),
+        {strength: by_strength[strength] for strength in grid} if chosen else {},
+    )  # fmt: skip
+
+
+def _labels(labels: np.ndarray) -> np.ndarray:
+    labels = np.asarray(labels)
+    return labels.astype(np.int32 if labels.ndim == 1 else np.float32)
+
+
+def _folds(labels: np.ndarray, num_classes: int, folds: int, seed: int) -> np.ndarray:
+    """The images that each fold holds out, as 0 and 1: float32 [folds, n], without folds where none can be."""
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    images = np.arange(len(labels))
+    if labels.ndim == 2:
+        splitter: Any = KFold
+        folds = min(folds, len(labels))
+    else:
+        splitter = StratifiedKFold
+        counts = np.bincount(labels, minlength=num_classes)
+        images = np.flatnonzero(counts[labels] > 1)  # a class's only image cannot be both learned from and held out
+        folds = min(folds, int(counts[counts > 1].min(initial=folds)))
+    if len(images) < 2:
+        return np.zeros((0, len(labels)), np.float32)
+    held_out = np.zeros((folds, len(labels)), np.float32)
+    for fold, (_, part) in enumerate(splitter(folds, shuffle=True, random_state=seed).split(images, labels[images])):
+        held_out[fold, images[part]] = 1.0
+    return held_out
+
+
+class _Data(NamedTuple):
+    """Examples on their principal axes.
+
+    Attributes:
+        x: float32 [axes + 1, n]: the coordinates, and a last row of 1 for the bias. This way round, both products with
+            it are fast on CPUs: ``x.T @ params`` and ``x @ residuals``.
+        y: the labels.
+        variances: float32 [axes + 1, 1]: the means of the squares of the rows of ``x``.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    variances: jax.Array
+
+
+class _State(NamedTuple):
+    params: jax.Array  # [axes + 1, C], the bias last
+    value: jax.Array  # of the objective, and the Newton decrement there, both of the params before the last step
+    decrement: jax.Array
+    step: jax.Array
+
+
+@partial(jax.jit, static_argnames="standardize")
+def _choose(
+    features: jax.Array,
+    labels: jax.Array,
+    fitted: jax.Array,
+    held_out: jax.Array,
+    class_weights: jax.Array,
+    strengths: jax.Array,
+    standardize: bool,
+    max_iterations: jax.Array,
+) -> tuple[jax.Array, jax.Array, _State, jax.Array, jax.Array]:
+    """The last fit at the strength with the least held-out loss.
+
+    Args:
+        fitted: float32 [fits, n]: 1 for the images that a fit learns from; ``held_out``: for those it is measured on.
+        strengths: float32 [S], the strongest first: each fit begins at the solution of the one before.
 
     Returns:
-        kernel [d, num_classes], bias [num_classes], and the l2 used.
+        kernel, bias, the solver's state, the mean held-out losses [S] and the index of the least of them.
     """
-    x, y = jnp.asarray(features, jnp.float32), jnp.asarray(labels)
-    # Features are centred for the solver's sake; the free bias takes the shift back, so the optimum is the same.
-    centre = x.mean(axis=0)
-    everything = jnp.ones(len(y))
-    if l2 is None:
-        l2 = _choose_l2(x - centre, y, num_classes, folds, seed)
-    kernel, bias = _minimize(x - centre, y, everything, l2, num_classes)
-    return kernel, bias - centre @ kernel, l2
+    # Of reduced precision, as is the default on GPUs and TPUs, the products would not let the stop test be met.
+    with jax.default_matmul_precision("highest"):
+        data, basis, centre = _principal_axes(features, labels, fitted[-1], standardize)
+        by_image = class_weights[labels][:, None] if labels.ndim == 1 else class_weights[None]
+        together = fitted.size * len(class_weights) <= _LARGEST_BATCH
+
+        def fit(state: _State, kept: jax.Array, tested: jax.Array, l2: jax.Array) -> tuple[_State, jax.Array]:
+            state = _minimize(data, kept[:, None] * by_image, l2, kept.sum(), state.params, max_iterations)
+            losses = _losses(data.x.T @ state.params, labels) * by_image
+            return state, (losses * tested[:, None]).sum()
+
+        def advance(carry: Any, l2: jax.Array) -> Any:
+            states, best = carry
+            states, losses = jax.lax.map(
+                lambda fold: fit(*fold, l2), (states, fitted, held_out), batch_size=len(fitted) if together else 1
+            )
+            loss = losses.sum() / jnp.maximum(held_out.sum(), 1)
+            candidate = (loss, jax.tree.map(lambda leaf: leaf[-1], states))
+            return (states, jax.tree.map(partial(jnp.where, ~(loss >= best[0])), candidate, best)), loss
+
+        zeros = _State(jnp.zeros((len(data.x), len(class_weights))), jnp.inf, jnp.inf, 0)
+        start = jax.tree.map(jnp.asarray, zeros)
+        folds = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(fitted), *leaf.shape)), start)
+        (_, (_, state)), losses = jax.lax.scan(advance, (folds, (jnp.asarray(jnp.inf), start)), strengths)
+        kernel = basis @ state.params[:-1]
+        return kernel, state.params[-1] - centre @ kernel, state, losses, jnp.argmin(losses)
 
 
-def _choose_l2(x: jax.Array, y: jax.Array, num_classes: int, folds: int, seed: int) -> float:
-    from sklearn.model_selection import StratifiedKFold
+def _principal_axes(
+    features: jax.Array, labels: jax.Array, fitted: jax.Array, standardize: bool
+) -> tuple[_Data, jax.Array, jax.Array]:
+    """The examples on axes that keep the norm of a kernel, the axes [d, axes] and the centre [d].
 
-    labels = np.asarray(y)
-    counts = np.bincount(labels, minlength=num_classes)
-    several = np.flatnonzero(counts[labels] > 1)  # the only image of a class cannot be both learned from and held out
-    if not len(several):
-        return 1.0
-    folds = min(folds, int(counts[counts > 1].min()))
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    kept = np.ones((folds, len(y)), np.float32)
-    for fold, (_, held_out) in enumerate(splitter.split(several, labels[several])):
-        kept[fold, several[held_out]] = 0.0
-    losses = [sum(float(_held_out_loss(x, y, weight, l2, num_classes)) for weight in kept) for l2 in L2_GRID]
-    return L2_GRID[int(np.argmin(losses))]
+    The axes span the centred examples, and so, being a sum of gradients, the best kernel.
+    """
+    n, d = features.shape
+    centre = features.mean(axis=0)
+    x = features - centre  # the free bias takes the shift back
+    scale = jnp.ones(d)
+    if standardize:
+        mean = fitted @ x / fitted.sum()
+        deviation = jnp.sqrt(fitted @ (x - mean) ** 2 / fitted.sum())
+        # as in scikit-learn, constant features are left alone: those whose deviation is rounding
+        scale = jnp.where(deviation > 10 * jnp.finfo(jnp.float32).eps * jnp.abs(centre), deviation, 1.0)
+        x = x / scale
+    basis = jnp.eye(d)
+    if n < d:
+        basis, coordinates = jnp.linalg.qr(x.T)
+        x = coordinates.T
+    _, axes = jnp.linalg.eigh(x.T @ x)
+    x = jnp.pad(axes.T @ x.T, ((0, 1), (0, 0)), constant_values=1.0)
+    return _Data(x, labels, (x**2).mean(axis=1, keepdims=True)), (basis @ axes) / scale[:, None], centre
 
 
-@partial(jax.jit, static_argnames="num_classes")
-def _held_out_loss(x: jax.Array, y: jax.Array, weight: jax.Array, l2: float, num_classes: int) -> jax.Array:
-    kernel, bias = _minimize(x, y, weight, l2, num_classes)
-    losses = optax.softmax_cross_entropy_with_integer_labels(x @ kernel + bias, y)
-    return (losses * (1 - weight)).sum()
-
-
-@partial(jax.jit, static_argnames="num_classes")
 def _minimize(
-    x: jax.Array, y: jax.Array, weight: jax.Array, l2: float, num_classes: int, max_iterations: int = 500
-) -> tuple[jax.Array, jax.Array]:
-    """L-BFGS until the gradient is small; examples of weight 0 are not there."""
-    count = weight.sum()
+    data: _Data, weight: jax.Array, l2: jax.Array, count: jax.Array, params: jax.Array, max_iterations: jax.Array
+) -> _State:
+    """The params [axes + 1, C] of least sum(weight * losses) / count + l2 / (2 count) * ||params[:-1]||^2.
 
-    def objective(params: tuple[jax.Array, jax.Array]) -> jax.Array:
-        kernel, bias = params
-        losses = optax.softmax_cross_entropy_with_integer_labels(x @ kernel + bias, y)
-        return (losses * weight).sum() / count + 0.5 * l2 / count * (kernel**2).sum()
+    Args:
+        weight: float32 [n, 1], or [n, C] of the losses of several labels; examples of weight 0 are not there.
+        params: the first guess.
+    """
+    x, y, variances = data
+    weight = weight / count
+    penalty = jnp.full((len(x), 1), l2 / count).at[-1].set(0.0)
 
-    solver = optax.lbfgs()
-    value_and_grad = optax.value_and_grad_from_state(objective)
+    def step(state: _State) -> _State:
+        params = state.params
+        logits = x.T @ params
+        value = (weight * _losses(logits, y)).sum() + 0.5 * (penalty * params**2).sum()
+        residuals = _residuals(logits, y)
+        gradient = _centred(x @ (weight * residuals) + penalty * params, y)
+        curvature = (weight * _variances(residuals)).sum(axis=0)
+        diagonal = jnp.maximum(curvature * variances + penalty, jnp.finfo(jnp.float32).tiny)
+
+        def product(direction: jax.Array) -> tuple[jax.Array, jax.Array]:
+            change = x.T @ direction
+            product = x @ (weight * _curved(residuals, change, y)) + penalty * direction
+            return _centred(product, y), change
+
+        direction, change = _solve(product, lambda residual: _centred(residual / diagonal, y), -gradient, logits)
+        decrement = -(gradient * direction).sum()
+        linear, quadratic = (penalty * params * direction).sum(), (penalty * direction**2).sum()
+
+        def along(length: jax.Array) -> tuple[jax.Array, jax.Array]:
+            there = logits + length * change
+            residuals = _residuals(there, y)
+            slope = (weight * residuals * change).sum()
+            bend = (weight * _curved(residuals, change, y) * change).sum()
+            return slope + linear + length * quadratic, bend + quadratic
+
+        length = _line_search(along, 0.3 * decrement)
+        return _State(params + length * direction, value, decrement, state.step + 1)
+
+    def unfinished(state: _State) -> jax.Array:
+        return (state.decrement > _TOLERANCE * state.value) & (state.step < max_iterations)
+
+    infinity = jnp.asarray(jnp.inf)
+    return jax.lax.while_loop(unfinished, step, _State(params, jnp.asarray(1.0), infinity, jnp.asarray(0)))
+
+
+def _solve(product: Any, precondition: Any, right: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The direction whose product with the Hessian is about ``right``, by preconditioned conjugate gradients.
+
+    Returns:
+        the direction, and the change of the logits along it.
+    """
+    first = precondition(right)
+    norm = (right * first).sum()
 
     def advance(carry: Any) -> Any:
-        params, state, _, step = carry
-        value, gradient = value_and_grad(params, state=state)
-        updates, state = solver.update(gradient, state, params, value=value, grad=gradient, value_fn=objective)
-        return optax.apply_updates(params, updates), state, optax.tree.norm(gradient), step + 1
+        solution, change, residual, search, squared, step = carry
+        curved, along = product(search)
+        bend = (search * curved).sum()
+        length = jnp.where(bend > 0, squared / bend, 0.0)
+        residual = residual - length * curved
+        conditioned = precondition(residual)
+        remaining = (residual * conditioned).sum()
+        search_next = conditioned + remaining / squared * search
+        return solution + length * search, change + length * along, residual, search_next, remaining, step + 1
 
-    def unfinished(carry: Any) -> Any:
-        _, _, norm, step = carry
-        return (norm > 1e-6) & (step < max_iterations)
+    def unfinished(carry: Any) -> jax.Array:
+        return (carry[-2] > _FORCING**2 * norm) & (carry[-1] < _MAX_PRODUCTS)
 
-    params = (jnp.zeros((x.shape[1], num_classes)), jnp.zeros(num_classes))
-    params, *_ = jax.lax.while_loop(unfinished, advance, (params, solver.init(params), jnp.inf, 0))
-    return params
+    start = (jnp.zeros_like(right), jnp.zeros_like(logits), right, first, norm, 0)
+    return jax.lax.while_loop(unfinished, advance, start)[:2]
+
+
+def _line_search(along: Any, small: jax.Array) -> jax.Array:
+    """The length, from 1 on, where the slope of a convex function is small: Newton's method within a bracket.
+
+    It looks at slopes only, since differences of a float32 objective near its least are rounding. It costs no product
+    with the features, because logits are linear in the length.
+
+    Args:
+        along: slope and curvature at a length.
+    """
+
+    def advance(carry: Any) -> Any:
+        length, low, high, slope, bend, step = carry
+        low, high = jnp.where(slope < 0, length, low), jnp.where(slope < 0, high, length)
+        newton = length - slope / bend
+        inside = (newton > low) & (newton < jnp.minimum(high, 10 * length))
+        length = jnp.where(inside, newton, jnp.where(jnp.isinf(high), 4 * length, (low + high) / 2))
+        return length, low, high, *along(length), step + 1
+
+    def unfinished(carry: Any) -> jax.Array:
+        return (jnp.abs(carry[3]) > small) & (carry[-1] < 30)
+
+    one = jnp.asarray(1.0)
+    start = (one, jnp.asarray(0.0), jnp.asarray(jnp.inf), *along(one), 0)
+    return jax.lax.while_loop(unfinished, advance, start)[0]
+
+
+def _losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropies [n, 1], or of several labels [n, C]; exact relative to themselves however small they are."""
+    if labels.ndim == 2:
+        return jax.nn.softplus((1 - 2 * labels) * logits)
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    others = jnp.where(_is_own(logits, labels), -jnp.inf, logits - own)
+    return jax.nn.softplus(jax.nn.logsumexp(others, axis=1, keepdims=True))
+
+
+def _residuals(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Probabilities minus labels, the derivatives of the losses, [n, C].
+
+    The sum of the others stands for 1 minus the probability of an image's own class, of which little is left where
+    features separate the classes.
+    """
+    if labels.ndim == 2:
+        return (1 - 2 * labels) * jax.nn.sigmoid((1 - 2 * labels) * logits)
+    own = _is_own(logits, labels)
+    others = jnp.where(own, 0.0, jax.nn.softmax(logits))
+    return jnp.where(own, -others.sum(axis=1, keepdims=True), others)
+
+
+def _variances(residuals: jax.Array) -> jax.Array:
+    """p (1 - p), the second derivatives of the losses by each logit, [n, C]."""
+    return jnp.abs(residuals) * (1 - jnp.abs(residuals))
+
+
+def _curved(residuals: jax.Array, change: jax.Array, labels: jax.Array) -> jax.Array:
+    """The product of the second derivatives of the losses with a change of the logits, [n, C].
+
+    For the cross-entropy, p_c (change_c - sum p change), with changes counted from that of an image's own class, for
+    the same reason as in the residuals: otherwise rounding may make the Hessian indefinite.
+    """
+    if labels.ndim == 2:
+        return _variances(residuals) * change
+    others = jnp.maximum(residuals, 0.0)
+    change = change - jnp.take_along_axis(change, labels[:, None], axis=1)
+    curved = others * (change - (others * change).sum(axis=1, keepdims=True))
+    return jnp.where(_is_own(change, labels), -curved.sum(axis=1, keepdims=True), curved)
+
+
+def _is_own(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.arange(logits.shape[1]) == labels[:, None]
+
+
+def _centred(params: jax.Array, labels: jax.Array) -> jax.Array:
+    """Without what all classes share, which no probability depends on: rounding would be magnified there."""
+    return params if labels.ndim == 2 else params - params.mean(axis=1, keepdims=True)

@@ -21,8 +21,9 @@ from finetune.optim.partitions import LORA
 from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
 from finetune.training.device_augment import augment_on_device
+from finetune.training.frozen_prefix import FrozenPrefix, find_frozen_prefix
 from finetune.training.state import TrainState
-from finetune.training.step import Batch, TrainStep, make_train_step
+from finetune.training.step import Batch, TrainStep, make_forward, make_train_step
 from finetune.trees import Variables, merge, paths_of, pick
 
 
@@ -35,6 +36,7 @@ class StageTrainer:
         optimizer: of the trainable parameters.
         schedules: learning rate at each step, by partition.
         step: jitted; donates its state.
+        num_classes: width of the logits.
     """
 
     def __init__(
@@ -67,13 +69,41 @@ class StageTrainer:
         self.plan = plan or ParameterPlan.make(variables, stage.partitions, depth_order_of(classifier.backbone))
         self.optimizer = plan_optimizer(self.plan, length)
         self.schedules = learning_rates(stage.partitions, length)
-        self.step: TrainStep = make_train_step(
-            _computing(classifier, stage), self.optimizer, image_spec, stage, self.plan, class_weights
-        )
-        self._seed, self._spec, self._num_classes = seed, image_spec, classifier.num_classes
+        self._classifier, self._class_weights = _computing(classifier, stage), class_weights
+        self._seed, self._spec, self.num_classes = seed, image_spec, classifier.num_classes
+        self.step: TrainStep = self._make_step()
         self._divide(variables)
         source = variables["params"].get("backbone", {}) if pretrained is None else pretrained
         self._anchor = pick({"backbone": source}, self.plan.l2_sp)
+
+    def _make_step(self, prefix: FrozenPrefix | None = None) -> TrainStep:
+        return make_train_step(
+            self._classifier, self.optimizer, self._spec, self.stage, self.plan, self._class_weights, prefix
+        )
+
+    def find_frozen_prefix(self, batch_size: int) -> FrozenPrefix | None:
+        """The part of the forward pass that depends on images and frozen values alone, if there is any.
+
+        Args:
+            batch_size: with which it will be computed.
+
+        Returns:
+            None where every image is changed on the device in each step, or where nothing before the first trainable
+            parameter is worth keeping.
+        """
+        stage = self.stage
+        if stage.mixup or stage.cutmix or stage.augment.random_erasing is not None:
+            return None
+        forward, state = make_forward(self._classifier, self._spec, self.plan), jax.eval_shape(self.init_state)
+        varying = (state.params, state.collections, jax.eval_shape(lambda: jax.random.key(0)))
+        part = stage.batch_size // stage.grad_accum_steps
+        sizes = (part, batch_size if batch_size != part else batch_size + 1)
+        image = jax.ShapeDtypeStruct(self._spec.shape, jnp.uint8)
+        return find_frozen_prefix(forward, varying, self.frozen, image, sizes)
+
+    def train_from(self, prefix: FrozenPrefix) -> None:
+        """From now on ``step`` also takes batches with ``kept``, what the prefix gives, instead of images."""
+        self.step = self._make_step(prefix)
 
     def _divide(self, variables: Variables) -> None:
         """The variables by what the step does with them: it reads, or it changes."""
@@ -120,7 +150,7 @@ class StageTrainer:
         """The batch's images as the first step sees them, uint8 [N, H, W, C]."""
         key = jax.random.fold_in(jax.random.key(self._seed), 0)
         images = self._spec.normalize(batch["image"])
-        augmented, _ = augment_on_device(images, batch["label"], self._num_classes, key, self.stage)
+        augmented, _ = augment_on_device(images, batch["label"], self.num_classes, key, self.stage)
         return self._spec.denormalize(augmented)
 
     def resumable(self, state: TrainState) -> dict[str, Any]:

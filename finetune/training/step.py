@@ -19,11 +19,13 @@ from finetune.optim.parameter_plan import ParameterPlan
 from finetune.optim.partitions import LORA, kernel_of
 from finetune.recipe import TrainStage
 from finetune.training.device_augment import augment_on_device
+from finetune.training.frozen_prefix import FrozenPrefix
 from finetune.training.losses import correct_predictions, per_example_loss
 from finetune.training.state import TrainState
 from finetune.trees import flatten, map_paths, merge, paths_of, pick
 
-Batch = Mapping[str, Any]  # image: uint8 [N, H, W, C]; label: int [N], or float32 [N, num_classes]
+# image: uint8 [N, H, W, C], or kept: what a frozen prefix keeps of the images; label: int [N], or float32 [N, classes]
+Batch = Mapping[str, Any]
 # sums over examples: loss, correct, count; over steps: steps, not_finite, grad_norm by partition
 Metrics = dict[str, Any]
 TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
@@ -36,6 +38,7 @@ def make_train_step(
     stage: TrainStage,
     plan: ParameterPlan,
     class_weights: np.ndarray | None = None,
+    prefix: FrozenPrefix | None = None,
 ) -> TrainStep:
     """``train_step(state, frozen, batch) -> (state, metrics)``, jitted; the state is donated.
 
@@ -46,13 +49,14 @@ def make_train_step(
         stage: loss, accumulation, clipping, averaging, mixing and erasing.
         plan: names of partitions, frozen norms, adapters' scales, strengths of the pull to ``frozen["anchor"]``.
         class_weights: float32 [num_classes], how much each class counts.
+        prefix: of :func:`make_forward`, for batches of what it keeps of the images.
 
     Args of the step:
         frozen: ``{"params": ..., "batch_stats": ..., "anchor": ...}``, all that does not change; only read.
-        batch: ``image`` uint8 [N, H, W, C]; ``label`` int [N], or float32 [N, num_classes]: a distribution over the
-            classes, or for binary cross-entropy the set of them.
+        batch: ``image`` uint8 [N, H, W, C], or ``kept``, the arrays that the prefix gave; ``label`` int [N], or
+            float32 [N, num_classes]: a distribution over the classes, or for binary cross-entropy the set of them.
     """
-    gradients_of = _make_gradients(classifier, spec, stage, plan, class_weights)
+    gradients_of = _make_gradients(classifier, spec, stage, plan, class_weights, prefix)
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -89,13 +93,19 @@ def _make_gradients(
     stage: TrainStage,
     plan: ParameterPlan,
     class_weights: np.ndarray | None,
+    prefix: FrozenPrefix | None,
 ) -> Callable[..., Any]:
     """(params, collections, frozen, batch, key) -> gradients of the sum of losses, collections, sums."""
 
     def summed_loss(params: Any, collections: Any, frozen: Any, batch: Batch, key: jax.Array) -> Any:
         labels = batch["label"]
-        images, targets = augment_on_device(spec.normalize(batch["image"]), labels, classifier.num_classes, key, stage)
-        logits, collections = _apply(classifier, plan, params, collections, frozen, images, key)
+        if prefix is not None and "kept" in batch:
+            targets = labels
+            logits, collections = prefix.resume((params, collections, key), frozen, batch["kept"])
+        else:
+            images = spec.normalize(batch["image"])
+            images, targets = augment_on_device(images, labels, classifier.num_classes, key, stage)
+            logits, collections = _apply(classifier, plan, params, collections, frozen, images, key)
         losses, weights = per_example_loss(stage.loss, logits, targets, class_weights)
         correct = correct_predictions(logits, labels, sets=stage.loss.name == "binary_cross_entropy")
         sums = {"loss": losses.sum(), "weight": weights.sum(), "correct": correct.sum().astype(jnp.float32)}
@@ -106,6 +116,17 @@ def _make_gradients(
         return gradients, collections, sums
 
     return gradients_of
+
+
+def make_forward(classifier: Classifier, spec: ImageSpec, plan: ParameterPlan) -> Callable[[Any, Any, Any], Any]:
+    """The step's forward pass, for :func:`find_frozen_prefix`: ``((params, collections, key), frozen, images)`` to the
+    logits and the collections; images are uint8 and not augmented."""
+
+    def forward(varying: Any, frozen: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        params, collections, key = varying
+        return _apply(classifier, plan, params, collections, frozen, spec.normalize(images), key)
+
+    return forward
 
 
 def _apply(

@@ -1,0 +1,203 @@
+"""Features of a run's images: what is frozen is computed once, kept on disk, and used again by later stages and runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from finetune.data.augment import make_training_transform
+from finetune.data.feature_store import FeatureStore, in_memory, open_store
+from finetune.data.labeled_images import Split
+from finetune.data.loader import evaluation_batches, kept_evaluation_batches, view_batches
+from finetune.errors import CheckpointError
+from finetune.evaluation.metrics import Evaluation, evaluate_batches
+from finetune.evaluation.steps import make_kept_eval_step
+from finetune.files import cache_folder
+from finetune.images.spec import ImageSpec
+from finetune.models.classifier import Classifier
+from finetune.recipe.augment import Augment
+from finetune.run.progress import Progress
+from finetune.training.features import (
+    FeatureExtractor,
+    extraction_batch_size,
+    head_input_prefix,
+    logits_prefix,
+    without_head,
+)
+from finetune.trees import Variables, paths_of, pick
+
+_IN_MEMORY = 2**30  # bytes that are kept in memory where the disk does not take them
+
+
+@dataclass(frozen=True)
+class Views:
+    """Augmented views of each image."""
+
+    count: int
+    augment: Augment
+    seed: int
+
+
+class RunFeatures:
+    """The features of a run's images, by what computes them.
+
+    Attributes:
+        batch_size: images at a time.
+    """
+
+    def __init__(self, spec: ImageSpec, most: int, display: Progress, stop: Callable[[str], None]) -> None:
+        """
+        Args:
+            most: images at a time.
+            stop: is called between batches with what is under way, and may raise.
+        """
+        self.batch_size = extraction_batch_size(most)
+        self._spec, self._display, self._stop = spec, display, stop
+        self._extractors: dict[str, FeatureExtractor] = {}  # the same program is compiled once
+        self._stores: dict[str, FeatureStore] = {}
+
+    def store(
+        self, extractor: FeatureExtractor, split: Split, name: str, views: Views | None = None
+    ) -> FeatureStore:
+        """What an extractor keeps of every image, from the disk as far as it is there.
+
+        Args:
+            split: its images have been scanned.
+            name: what for, in messages.
+
+        Raises:
+            CheckpointError: the disk has no room for it, and it is too large to be kept in memory.
+        """
+        extractor = self._extractors.setdefault(f"{extractor.identity} {extractor.specs}", extractor)
+        about = self._about(extractor, split, views)
+        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+        if key not in self._stores:
+            self._stores[key] = self._open(key, about, extractor, split, name, views)
+        return self._stores[key]
+
+    def head_inputs(self, classifier: Classifier, variables: Variables, split: Split, name: str) -> np.ndarray:
+        """The features that the head reads, float32 [n, num_features]."""
+        prefix = head_input_prefix(classifier, variables, self._spec, self.batch_size)
+        if prefix is None:  # a backbone that has nothing to compute
+            raise AssertionError("a classifier's backbone computes nothing")
+        frozen = without_head(variables)
+        store = self.store(FeatureExtractor(prefix, frozen, self._spec, self.batch_size), split, name)
+        rows = [store.take(np.arange(i, min(i + 4096, len(split)))) for i in range(0, len(split), 4096)]
+        features = [np.asarray(prefix.resume({}, frozen, [jax.numpy.asarray(a) for a in part])) for part in rows]
+        return np.concatenate(features).astype(np.float32)
+
+    def _open(
+        self,
+        key: str,
+        about: dict[str, Any],
+        extractor: FeatureExtractor,
+        split: Split,
+        name: str,
+        views: Views | None,
+    ) -> FeatureStore:
+        rows = len(split) * (views.count if views else 1)
+        began = time.perf_counter()
+
+        def compute(start: int) -> Iterable[Sequence[np.ndarray]]:
+            if views is None:
+                batches = evaluation_batches(split, self._spec, self.batch_size, start)
+            else:
+                transform = make_training_transform(views.augment, self._spec)
+                batches = view_batches(split, transform, self.batch_size, views.count, seed=views.seed, start=start)
+            blocks = extractor.blocks(batches)
+            return self._display.count(self._minding(blocks, name), f"{name}: features", rows, start)
+
+        try:
+            store = open_store(
+                cache_folder() / "features" / key,
+                rows,
+                extractor.specs,
+                compute,
+                about=about,
+                say=self._display.say,
+                waiting=lambda: self._stop(f"while {name} waited for features"),
+            )
+        except CheckpointError as error:
+            if rows * extractor.bytes_per_image > _IN_MEMORY:
+                raise
+            self._display.say(f"{error}; they are kept in memory")
+            store = in_memory(compute)
+        self._tell(store, name, time.perf_counter() - began)
+        return store
+
+    def _minding(self, blocks: Iterable[Sequence[np.ndarray]], name: str) -> Iterator[Sequence[np.ndarray]]:
+        for block in blocks:
+            yield block
+            self._stop(f"while features for {name} were computed")
+
+    def _tell(self, store: FeatureStore, name: str, seconds: float) -> None:
+        count, size = len(store), f"{store.nbytes / 1e6:,.1f} MB"
+        computed = count - store.reused
+        if not computed:
+            self._display.say(f"{name}: the features of {count:,} images are reused ({size})")
+            return
+        earlier = f", {store.reused:,} are reused" if store.reused else ""
+        rate = f"{computed / seconds:,.0f} images/s" if seconds else ""
+        self._display.say(f"{name}: features of {computed:,} images in {seconds:.1f} s ({rate}){earlier}, {size} kept")
+
+    def _about(self, extractor: FeatureExtractor, split: Split, views: Views | None) -> dict[str, Any]:
+        """Everything that the rows depend on."""
+        about: dict[str, Any] = {
+            "program": extractor.identity,
+            "images": _hash_images(split),
+            "image_spec": self._spec.to_json(),
+            "rows": [spec.to_json() for spec in extractor.specs],
+        }
+        if views is not None:
+            about["views"] = {**asdict(views), "augment": views.augment.model_dump(mode="json")}
+        return about
+
+
+def _hash_images(split: Split) -> str:
+    """Over the pixels of every image, and the pixels as the split gives them where those were shrunk."""
+    assert split.stats is not None
+    digest = hashlib.sha256(split.stats.pixel_hash.tobytes())
+    shrunk = getattr(split.images, "shortest_edge", None)
+    return digest.hexdigest() + (f" {shrunk}" if shrunk else "")
+
+
+class FeatureEvaluator:
+    """Evaluation of a classifier some of whose variables vary, from what the others give once."""
+
+    def __init__(
+        self, features: RunFeatures, classifier: Classifier, variables: Variables, varying: frozenset[str], most: int
+    ) -> None:
+        """
+        Args:
+            variables: arrays; those that do not vary are used from here.
+            varying: ``collection/path`` of the variables that each evaluation brings.
+            most: images in a step.
+        """
+        self._features, self._varying, self._most = features, varying, most
+        self._frozen = pick(variables, set(paths_of(variables)) - varying)
+        spec = features._spec
+        size = features.batch_size
+        shapes = jax.eval_shape(lambda: pick(variables, varying))
+        self._prefix = logits_prefix(classifier, shapes, self._frozen, spec, (size, size + 1))
+        if self._prefix is not None:
+            self._extractor = FeatureExtractor(self._prefix, self._frozen, spec, size)
+            self._step = make_kept_eval_step(self._prefix)
+
+    @property
+    def can(self) -> bool:
+        """Whether there is anything to compute once."""
+        return self._prefix is not None
+
+    def __call__(self, variables: Variables, split: Split, name: str) -> Evaluation:
+        store = self._features.store(self._extractor, split, name)
+        batches = kept_evaluation_batches(store, split.labels, self._most)
+        return evaluate_batches(
+            self._step, (pick(variables, self._varying), self._frozen), batches, split.labels
+        )

@@ -1,0 +1,105 @@
+"""Heads that are fitted to features: what each kind of stage makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from finetune.data.labeled_images import count_classes
+from finetune.errors import RecipeError
+from finetune.models.classifier import HeadModule
+from finetune.models.zero_shot import TextClassifier
+from finetune.recipe import HeadStage
+from finetune.recipe.heads import (
+    ClapStage,
+    KnnStage,
+    LinearProbeStage,
+    LpPlusPlusStage,
+    PrototypeStage,
+    TipAdapterStage,
+)
+from finetune.training.linear_probe import fit_linear_probe
+
+
+@dataclass(frozen=True)
+class FittingData:
+    """Features and labels.
+
+    Attributes:
+        features: float32 [n, d]; labels: int [n], or float32 [n, num_classes] of 0 and 1.
+        validation: the same of the validation images; None without.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    validation: tuple[np.ndarray, np.ndarray] | None
+    num_classes: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """Variables of the head, ``{"params": {"head": ...}, ...}``; facts for the log; and lines for a person."""
+
+    variables: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+
+
+def head_config(stage: HeadStage, images: int, text_width: int | None) -> HeadModule | None:
+    """Of the head that a stage makes; None for a linear one.
+
+    Args:
+        images: number of training images.
+        text_width: of the space shared with text, where there is one.
+    """
+    return None
+
+
+def fit_head(stage: HeadStage, data: FittingData, text: Callable[[], TextClassifier]) -> FittedHead:
+    """The head of a stage.
+
+    Args:
+        text: embeds the class names.
+    """
+    if isinstance(stage, LinearProbeStage):
+        return _linear_probe(stage, data)
+    raise NotImplementedError
+
+
+def _linear_probe(stage: LinearProbeStage, data: FittingData) -> FittedHead:
+    validation = None if stage.select_on == "folds" else data.validation
+    probe = fit_linear_probe(
+        data.features,
+        data.labels,
+        data.num_classes,
+        stage.l2,
+        validation=validation,
+        seed=data.seed,
+        class_weights=_weights(stage, data),
+        standardize=stage.standardize,
+    )
+    chosen = "" if stage.l2 is not None else f", l2 {probe.l2:g} of the least held-out loss"
+    state = f"converged after {probe.iterations} iterations" if probe.converged else "did not converge"
+    facts = {"l2": probe.l2, "iterations": probe.iterations, "converged": probe.converged, "held_out": probe.held_out}
+    return FittedHead(_linear(probe.kernel, probe.bias), facts, (f"{state}{chosen}",))
+
+
+def _weights(stage: LinearProbeStage, data: FittingData) -> np.ndarray | None:
+    if stage.class_weights is None:
+        return None
+    if stage.class_weights == "balanced":
+        counts = count_classes(data.labels, data.num_classes)
+        return (counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))).astype(np.float32)
+    if len(stage.class_weights) != data.num_classes:
+        raise RecipeError(
+            f"stage {stage.name!r}: class_weights: {len(stage.class_weights)} weights for {data.num_classes} classes"
+        )
+    return np.asarray(stage.class_weights, np.float32)
+
+
+def _linear(kernel: Any, bias: Any) -> dict[str, Any]:
+    return {"params": {"head": {"kernel": kernel, "bias": bias}}}

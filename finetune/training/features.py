@@ -1,0 +1,170 @@
+"""What a frozen prefix keeps of images: computed batch by batch, kept in a store, and what that costs and saves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from finetune.data.feature_store import RowSpec
+from finetune.errors import DataError
+from finetune.images.spec import ImageSpec
+from finetune.models.classifier import Classifier
+from finetune.trees import hash_leaves, merge
+from finetune.training.frozen_prefix import FrozenPrefix, find_frozen_prefix
+
+
+def extraction_batch_size(most: int) -> int:
+    """Images at a time: few on a CPU, where more are no faster and padding costs more."""
+    return min(most, 32 if jax.default_backend() == "cpu" else 256)
+
+
+class FeatureExtractor:
+    """A frozen prefix with its weights.
+
+    Attributes:
+        specs: of the rows that it gives.
+    """
+
+    def __init__(self, prefix: FrozenPrefix, frozen: Any, spec: ImageSpec, batch_size: int, dtype: str | None = None):
+        """
+        Args:
+            batch_size: images at a time.
+            dtype: of floating-point values where they are kept; by default as they are computed.
+        """
+        self.prefix, self._frozen, self._dtype = prefix, jax.device_put(frozen), dtype
+        dtypes = [jax.eval_shape(self._convert, array).dtype for array in prefix.kept]
+        self.specs = [
+            RowSpec(array.shape, np.dtype(dtype)) for array, dtype in zip(prefix.kept, dtypes, strict=True)
+        ]
+        self._images = jax.ShapeDtypeStruct((batch_size, *spec.shape), jnp.uint8)
+        self._step = jax.jit(self._kept)
+
+    @property
+    def batch_size(self) -> int:
+        return int(self._images.shape[0])
+
+    @property
+    def bytes_per_image(self) -> int:
+        return sum(spec.nbytes for spec in self.specs)
+
+    @cached_property
+    def flops_per_image(self) -> float:
+        """XLA's count."""
+        return float((self._lowered.cost_analysis() or {})["flops"]) / self.batch_size
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of the program and of the weights that it reads."""
+        weights = {str(i): leaf for i, leaf in enumerate(self.prefix.reads(self._frozen))}
+        digest = hashlib.sha256(self._lowered.as_text().encode())
+        digest.update("".join(hash_leaves(weights).values()).encode())
+        return digest.hexdigest()
+
+    def blocks(self, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[list[np.ndarray]]:
+        """The rows of batches of images, without those of weight 0. A batch is computed while the one before is taken.
+
+        Raises:
+            DataError: values that the dtype of the store cannot hold.
+        """
+        pending: Any = None
+        for batch in batches:
+            size = len(batch["image"])
+            missing = self.batch_size - size
+            images = np.pad(batch["image"], [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else batch["image"]
+            computed = self._step(self._frozen, jax.device_put(images)), batch["weight"] > 0
+            if pending is not None:
+                yield self._rows(*pending)
+            pending = computed
+        if pending is not None:
+            yield self._rows(*pending)
+
+    def _rows(self, result: Any, inside: np.ndarray) -> list[np.ndarray]:
+        arrays, overflow = jax.device_get(result)
+        if overflow:
+            raise DataError(f"frozen_cache.dtype: {self._dtype} cannot hold the features: use bfloat16 or float32")
+        count = int(inside.sum())
+        return [array[:count] for array in arrays]
+
+    def _kept(self, frozen: Any, images: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+        arrays = self.prefix.compute(frozen, images)
+        converted = [self._convert(array) for array in arrays]
+        pairs = zip(arrays, converted, strict=True)
+        overflows = [(jnp.isfinite(a) & ~jnp.isfinite(b)).any() for a, b in pairs if a.dtype != b.dtype]
+        return converted, jnp.stack(overflows).any() if overflows else jnp.bool_(False)
+
+    def _convert(self, array: jax.Array) -> jax.Array:
+        return array.astype(self._dtype) if self._dtype and jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    @cached_property
+    def _lowered(self) -> Any:
+        return self._step.lower(self._frozen, self._images)
+
+
+def head_input_prefix(classifier: Classifier, variables: Any, spec: ImageSpec, batch_size: int) -> FrozenPrefix | None:
+    """Of the features that the head reads, in evaluation; None of a model without a head, or without a backbone worth
+    computing once."""
+
+    def features(varying: Any, frozen: Any, images: jax.Array) -> jax.Array:
+        result: Any = classifier.apply(frozen, spec.normalize(images), method="features")
+        return jnp.asarray(result)
+
+    image = jax.ShapeDtypeStruct(spec.shape, jnp.uint8)
+    return find_frozen_prefix(features, {}, without_head(variables), image, (batch_size, batch_size + 1))
+
+
+def without_head(variables: Any) -> dict[str, Any]:
+    """The variables of a classifier's backbone alone."""
+    return {
+        name: {key: tree for key, tree in collection.items() if key != "head"} for name, collection in variables.items()
+    }
+
+
+def logits_prefix(
+    classifier: Classifier, varying: Any, frozen: Any, spec: ImageSpec, batch_sizes: tuple[int, int]
+) -> FrozenPrefix | None:
+    """Of the logits in evaluation, where some variables vary: ``(varying, frozen, images) -> float32 [N, classes]``."""
+
+    def logits(varying: Any, frozen: Any, images: jax.Array) -> jax.Array:
+        result: Any = classifier.apply(merge(frozen, varying), spec.normalize(images))
+        return jnp.asarray(result)
+
+    image = jax.ShapeDtypeStruct(spec.shape, jnp.uint8)
+    return find_frozen_prefix(logits, varying, frozen, image, batch_sizes)
+
+
+@dataclass(frozen=True)
+class CacheCost:
+    """What computing the frozen part once costs and saves.
+
+    Attributes:
+        prefix_flops, step_flops: of one image: the frozen part, and the rest of a training step.
+        bytes_per_image: kept of each view.
+        passes: over the training images; views: kept of each.
+    """
+
+    prefix_flops: float
+    step_flops: float
+    bytes_per_image: int
+    passes: float
+    views: int = 1
+
+    @property
+    def fewer_flops(self) -> float:
+        """How many times fewer FLOPs the stage takes, extraction included."""
+        all_of = self.passes * (self.prefix_flops + self.step_flops)
+        return all_of / (self.views * self.prefix_flops + self.passes * self.step_flops)
+
+    @property
+    def pays(self) -> bool:
+        """Whether it saves enough, also beside reading the values again in each pass: a byte takes a CPU about as long
+        as 50 FLOPs, and an accelerator, which has to be sent it, as 5,000."""
+        saved = (1 - self.views / self.passes) * self.prefix_flops
+        a_byte = 50 if jax.default_backend() == "cpu" else 5000
+        return self.fewer_flops >= 1.1 and saved > a_byte * self.bytes_per_image
