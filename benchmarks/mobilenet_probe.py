@@ -69,8 +69,8 @@ def probe(backbone: finetune.Backbone, variables: Any, data: dict[str, tuple[np.
 
     train, test = features("train"), features("test")
     scale = train.std()  # one number for all features, so that one strength suits both networks
-    kernel, bias, _ = fit_linear_probe(train / scale, data["train"][1], 10, l2=100.0)
-    logits = test / scale @ np.asarray(kernel) + np.asarray(bias)
+    fitted = fit_linear_probe(train / scale, data["train"][1], 10, l2=100.0)
+    logits = test / scale @ np.asarray(fitted.kernel) + np.asarray(fitted.bias)
     return float((logits.argmax(axis=1) == data["test"][1]).mean())
 
 

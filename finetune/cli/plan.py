@@ -45,6 +45,8 @@ def _print_costs(stage: dict[str, Any], device: dict[str, Any]) -> None:
         f"memory    {megabytes['peak']} MB at the peak: {megabytes['arguments']} state, weights and images "
         f"({totals['optimizer_bytes'] / 1e6:,.1f} the optimizer's), {megabytes['temporary']} temporary"
     )
+    if reason := stage["frozen_cache"]["reason"]:
+        typer.echo(f"frozen    {reason}")
     typer.echo(
         f"batch     at most about {stage['largest_batch'] or 0:,} for {device['kind']} "
         f"with {device['memory_bytes'] / 1e9:,.1f} GB\n"

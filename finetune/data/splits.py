@@ -119,6 +119,13 @@ def class_names_of(config: DataConfig) -> tuple[str, ...]:
     return align_classes(_read(config)[0])[1]
 
 
+def count_training_images(config: DataConfig, seed: int) -> int:
+    """How many training images a run will have, if none is broken; errors as :func:`load_splits`."""
+    aligned, class_names = align_classes(_read(config)[0])
+    unscanned = {name: Split(images.images, images.labels) for name, images in aligned.items()}
+    return len(make_splits(config, unscanned, class_names, seed).train)
+
+
 def drop_broken(splits: dict[str, Split], *, skip: bool) -> tuple[dict[str, Split], tuple[str, ...]]:
     """The scanned splits without their broken images, and a line for each image that was left out.
 

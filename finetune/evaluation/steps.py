@@ -38,7 +38,8 @@ def make_kept_eval_step(prefix: FrozenPrefix) -> EvalStep:
     ``kept`` instead of ``image``."""
 
     def eval_step(variables: Any, batch: Any) -> tuple[Metrics, jax.Array]:
-        logits = prefix.resume(*variables, batch["kept"])
+        varying, frozen = variables
+        logits = prefix.resume(varying, frozen, batch["kept"])
         return _measure(logits, batch), logits
 
     return jax.jit(eval_step)

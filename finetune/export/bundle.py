@@ -7,7 +7,7 @@ weights/      every parameter and statistic, by Orbax
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import build_module, describe
 from finetune.models.classifier import Classifier, init_shapes
+from finetune.models.heads import KnnConfig, TipAdapterConfig
 from finetune.trees import hash_tree
 
 FORMAT = 3
+_HEADS: dict[type, str] = {KnnConfig: "knn", TipAdapterConfig: "tip_adapter"}  # those that are not linear
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def save_bundle(
     model = {
         "format": FORMAT,
         "backbone": describe(backbone),
-        "head": {name: getattr(classifier, name) for name in ("num_classes", "pool", "dropout", "headless")},
+        "head": _describe_head(classifier),
         "class_names": list(class_names),
         "multi_label": multi_label,
         "image_spec": backbone.image_spec.to_json(),
@@ -95,7 +97,7 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
             raise CheckpointError(f"{file}: format {model['format']}, made by another version; this one reads {FORMAT}")
         spec = ImageSpec.from_json(model["image_spec"])
         module = build_module(**model["backbone"], allow_local_code=allow_local_code)
-        classifier = Classifier(module, **model["head"])
+        classifier = _build_head(module, dict(model["head"]))
         class_names = tuple(model["class_names"])
         multi_label = bool(model.get("multi_label", False))
         expected = model["weights_sha256"]
@@ -107,6 +109,22 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
     if hash_tree(variables) != expected:
         raise CheckpointError(f"{directory / 'weights'}: the weights are not those that model.json was written with")
     return Bundle(classifier, variables, class_names, spec, multi_label)
+
+
+def _describe_head(classifier: Classifier) -> dict[str, Any]:
+    head = {name: getattr(classifier, name) for name in ("num_classes", "pool", "dropout", "headless")}
+    config: Any = classifier.head_config
+    if config is None:
+        return head
+    return {**head, "type": _HEADS[type(config)], "config": asdict(config)}
+
+
+def _build_head(module: Any, head: dict[str, Any]) -> Classifier:
+    kind, config = head.pop("type", None), head.pop("config", {})
+    if kind is None:
+        return Classifier(module, **head)
+    types = {name: head_type for head_type, name in _HEADS.items()}
+    return Classifier(module, **head, head_config=types[kind](**config))
 
 
 def _load_weights(folder: Path, classifier: Classifier, spec: ImageSpec) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from finetune.errors import CheckpointError
 from finetune.export.bundle import Bundle, load_bundle
 from finetune.images.open import ImageLike, open_image
 from finetune.images.spec import ImageSpec
-from finetune.models.classifier import Classifier
+from finetune.models.classifier import Classifier, head_paths
 from finetune.trees import merge
 
 _LARGEST_BATCH = 64
@@ -147,5 +147,9 @@ def restore(
                 f"{folder}: no saved step {step!r}; there are: {', '.join(map(str, steps)) or 'none'}"
             )
         changed = checkpoints.variables(steps[-1] if step == "last" else int(step))
+    if head_paths(changed) != head_paths(bundle.variables):
+        raise CheckpointError(
+            f"{folder}: step {step!r} has another kind of head than the model that the run chose; use step='best'"
+        )
     variables = merge(bundle.variables, changed)
     return Predictor(replace(bundle, variables=variables))

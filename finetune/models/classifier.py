@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from finetune.errors import ModelError, TransferError
 from finetune.models.backbone import Backbone
 from finetune.models.surgery import transplant
+from finetune.trees import paths_of
 
 Pool = Literal["pooler", "cls", "mean"]
 
@@ -51,10 +52,10 @@ class Classifier(nn.Module):
     def setup(self) -> None:
         if self.headless:
             return
-        if self.head_config is None:
-            self.head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)
+        if self.head_config is not None:
+            self.head: nn.Module = self.head_config.build(self.num_classes)
         else:
-            self.head = self.head_config.build(self.num_classes)
+            self.head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)
         self.head_dropout = nn.Dropout(self.dropout)
 
     def __call__(self, images: jax.Array, train: bool = False, backbone_train: bool | None = None) -> jax.Array:
@@ -82,6 +83,18 @@ class Classifier(nn.Module):
         if self.pool in (None, "pooler") and "pooled_only" in _arguments(self.backbone):
             arguments["pooled_only"] = True
         return _pooled(self.backbone(images, **arguments), self.pool)
+
+
+def head_paths(variables: Mapping[str, Any]) -> frozenset[str]:
+    """``collection/path`` of everything that belongs to the head of a classifier."""
+    return frozenset(path for path in paths_of(variables) if path.split("/")[1:2] == ["head"])
+
+
+def without_head(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of a classifier's backbone alone."""
+    return {
+        name: {key: tree for key, tree in collection.items() if key != "head"} for name, collection in variables.items()
+    }
 
 
 def training_switch(module: nn.Module, train: bool) -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""Stages that fit a head on the frozen backbone's features, which are computed once: no gradient descent over images."""
+"""Stages that fit a head to the frozen backbone's features, which are computed once for each image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from pydantic import Field
 from finetune.recipe.base import Name, Part
 
 
-class LinearProbeStage(Part):
+class HeadStage(Part):
+    """Base of these stages."""
+
+    type: str
+    name: Name
+
+
+class LinearProbeStage(HeadStage):
     """Logistic regression by L-BFGS (Radford et al. 2021, arXiv:2103.00020): multinomial, or for images with several
     labels one for each class.
 
@@ -31,10 +38,12 @@ class LinearProbeStage(Part):
     standardize: bool = False
 
     def without_effect(self) -> dict[str, str]:
-        return {} if self.l2 is None else {"select_on": "with l2, which leaves nothing to choose: leave one of them out"}
+        return (
+            {} if self.l2 is None else {"select_on": "with l2, which leaves nothing to choose: leave one of them out"}
+        )
 
 
-class KnnStage(Part):
+class KnnStage(HeadStage):
     """A vote of the nearest training images by cosine similarity, weighted by exp(similarity / temperature) (Wu et al.
     2018, arXiv:1805.01978; Caron et al. 2021, arXiv:2104.14294). The model holds their features.
 
@@ -50,7 +59,7 @@ class KnnStage(Part):
     temperature: float = Field(0.07, gt=0)
 
 
-class PrototypeStage(Part):
+class PrototypeStage(HeadStage):
     """The class with the nearest mean (Mensink et al. 2013; Snell et al. 2017, arXiv:1703.05175), as a linear head.
 
     Attributes:
@@ -63,7 +72,7 @@ class PrototypeStage(Part):
     distance: Literal["cosine", "euclidean"] = "cosine"
 
 
-class TextStage(Part):
+class TextStage(HeadStage):
     """Base of the heads that start from the class names: ``head.templates`` are their prompts."""
 
 
@@ -113,6 +122,3 @@ class ClapStage(TextStage):
 
     type: Literal["clap"]
     name: Name = "clap"
-
-
-HeadStage = LinearProbeStage | KnnStage | PrototypeStage | TipAdapterStage | LpPlusPlusStage | ClapStage

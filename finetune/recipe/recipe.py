@@ -16,10 +16,10 @@ from finetune.errors import RecipeError, nearest
 from finetune.recipe.backbone import BackboneConfig, HeadConfig, PretrainedConfig
 from finetune.recipe.base import KeyPath, Name, Part, locate, mistakes, takes_text
 from finetune.recipe.data import DataConfig
+from finetune.recipe.heads import HeadStage, TextStage
 from finetune.recipe.optimization import has_state
 from finetune.recipe.source import RecipeSource
-from finetune.recipe.heads import TextStage
-from finetune.recipe.stages import HeadStage, Metric, Stage, TrainStage
+from finetune.recipe.stages import Metric, Stage, TrainStage
 
 _PATHS: tuple[KeyPath, ...] = (("data", "source"), ("backbone", "source"), ("backbone", "weights"))
 _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"}  # for the error that names the key

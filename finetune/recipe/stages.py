@@ -12,7 +12,6 @@ from finetune.recipe.augment import Augment
 from finetune.recipe.base import Fraction, Name, Part, mistakes
 from finetune.recipe.heads import (
     ClapStage,
-    HeadStage,
     KnnStage,
     LinearProbeStage,
     LpPlusPlusStage,
@@ -254,7 +253,9 @@ class TrainStage(Part):
     def without_effect(self) -> Mapping[str, str]:
         cases = {unit: "in a stage of another unit" for unit in _UNITS if getattr(self, unit) is None}
         if self.augments_on_device:
-            cases["frozen_cache"] = "with mixup, cutmix or random_erasing, which change images in each step: leave it out"
+            cases["frozen_cache"] = (
+                "with mixup, cutmix or random_erasing, which change each step's images: leave it out"
+            )
         elif not self.augments_on_host:
             cases["frozen_cache.views"] = "without augmentation, where all views are the same: leave it out"
         elif self.frozen_cache.mode == "on" and self.frozen_cache.views == 1:

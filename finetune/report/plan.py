@@ -9,12 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from finetune.data.splits import class_names_of
+from finetune.data.splits import class_names_of, count_training_images
+from finetune.files import free_gigabytes
 from finetune.models.backbone import Backbone
 from finetune.models.build import attach_head, open_backbone
 from finetune.models.classifier import Classifier
 from finetune.optim.schedules import StageLength
 from finetune.recipe import Recipe, TrainStage
+from finetune.training.features import extraction_batch_size
+from finetune.training.frozen_cache import CacheDecision, decide_cache
 from finetune.training.stage_trainer import StageTrainer
 from finetune.trees import Variables, flatten, module_of, paths_of
 
@@ -46,7 +49,8 @@ def plan_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, 
         ``stages``: for each ``name``, ``partitions`` (name, parameters, frozen, optimizer, learning_rate at its peak),
         ``leaves`` (path, shape, size, partition, optimizer, learning_rate, weight_decay, lora, batch_norm), ``totals``
         (trainable and frozen parameters, bytes of the optimizer's state), ``step`` (batch_size, flops, bytes) and
-        ``largest_batch`` for the device's memory.
+        ``largest_batch`` for the device's memory; and ``frozen_cache``: whether what is frozen is computed once
+        (``use``, None where that depends on the number of images, which was not read), why, and the numbers behind it.
 
     Raises:
         FinetuneError: anything that would stop the run before its first step.
@@ -54,17 +58,26 @@ def plan_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, 
     backbone = open_backbone(recipe.backbone, seed=recipe.seed, allow_local_code=allow_local_code)
     count = recipe.head.num_classes or len(class_names_of(recipe.data))
     classifier, variables = attach_head(backbone, recipe.head, count, seed=recipe.seed)
+    images = None if recipe.head.num_classes else count_training_images(recipe.data, recipe.seed)
+    size = extraction_batch_size(recipe.evaluate.batch_size)
     stages = [stage for stage in recipe.stages if isinstance(stage, TrainStage)]
     return {
         "name": recipe.name,
         "backbone": recipe.backbone.origin,
         "num_classes": count,
         "device": _device(),
-        "stages": [_plan_stage(stage, classifier, variables, backbone) for stage in stages],
+        "stages": [_plan_stage(stage, classifier, variables, backbone, images, size) for stage in stages],
     }
 
 
-def _plan_stage(stage: TrainStage, classifier: Classifier, variables: Variables, backbone: Backbone) -> dict[str, Any]:
+def _plan_stage(
+    stage: TrainStage,
+    classifier: Classifier,
+    variables: Variables,
+    backbone: Backbone,
+    images: int | None,
+    extraction_size: int,
+) -> dict[str, Any]:
     trainer = make_trainer(stage, classifier, variables, backbone)
     cost, state = step_cost(trainer, backbone, stage.batch_size), jax.eval_shape(trainer.init_state)
     sizes = {path: leaf.size for path, leaf in flatten(variables["params"]).items()}
@@ -80,7 +93,15 @@ def _plan_stage(stage: TrainStage, classifier: Classifier, variables: Variables,
         },
         "step": {"batch_size": stage.batch_size, "flops": cost.flops, "bytes": cost.bytes},
         "largest_batch": largest_batch(trainer, backbone, cost),
+        "frozen_cache": _plan_cache(trainer, backbone, images, extraction_size).to_json(),
     }
+
+
+def _plan_cache(trainer: StageTrainer, backbone: Backbone, images: int | None, size: int) -> CacheDecision:
+    stage, passes = trainer.stage, None if trainer.stage.epochs is None else float(trainer.stage.epochs)
+    if passes is None and images is not None:
+        passes = (stage.examples or (stage.steps or 0) * stage.batch_size) / images
+    return decide_cache(trainer, backbone.image_spec, size, passes=passes, images=images, free_gb=free_gigabytes())
 
 
 def make_trainer(stage: TrainStage, classifier: Classifier, variables: Any, backbone: Backbone) -> StageTrainer:

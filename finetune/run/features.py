@@ -1,4 +1,4 @@
-"""Features of a run's images: what is frozen is computed once, kept on disk, and used again by later stages and runs."""
+"""Features of a run's images: computed once, kept on disk, and used again by later stages and runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from finetune.evaluation.metrics import Evaluation, evaluate_batches
 from finetune.evaluation.steps import make_kept_eval_step
 from finetune.files import cache_folder
 from finetune.images.spec import ImageSpec
-from finetune.models.classifier import Classifier
+from finetune.models.classifier import Classifier, without_head
 from finetune.recipe.augment import Augment
 from finetune.run.progress import Progress
 from finetune.training.features import (
@@ -29,7 +29,6 @@ from finetune.training.features import (
     extraction_batch_size,
     head_input_prefix,
     logits_prefix,
-    without_head,
 )
 from finetune.trees import Variables, paths_of, pick
 
@@ -64,13 +63,14 @@ class RunFeatures:
         self._stores: dict[str, FeatureStore] = {}
 
     def store(
-        self, extractor: FeatureExtractor, split: Split, name: str, views: Views | None = None
+        self, extractor: FeatureExtractor, split: Split, name: str, views: Views | None = None, *, tell: bool = True
     ) -> FeatureStore:
         """What an extractor keeps of every image, from the disk as far as it is there.
 
         Args:
             split: its images have been scanned.
             name: what for, in messages.
+            tell: say in a line whether they were computed or reused.
 
         Raises:
             CheckpointError: the disk has no room for it, and it is too large to be kept in memory.
@@ -79,7 +79,10 @@ class RunFeatures:
         about = self._about(extractor, split, views)
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
         if key not in self._stores:
-            self._stores[key] = self._open(key, about, extractor, split, name, views)
+            began = time.perf_counter()
+            store = self._stores[key] = self._open(key, about, extractor, split, name, views)
+            if tell:
+                self._tell(store, name, time.perf_counter() - began)
         return self._stores[key]
 
     def head_inputs(self, classifier: Classifier, variables: Variables, split: Split, name: str) -> np.ndarray:
@@ -103,7 +106,6 @@ class RunFeatures:
         views: Views | None,
     ) -> FeatureStore:
         rows = len(split) * (views.count if views else 1)
-        began = time.perf_counter()
 
         def compute(start: int) -> Iterable[Sequence[np.ndarray]]:
             if views is None:
@@ -115,7 +117,7 @@ class RunFeatures:
             return self._display.count(self._minding(blocks, name), f"{name}: features", rows, start)
 
         try:
-            store = open_store(
+            return open_store(
                 cache_folder() / "features" / key,
                 rows,
                 extractor.specs,
@@ -128,9 +130,7 @@ class RunFeatures:
             if rows * extractor.bytes_per_image > _IN_MEMORY:
                 raise
             self._display.say(f"{error}; they are kept in memory")
-            store = in_memory(compute)
-        self._tell(store, name, time.perf_counter() - began)
-        return store
+            return in_memory(compute)
 
     def _minding(self, blocks: Iterable[Sequence[np.ndarray]], name: str) -> Iterator[Sequence[np.ndarray]]:
         for block in blocks:
@@ -196,8 +196,6 @@ class FeatureEvaluator:
         return self._prefix is not None
 
     def __call__(self, variables: Variables, split: Split, name: str) -> Evaluation:
-        store = self._features.store(self._extractor, split, name)
+        store = self._features.store(self._extractor, split, name, tell=False)
         batches = kept_evaluation_batches(store, split.labels, self._most)
-        return evaluate_batches(
-            self._step, (pick(variables, self._varying), self._frozen), batches, split.labels
-        )
+        return evaluate_batches(self._step, (pick(variables, self._varying), self._frozen), batches, split.labels)

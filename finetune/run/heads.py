@@ -11,6 +11,7 @@ import numpy as np
 from finetune.data.labeled_images import count_classes
 from finetune.errors import RecipeError
 from finetune.models.classifier import HeadModule
+from finetune.models.heads import KnnConfig, TipAdapterConfig
 from finetune.models.zero_shot import TextClassifier
 from finetune.recipe import HeadStage
 from finetune.recipe.heads import (
@@ -21,6 +22,11 @@ from finetune.recipe.heads import (
     PrototypeStage,
     TipAdapterStage,
 )
+from finetune.training.heads.clap import fit_clap
+from finetune.training.heads.knn import fit_knn
+from finetune.training.heads.lp_plus_plus import fit_lp_plus_plus
+from finetune.training.heads.prototype import fit_prototype
+from finetune.training.heads.tip_adapter import fit_tip_adapter
 from finetune.training.linear_probe import fit_linear_probe
 
 
@@ -56,6 +62,11 @@ def head_config(stage: HeadStage, images: int, text_width: int | None) -> HeadMo
         images: number of training images.
         text_width: of the space shared with text, where there is one.
     """
+    if isinstance(stage, KnnStage):
+        return KnnConfig(images, stage.k, stage.temperature)
+    if isinstance(stage, TipAdapterStage):
+        assert text_width is not None
+        return TipAdapterConfig(images, text_width)
     return None
 
 
@@ -65,9 +76,39 @@ def fit_head(stage: HeadStage, data: FittingData, text: Callable[[], TextClassif
     Args:
         text: embeds the class names.
     """
-    if isinstance(stage, LinearProbeStage):
-        return _linear_probe(stage, data)
-    raise NotImplementedError
+    x, y, classes = data.features, data.labels, data.num_classes
+    match stage:
+        case LinearProbeStage():
+            return _linear_probe(stage, data)
+        case KnnStage():
+            return FittedHead(_of_head(fit_knn(x, y)))
+        case PrototypeStage():
+            return FittedHead(_linear(*fit_prototype(x, y, classes, distance=stage.distance)))
+        case TipAdapterStage():
+            return _tip_adapter(stage, data, text())
+        case LpPlusPlusStage():
+            return FittedHead(_linear(*fit_lp_plus_plus(x, y, classes, text(), steps=stage.steps)))
+        case ClapStage():
+            return FittedHead(_linear(*fit_clap(x, y, classes, text())))
+    raise AssertionError(f"no head of type {stage.type}")
+
+
+def _tip_adapter(stage: TipAdapterStage, data: FittingData, text: TextClassifier) -> FittedHead:
+    variables, report = fit_tip_adapter(
+        data.features,
+        data.labels,
+        data.num_classes,
+        text,
+        alpha=stage.alpha,
+        beta=stage.beta,
+        validation=data.validation,
+        epochs=stage.epochs,
+        learning_rate=stage.learning_rate,
+        seed=data.seed,
+    )
+    chosen = "" if report.accuracy is None else ", the best on the validation images"
+    line = f"alpha {report.alpha:.3g}, beta {report.beta:.3g}{chosen}"
+    return FittedHead(_of_head(variables), {"alpha": report.alpha, "beta": report.beta}, (line,))
 
 
 def _linear_probe(stage: LinearProbeStage, data: FittingData) -> FittedHead:
@@ -102,4 +143,9 @@ def _weights(stage: LinearProbeStage, data: FittingData) -> np.ndarray | None:
 
 
 def _linear(kernel: Any, bias: Any) -> dict[str, Any]:
-    return {"params": {"head": {"kernel": kernel, "bias": bias}}}
+    return _of_head({"params": {"kernel": kernel, "bias": bias}})
+
+
+def _of_head(variables: dict[str, Any]) -> dict[str, Any]:
+    """A head's own variables as those of a classifier."""
+    return {collection: {"head": tree} for collection, tree in variables.items()}

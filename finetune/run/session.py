@@ -13,7 +13,7 @@ from finetune.errors import Diverged, Interrupted
 from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
 from finetune.evaluation.steps import EvalStep, make_eval_step
 from finetune.export.bundle import save_bundle
-from finetune.models.classifier import Classifier
+from finetune.models.classifier import Classifier, without_head
 from finetune.run.curves import curves_of, draw_curves
 from finetune.run.features import FeatureEvaluator, RunFeatures
 from finetune.run.folder import FINISHED, RunFolder
@@ -22,7 +22,6 @@ from finetune.run.resume import Kept, RunProgress, Snapshot
 from finetune.run.setup import RunSetup
 from finetune.run.weight_changes import compare_frozen
 from finetune.signals import StopSignal
-from finetune.training.features import without_head
 from finetune.trees import Variables, merge
 
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune.data.augment import make_training_transform
+from finetune.data.feature_store import FeatureStore
 from finetune.data.image_cache import cached
 from finetune.data.image_scan import fingerprint
 from finetune.data.labeled_images import Split
 from finetune.data.leakage import describe_leakage
-from finetune.data.feature_store import FeatureStore
 from finetune.data.loader import kept_batches, steps_per_epoch, training_batches
 from finetune.data.splits import Splits, load_splits
 from finetune.errors import DataError, FinetuneError, RecipeError
@@ -24,7 +24,7 @@ from finetune.files import cache_folder, free_gigabytes
 from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import attach_head, open_backbone
-from finetune.models.classifier import Classifier, init_shapes
+from finetune.models.classifier import Classifier, head_paths, init_shapes, without_head
 from finetune.models.depth import depth_order_of
 from finetune.models.zero_shot import TextClassifier, text_classifier
 from finetune.optim.parameter_plan import ParameterPlan
@@ -33,7 +33,7 @@ from finetune.recipe import DataConfig, HeadStage, Recipe, TrainStage
 from finetune.recipe.heads import LinearProbeStage, TextStage
 from finetune.run.heads import head_config
 from finetune.tracking import Track, untracked
-from finetune.training.features import extraction_batch_size, without_head
+from finetune.training.features import extraction_batch_size
 from finetune.training.frozen_cache import CacheDecision, decide_cache
 from finetune.training.losses import class_weights
 from finetune.training.stage_trainer import StageTrainer
@@ -79,8 +79,7 @@ class RunSetup:
 
     def changed(self, variables: Variables) -> dict[str, Any]:
         """The part of the variables that some stage changes; the head is always among it."""
-        head = {path for path in paths_of(variables) if path.split("/")[1] == "head"}
-        return pick(variables, self.changing | head)
+        return pick(variables, self.changing | head_paths(variables))
 
     def hash_frozen(self, variables: Variables) -> dict[str, str]:
         """Hashes of the parameters and statistics that no stage changes."""
@@ -195,16 +194,14 @@ def _follow_stages(
     Args:
         images: number of training images, which some heads hold.
     """
-    depth_order, width = depth_order_of(backbone.module), None
-    if backbone.text is not None:
-        width = jax.eval_shape(lambda: backbone.text.image_projection).shape[1]
+    depth_order, text = depth_order_of(backbone.module), backbone.text
+    width = None if text is None else jax.eval_shape(lambda: text.image_projection).shape[1]
     classifiers, plans = [], {}
     for index, stage in enumerate(recipe.stages):
         if isinstance(stage, HeadStage):
             classifier = classifier.clone(head_config=head_config(stage, images, width))
             _, shapes = init_shapes(classifier, jax.ShapeDtypeStruct((1, *backbone.image_spec.shape), jnp.float32))
-            heads = pick(shapes, {path for path in paths_of(shapes) if path.split("/")[1] == "head"})
-            zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), heads)
+            zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), pick(shapes, head_paths(shapes)))
             variables = merge(without_head(variables), zeros)
         else:
             plans[index] = plan = ParameterPlan.make(variables, stage.partitions, depth_order)
@@ -216,7 +213,10 @@ def _follow_stages(
 
 
 def stage_length(stage: TrainStage | HeadStage, train: Split) -> StageLength:
-    """Steps are optimizer steps, and a head that is fitted to features counts as one; an epoch is as many whole batches as there are."""
+    """Steps are optimizer steps, and a head that is fitted to features counts as one.
+
+    An epoch is as many whole batches as there are.
+    """
     if isinstance(stage, HeadStage):
         return StageLength(1)
     per_epoch = steps_per_epoch(train, stage.batch_size)

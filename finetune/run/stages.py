@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from finetune.models.classifier import head_paths, without_head
 from finetune.models.zero_shot import text_classifier
 from finetune.recipe import HeadStage
 from finetune.run.heads import FittingData, fit_head
 from finetune.run.session import RunSession
 from finetune.run.train_stage import TrainStageRun
-from finetune.trees import merge, paths_of
-from finetune.training.features import without_head
+from finetune.trees import merge
 
 _ZERO_SHOT_SAMPLE = 256  # training images (without their labels) that set the zero-shot head's temperature
 
@@ -27,7 +27,7 @@ def zero_shot(session: RunSession) -> None:
         bias = session.variables["params"]["head"]["bias"]
         head = {"kernel": text.kernel(features), "bias": bias}
         session.variables = merge(session.variables, {"params": {"head": head}})
-        session.evaluate_from_features(_head_paths(session))
+        session.evaluate_from_features(head_paths(session.variables))
     session.measure("zero_shot")
 
 
@@ -65,8 +65,4 @@ def _fit_head(session: RunSession, stage: HeadStage, index: int) -> None:
     session.folder.log({"stage": stage.name, "split": "train", **fitted.facts})
     session.classifier = setup.classifiers[index]
     session.variables = merge(without_head(session.variables), fitted.variables)
-    session.evaluate_from_features(_head_paths(session))
-
-
-def _head_paths(session: RunSession) -> frozenset[str]:
-    return frozenset(path for path in paths_of(session.variables) if path.split("/")[1] == "head")
+    session.evaluate_from_features(head_paths(session.variables))

@@ -15,9 +15,9 @@ import numpy as np
 from finetune.data.feature_store import RowSpec
 from finetune.errors import DataError
 from finetune.images.spec import ImageSpec
-from finetune.models.classifier import Classifier
-from finetune.trees import hash_leaves, merge
+from finetune.models.classifier import Classifier, without_head
 from finetune.training.frozen_prefix import FrozenPrefix, find_frozen_prefix
+from finetune.trees import hash_leaves, merge
 
 
 def extraction_batch_size(most: int) -> int:
@@ -40,9 +40,7 @@ class FeatureExtractor:
         """
         self.prefix, self._frozen, self._dtype = prefix, jax.device_put(frozen), dtype
         dtypes = [jax.eval_shape(self._convert, array).dtype for array in prefix.kept]
-        self.specs = [
-            RowSpec(array.shape, np.dtype(dtype)) for array, dtype in zip(prefix.kept, dtypes, strict=True)
-        ]
+        self.specs = [RowSpec(array.shape, np.dtype(dtype)) for array, dtype in zip(prefix.kept, dtypes, strict=True)]
         self._images = jax.ShapeDtypeStruct((batch_size, *spec.shape), jnp.uint8)
         self._step = jax.jit(self._kept)
 
@@ -117,13 +115,6 @@ def head_input_prefix(classifier: Classifier, variables: Any, spec: ImageSpec, b
 
     image = jax.ShapeDtypeStruct(spec.shape, jnp.uint8)
     return find_frozen_prefix(features, {}, without_head(variables), image, (batch_size, batch_size + 1))
-
-
-def without_head(variables: Any) -> dict[str, Any]:
-    """The variables of a classifier's backbone alone."""
-    return {
-        name: {key: tree for key, tree in collection.items() if key != "head"} for name, collection in variables.items()
-    }
 
 
 def logits_prefix(

@@ -22,29 +22,31 @@ class CacheDecision:
     Attributes:
         extractor: of the frozen part; None where there is none.
         cost: None without an extractor.
-        use: compute it once.
+        use: compute it once; None where that depends on the number of epochs, which is not known.
         reason: in words, with the numbers; empty where there is nothing to tell.
     """
 
     extractor: FeatureExtractor | None
     cost: CacheCost | None
-    use: bool
+    use: bool | None
     reason: str
 
     def to_json(self) -> dict[str, Any]:
         cost = self.cost
-        numbers = {} if cost is None else {**vars(cost), "fewer_flops": round(cost.fewer_flops, 3)}
+        numbers: dict[str, Any] = {}
+        if cost is not None:
+            numbers = {**vars(cost), "fewer_flops": round(cost.fewer_flops, 3) if cost.passes else None}
         return {"use": self.use, "reason": self.reason, **numbers}
 
 
 def decide_cache(
-    trainer: StageTrainer, spec: ImageSpec, batch_size: int, *, passes: float, images: int | None, free_gb: float
+    trainer: StageTrainer, spec: ImageSpec, batch_size: int, *, passes: float | None, images: int | None, free_gb: float
 ) -> CacheDecision:
     """Decides for a stage, by its ``frozen_cache``.
 
     Args:
         batch_size: images at a time when they are computed.
-        passes: over the training images.
+        passes: over the training images; None where they are not known yet.
         images: their number; None where it is not known yet.
         free_gb: room on the disk.
     """
@@ -61,7 +63,7 @@ def decide_cache(
     extractor = FeatureExtractor(prefix, trainer.frozen, spec, batch_size, wish.dtype)
     trainer.train_from(prefix)
     step_flops = _step_flops(trainer, extractor, spec)
-    cost = CacheCost(extractor.flops_per_image, step_flops, extractor.bytes_per_image, passes, views)
+    cost = CacheCost(extractor.flops_per_image, step_flops, extractor.bytes_per_image, passes or 0.0, views)
     share = f"{_percent(cost.prefix_flops, cost.step_flops)} of a step's FLOPs are frozen"
     if stage.augments_on_host and wish.views == 1:
         reason = f"{share}, and computed in each step, as training images are augmented (frozen_cache.views keeps some)"
@@ -74,6 +76,8 @@ def decide_cache(
         if needed > room:
             limit = f"at most {room:,.3g} GB are to be kept (frozen_cache.max_gb)"
             return CacheDecision(extractor, cost, False, f"{share}, and computed in each step: {kept}, and {limit}")
+    if passes is None:
+        return CacheDecision(extractor, cost, None, f"{share}; keeping what follows from them takes {kept}")
     saved = f"{cost.fewer_flops:,.3g} times fewer FLOPs in {passes:,.3g} epochs"
     if wish.mode == "auto" and not cost.pays:
         return CacheDecision(extractor, cost, False, f"{share}, and computed in each step: {saved} for {kept}")

@@ -53,9 +53,7 @@ class _Equation:
     def apply(self, inputs: Iterable[Any]) -> list[Any]:
         """As a program of its own, so that JAX's own evaluator applies it."""
         values = {
-            atom: value
-            for atom, value in zip(self.jaxpr.invars, inputs, strict=True)
-            if not isinstance(atom, Literal)
+            atom: value for atom, value in zip(self.jaxpr.invars, inputs, strict=True) if not isinstance(atom, Literal)
         }
         alone = Jaxpr((), list(values), self.jaxpr.outvars, [self.jaxpr], self.jaxpr.effects, self.debug_info)
         return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*values.values())
@@ -223,7 +221,8 @@ def find_frozen_prefix(
 
 def _trace(function: Any, shapes: Any, image: Any, batch_size: int, single: bool = False) -> _Program:
     shape = (batch_size, *(image.shape if single else image.shape[1:]))
-    return _Program.trace(function, *shapes, jax.ShapeDtypeStruct(shape, image.dtype))
+    varying, frozen = shapes
+    return _Program.trace(function, varying, frozen, jax.ShapeDtypeStruct(shape, image.dtype))
 
 
 def _shapes(tree: Any) -> Any:
@@ -303,9 +302,7 @@ def _mixes_images(equation: Any, other: Any) -> bool:
 
     True where it cannot be told.
     """
-    inputs = [
-        (a.aval, _batch_axes(a.aval, b.aval)) for a, b in zip(equation.invars, other.invars, strict=True)
-    ]
+    inputs = [(a.aval, _batch_axes(a.aval, b.aval)) for a, b in zip(equation.invars, other.invars, strict=True)]
     outputs = [_batch_axes(a.aval, b.aval) for a, b in zip(equation.outvars, other.outvars, strict=True)]
     if not any(axes for _, axes in inputs):
         return True  # of one image alone, or of a sum over all of them

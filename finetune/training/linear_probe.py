@@ -22,6 +22,7 @@ L2_GRID = tuple(10.0**e for e in range(-5, 3))
 
 _TOLERANCE = 1e-7  # of the Newton decrement, relative to the objective
 _FORCING = 0.25  # what conjugate gradients leave of the residual, in the norm of the preconditioner
+_LEAST_CURVATURE = 1e-6  # of a class, relative to the largest, for the preconditioner
 _MAX_PRODUCTS = 200  # of the Hessian with a direction, in a Newton step
 _LARGEST_BATCH = 2**27  # logits of all folds together; where there are more, the folds are fitted one after another
 
@@ -99,11 +100,15 @@ def fit_linear_probe(
     kernel, bias, state, losses, best = _choose(
         x, y, fitted, held_out, weights, np.asarray(strengths, np.float32), standardize, max_iterations
     )
-    by_strength = dict(zip(strengths, np.asarray(losses).tolist(), strict=True)) if chosen else {}
+    by_strength = dict(zip(strengths, np.asarray(losses).tolist(), strict=True))
     return LinearProbe(
-        kernel, bias, strengths[int(best)], int(state.step), bool(state.decrement <= _TOLERANCE * state.value),
-        {strength: by_strength[strength] for strength in grid} if chosen else {},
-    )  # fmt: skip
+        kernel,
+        bias,
+        l2=strengths[int(best)],
+        iterations=int(state.step),
+        converged=bool(state.decrement <= _TOLERANCE * state.value),
+        held_out={strength: by_strength[strength] for strength in grid} if chosen else {},
+    )
 
 
 def _labels(labels: np.ndarray) -> np.ndarray:
@@ -181,23 +186,27 @@ def _choose(
         together = fitted.size * len(class_weights) <= _LARGEST_BATCH
 
         def fit(state: _State, kept: jax.Array, tested: jax.Array, l2: jax.Array) -> tuple[_State, jax.Array]:
-            state = _minimize(data, kept[:, None] * by_image, l2, kept.sum(), state.params, max_iterations)
+            weight = kept[:, None] * by_image
+            state = _minimize(data, weight, l2, kept.sum(), state.params, max_iterations)
             losses = _losses(data.x.T @ state.params, labels) * by_image
             return state, (losses * tested[:, None]).sum()
 
         def advance(carry: Any, l2: jax.Array) -> Any:
             states, best = carry
             states, losses = jax.lax.map(
-                lambda fold: fit(*fold, l2), (states, fitted, held_out), batch_size=len(fitted) if together else 1
+                lambda part: fit(part[0], part[1], part[2], l2),
+                (states, fitted, held_out),
+                batch_size=len(fitted) if together else 1,
             )
             loss = losses.sum() / jnp.maximum(held_out.sum(), 1)
             candidate = (loss, jax.tree.map(lambda leaf: leaf[-1], states))
             return (states, jax.tree.map(partial(jnp.where, ~(loss >= best[0])), candidate, best)), loss
 
-        zeros = _State(jnp.zeros((len(data.x), len(class_weights))), jnp.inf, jnp.inf, 0)
-        start = jax.tree.map(jnp.asarray, zeros)
-        folds = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(fitted), *leaf.shape)), start)
-        (_, (_, state)), losses = jax.lax.scan(advance, (folds, (jnp.asarray(jnp.inf), start)), strengths)
+        start = _State(
+            jnp.zeros((len(data.x), len(class_weights))), jnp.asarray(1.0), jnp.asarray(jnp.inf), jnp.asarray(0)
+        )
+        each = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(fitted), *leaf.shape)), start)
+        (_, (_, state)), losses = jax.lax.scan(advance, (each, (jnp.asarray(jnp.inf), start)), strengths)
         kernel = basis @ state.params[:-1]
         return kernel, state.params[-1] - centre @ kernel, state, losses, jnp.argmin(losses)
 
@@ -241,14 +250,16 @@ def _minimize(
     weight = weight / count
     penalty = jnp.full((len(x), 1), l2 / count).at[-1].set(0.0)
 
-    def step(state: _State) -> _State:
+    def step(carry: tuple[_State, jax.Array]) -> tuple[_State, jax.Array]:
+        state, logits = carry
         params = state.params
-        logits = x.T @ params
         value = (weight * _losses(logits, y)).sum() + 0.5 * (penalty * params**2).sum()
         residuals = _residuals(logits, y)
         gradient = _centred(x @ (weight * residuals) + penalty * params, y)
         curvature = (weight * _variances(residuals)).sum(axis=0)
-        diagonal = jnp.maximum(curvature * variances + penalty, jnp.finfo(jnp.float32).tiny)
+        diagonal = curvature * variances + penalty
+        # The bias of a class without images has next to no curvature: what rounding leaves of its gradient is noise.
+        diagonal = jnp.maximum(diagonal, _LEAST_CURVATURE * diagonal.max(axis=1, keepdims=True))
 
         def product(direction: jax.Array) -> tuple[jax.Array, jax.Array]:
             change = x.T @ direction
@@ -267,13 +278,14 @@ def _minimize(
             return slope + linear + length * quadratic, bend + quadratic
 
         length = _line_search(along, 0.3 * decrement)
-        return _State(params + length * direction, value, decrement, state.step + 1)
+        return _State(params + length * direction, value, decrement, state.step + 1), logits + length * change
 
-    def unfinished(state: _State) -> jax.Array:
+    def unfinished(carry: tuple[_State, jax.Array]) -> jax.Array:
+        state, _ = carry
         return (state.decrement > _TOLERANCE * state.value) & (state.step < max_iterations)
 
-    infinity = jnp.asarray(jnp.inf)
-    return jax.lax.while_loop(unfinished, step, _State(params, jnp.asarray(1.0), infinity, jnp.asarray(0)))
+    start = _State(params, jnp.asarray(1.0), jnp.asarray(jnp.inf), jnp.asarray(0))
+    return jax.lax.while_loop(unfinished, step, (start, x.T @ params))[0]
 
 
 def _solve(product: Any, precondition: Any, right: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:

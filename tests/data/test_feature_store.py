@@ -92,7 +92,13 @@ def test_a_flipped_bit_is_noticed_and_what_is_from_its_block_on_computed_anew(op
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("0.rows", b"short"), ("1.rows", None), ("blocks", b"\xff\x00 nonsense\n"), ("store.json", b"{"), ("blocks", None)],
+    [
+        ("0.rows", b"short"),
+        ("1.rows", None),
+        ("blocks", b"\xff\x00 nonsense\n"),
+        ("store.json", b"{"),
+        ("blocks", None),
+    ],
 )
 def test_files_that_are_cut_off_missing_or_foreign_are_computed_anew(opened, tmp_path, name, content):
     opened()
@@ -147,9 +153,7 @@ def slowly(start):
 store = open_store(Path({str(tmp_path)!r}) / "store", ROWS, SPECS, slowly, about={{}}, say=print)
 assert is_right(store)
 """
-    processes = [
-        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    processes = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sum("from row 0" in output for output in outputs) == 1

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from finetune.images.spec import ImageSpec
-from finetune.models.classifier import build_classifier
+from finetune.models.classifier import build_classifier, without_head
 from finetune.models.families.resnet import ResNetConfig, ResNetModule
 from finetune.models.layers.transformer import VisionTransformer, ViTConfig
 from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
-from finetune.training.features import FeatureExtractor, head_input_prefix, logits_prefix, without_head
+from finetune.training.features import FeatureExtractor, head_input_prefix, logits_prefix
 from finetune.training.frozen_prefix import find_frozen_prefix
 from finetune.training.stage_trainer import StageTrainer
 from finetune.trees import merge
@@ -47,7 +47,10 @@ def quick_or_slow(case, quick):
 def vit(**config):
     module = VisionTransformer(
         ViTConfig(
-            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
             **{"hidden_act": "quick_gelu", "image_size": 32, "patch_size": 8, "norm_after_pool": True, **config},
         )
     )
@@ -204,7 +207,10 @@ def split(between):
         features = images.astype(jnp.float32).mean((1, 2)) @ frozen
         return between(features) @ varying
 
-    varying, image = jnp.ones((2 if between is MIXING["all pairs"] else 5, 4)), jax.ShapeDtypeStruct((8, 8, 3), np.uint8)
+    varying, image = (
+        jnp.ones((2 if between is MIXING["all pairs"] else 5, 4)),
+        jax.ShapeDtypeStruct((8, 8, 3), np.uint8),
+    )
     return function, varying, find_frozen_prefix(function, varying, WEIGHTS, image, (4, 6))
 
 

@@ -1,0 +1,1 @@
+"""Heads that are fitted in seconds to features that were computed before, as pure functions."""
