@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from finetune.recipe import load_recipe as load_recipe
     from finetune.recipe.schema import recipe_schema as recipe_schema
     from finetune.report.compare import compare_runs as compare_runs
+    from finetune.report.leaderboard import make_leaderboard as make_leaderboard
     from finetune.report.plan import plan_recipe as plan_recipe
     from finetune.run.run import RunResult as RunResult
     from finetune.run.run import run as run
@@ -82,6 +83,7 @@ _HOME = {
     "load_bundle": "export.bundle",
     "load_clip": "models.backbone",
     "load_recipe": "recipe",
+    "make_leaderboard": "report.leaderboard",
     "merge": "trees",
     "plan_recipe": "report.plan",
     "recipe_schema": "recipe.schema",

@@ -14,6 +14,7 @@ from finetune.cli.check_data import check_data
 from finetune.cli.compare import compare
 from finetune.cli.evaluate import evaluate
 from finetune.cli.inspect import inspect
+from finetune.cli.leaderboard import leaderboard
 from finetune.cli.ls import list_recipes
 from finetune.cli.models import list_models
 from finetune.cli.plan import plan
@@ -33,6 +34,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "evaluate": evaluate,
     "compare": compare,
+    "leaderboard": leaderboard,
     "check-data": check_data,
     "plan": plan,
     "inspect": inspect,

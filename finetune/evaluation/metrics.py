@@ -56,6 +56,14 @@ class Evaluation:
         return {**{name: value for name, value in vars(self).items() if value is not None}, "metric": self.metric}
 
 
+def wilson_interval(successes: float, count: int) -> tuple[float, float]:
+    """The 95% confidence interval of a proportion (Wilson 1927)."""
+    z, share = 1.959963984540054, successes / count
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def value_of_score(metric: str, score: float) -> float:
     """The value of a metric that has a :meth:`Evaluation.score`."""
     if metric == "loss":

@@ -128,4 +128,5 @@ def cache_logits(affinities: jax.Array, labels: jax.Array, beta: jax.Array | flo
 def unit_length(x: jax.Array) -> jax.Array:
     """Vectors along the last axis in float32, scaled to length one; zeros, which ReLU can give, stay zeros."""
     x = jnp.asarray(x, jnp.float32)
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    # Here zeros have a finite gradient, which the square root alone does not have.
+    return x / jnp.sqrt(jnp.maximum((x**2).sum(axis=-1, keepdims=True), 1e-24))

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from finetune.data.augment import make_training_transform
 from finetune.data.feature_store import FeatureStore, in_memory, open_store
 from finetune.data.labeled_images import Split
 from finetune.data.loader import evaluation_batches, kept_evaluation_batches, view_batches
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, ModelError
 from finetune.evaluation.metrics import Evaluation, evaluate_batches
 from finetune.evaluation.steps import make_kept_eval_step
 from finetune.files import cache_folder
@@ -32,6 +33,7 @@ from finetune.training.features import (
 )
 from finetune.trees import Variables, paths_of, pick
 
+_ROWS = 4096  # read at a time
 _IN_MEMORY = 2**30  # bytes that are kept in memory where the disk does not take them
 
 
@@ -59,7 +61,7 @@ class RunFeatures:
         """
         self.batch_size = extraction_batch_size(most)
         self._spec, self._display, self._stop = spec, display, stop
-        self._extractors: dict[str, FeatureExtractor] = {}  # the same program is compiled once
+        self._extractors: dict[str, FeatureExtractor] = {}
         self._stores: dict[str, FeatureStore] = {}
 
     def store(
@@ -75,7 +77,7 @@ class RunFeatures:
         Raises:
             CheckpointError: the disk has no room for it, and it is too large to be kept in memory.
         """
-        extractor = self._extractors.setdefault(f"{extractor.identity} {extractor.specs}", extractor)
+        extractor = self._shared(extractor)
         about = self._about(extractor, split, views)
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
         if key not in self._stores:
@@ -87,14 +89,27 @@ class RunFeatures:
 
     def head_inputs(self, classifier: Classifier, variables: Variables, split: Split, name: str) -> np.ndarray:
         """The features that the head reads, float32 [n, num_features]."""
+        extractor = self.head_extractor(classifier, variables)
+        store, frozen = self.store(extractor, split, name), without_head(variables)
+        parts = [store.take(np.arange(i, min(i + _ROWS, len(split)))) for i in range(0, len(split), _ROWS)]
+        rows = [extractor.prefix.resume({}, frozen, [jnp.asarray(array) for array in part]) for part in parts]
+        return np.concatenate([np.asarray(row, np.float32) for row in rows])
+
+    def head_extractor(self, classifier: Classifier, variables: Variables) -> FeatureExtractor:
+        """Of the features that the head reads.
+
+        Raises:
+            ModelError: the backbone computes nothing.
+        """
         prefix = head_input_prefix(classifier, variables, self._spec, self.batch_size)
-        if prefix is None:  # a backbone that has nothing to compute
-            raise AssertionError("a classifier's backbone computes nothing")
-        frozen = without_head(variables)
-        store = self.store(FeatureExtractor(prefix, frozen, self._spec, self.batch_size), split, name)
-        rows = [store.take(np.arange(i, min(i + 4096, len(split)))) for i in range(0, len(split), 4096)]
-        features = [np.asarray(prefix.resume({}, frozen, [jax.numpy.asarray(a) for a in part])) for part in rows]
-        return np.concatenate(features).astype(np.float32)
+        if prefix is None:
+            raise ModelError("the backbone computes nothing from images that could be kept as features")
+        extractor = FeatureExtractor(prefix, without_head(variables), self._spec, self.batch_size)
+        return self._shared(extractor)
+
+    def _shared(self, extractor: FeatureExtractor) -> FeatureExtractor:
+        """The same program is compiled once."""
+        return self._extractors.setdefault(f"{extractor.identity} {extractor.specs}", extractor)
 
     def _open(
         self,

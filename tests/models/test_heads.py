@@ -66,3 +66,13 @@ def test_tip_adapter_adds_the_similarities_of_each_classs_keys_to_clips_logits()
     for key, label in zip(arrays["keys"], labels, strict=True):  # not of unit length: fine-tuned keys need not be
         expected[:, label] += 2.5 * np.exp(-1.5 * (1 - f @ key))
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tip_adapter_has_finite_gradients_for_features_of_zero():
+    variables = TIP_ADAPTER.build(3).init(jax.random.key(0), jnp.ones((2, 5)))
+    params, memory = variables["params"], {"memory": variables["memory"]}
+
+    def total(params):
+        return TIP_ADAPTER.build(3).apply({"params": params, **memory}, jnp.zeros((2, 5))).sum()
+
+    assert all(jnp.isfinite(gradient).all() for gradient in jax.tree.leaves(jax.grad(total)(params)))

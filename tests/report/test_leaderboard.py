@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import finetune
+from finetune.errors import CheckpointError, DataError, ModelError, RecipeError
+from finetune.recipe import DataConfig
+
+DIGITS = DataConfig(source="digits", fraction=0.3, test=0.1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(the result, its folder)."""
+    folder = tmp_path_factory.mktemp("leaderboard") / "board"
+    heads = ["linear_probe", "knn", "prototype", "tip_adapter", "lp++", "clap", "zero_shot"]
+    templates = ["a photo of the digit {}", "the number {}"]
+    board = finetune.make_leaderboard(
+        DIGITS, ["builtin:tiny-clip"], heads, templates=templates, output=folder, quiet=True
+    )
+    return board, folder
+
+
+def test_every_head_is_measured_on_the_test_images_with_its_interval(made):
+    board, _ = made
+    rows = {row["head"]: row for row in board["rows"]}
+    assert len(rows) == 7
+    for row in rows.values():
+        assert row["n"] == 180
+        assert row["interval"][0] < row["accuracy"] < row["interval"][1]
+        assert row["images_per_second"] > 0
+    assert rows["linear_probe"]["accuracy"] > rows["zero_shot"]["accuracy"] > 0.8
+    assert rows["knn"]["parameters"] > rows["linear_probe"]["parameters"]
+
+
+def test_the_order_is_that_of_the_validation_images(made):
+    board, _ = made
+    assert board["chosen_on"] == "validation"
+    validation = [row["validation"] for row in board["rows"]]
+    assert validation == sorted(validation, reverse=True)
+
+
+def test_it_is_written_as_json_as_a_picture_and_as_the_recipe_of_the_best(made):
+    board, folder = made
+    assert json.loads((folder / "leaderboard.json").read_text())["rows"] == board["rows"]
+    with Image.open(folder / "leaderboard.png") as image:
+        assert image.width > 400
+    recipe = finetune.load_recipe(folder / "best.yaml")
+    assert recipe.backbone.source == board["rows"][0]["backbone"]
+    assert recipe.data == DIGITS
+
+
+@pytest.mark.parametrize("head", ["linear_probe", "knn"])
+def test_a_run_with_a_head_gives_the_figure_of_the_leaderboard(made, tmp_path, head):
+    board, _ = made
+    expected = next(row for row in board["rows"] if row["head"] == head)
+    recipe = finetune.Recipe(name="one", backbone={"source": "builtin:tiny-clip"}, data=DIGITS, stages=[{"type": head}])
+    result = finetune.run(recipe, output=tmp_path / "run", quiet=True)
+    assert result.summary["results"][-1]["accuracy"] == pytest.approx(expected["accuracy"], abs=1e-6)
+
+
+def test_a_head_of_class_names_is_left_out_where_there_is_no_text_tower(goldens, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        file = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
+    data = DataConfig(source=str(tmp_path / "images"), validation=0)
+    vit = str(goldens / "vit")
+    board = finetune.make_leaderboard(data, [vit], ["prototype", "lp++"], quiet=True)
+    assert [row["head"] for row in board["rows"]] == ["prototype"]
+    assert board["left_out"] == [f"lp++ on {vit}, which has no text tower"]
+    assert board["chosen_on"] == "test"
+    with pytest.raises(DataError, match="nothing to compare: lp"):
+        finetune.make_leaderboard(data, [vit], ["lp++"], quiet=True)
+
+
+def test_mistakes_are_told_before_anything_is_computed(made, tmp_path):
+    with pytest.raises(RecipeError, match=r"heads: 'lineer_probe' is none \(did you mean 'linear_probe'\?\)"):
+        finetune.make_leaderboard(DIGITS, ["builtin:tiny-clip"], ["lineer_probe"])
+    with pytest.raises(ModelError, match="no-such-model"):
+        finetune.make_leaderboard(DIGITS, ["builtin:tiny-clip", "no-such-model"], ["knn"])
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds a run"):
+        finetune.make_leaderboard(DIGITS, ["builtin:tiny-clip"], ["knn"], output=tmp_path)
