@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from finetune.data.splits import class_names_of, count_training_images
+from finetune.errors import DataError
 from finetune.files import free_gigabytes
 from finetune.models.backbone import Backbone
 from finetune.models.build import attach_head, open_backbone
@@ -58,7 +60,10 @@ def plan_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, 
     backbone = open_backbone(recipe.backbone, seed=recipe.seed, allow_local_code=allow_local_code)
     count = recipe.head.num_classes or len(class_names_of(recipe.data))
     classifier, variables = attach_head(backbone, recipe.head, count, seed=recipe.seed)
-    images = None if recipe.head.num_classes else count_training_images(recipe.data, recipe.seed)
+    images = None
+    if recipe.head.num_classes is None:  # the source has been read
+        with suppress(DataError):  # too few for the splits, as far as that shows without decoding them
+            images = count_training_images(recipe.data, recipe.seed)
     size = extraction_batch_size(recipe.evaluate.batch_size)
     stages = [stage for stage in recipe.stages if isinstance(stage, TrainStage)]
     return {

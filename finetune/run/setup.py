@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -51,6 +51,7 @@ class RunSetup:
         classifiers: with the head after each stage.
         plans: by number of a training stage.
         lengths: of every stage.
+        partition_lines: what each partition of each training stage takes, in words.
     """
 
     recipe: Recipe
@@ -62,6 +63,7 @@ class RunSetup:
     classifiers: tuple[Classifier, ...]
     plans: Mapping[int, ParameterPlan]
     lengths: tuple[StageLength, ...]
+    partition_lines: tuple[str, ...]
 
     @property
     def spec(self) -> ImageSpec:
@@ -152,10 +154,7 @@ class RunSetup:
             lines.append(f"{len(splits.skipped)} broken images are left out: see skipped_images.txt")
         if leaks := describe_leakage(splits):
             lines.append(leaks)
-        for index, plan in self.plans.items():
-            name = recipe.stages[index].name
-            lines += [f"{name}: {line}" for line in plan.describe(self.variables["params"])]
-        return lines
+        return [*lines, *self.partition_lines]
 
 
 def prepare_run(
@@ -180,36 +179,45 @@ def prepare_run(
         # on the host, so that the device holds no more than each stage puts there
         backbone, variables = _on_host(backbone), jax.device_get(variables)
     check_text(recipe, backbone)
-    classifiers, plans = _follow_stages(recipe, backbone, classifier, variables, len(splits.train))
     lengths = tuple(stage_length(stage, splits.train) for stage in recipe.stages)
+    classifiers, plans, lines = _follow_stages(recipe, backbone, classifier, variables, splits.train.labels, lengths)
     train = _training_images(recipe.data, splits.train)
-    return RunSetup(recipe, backbone, splits, train, classifier, variables, tuple(classifiers), plans, lengths)
+    return RunSetup(recipe, backbone, splits, train, classifier, variables, classifiers, plans, lengths, lines)
 
 
 def _follow_stages(
-    recipe: Recipe, backbone: Backbone, classifier: Classifier, variables: Variables, images: int
-) -> tuple[list[Classifier], dict[int, ParameterPlan]]:
-    """The classifier after each stage, and the plan of each training stage; what cannot work is told here.
+    recipe: Recipe,
+    backbone: Backbone,
+    classifier: Classifier,
+    variables: Variables,
+    labels: np.ndarray,
+    lengths: Sequence[StageLength],
+) -> tuple[tuple[Classifier, ...], dict[int, ParameterPlan], tuple[str, ...]]:
+    """The classifier after each stage, the plan of each training stage, and in words what its partitions take; what
+    cannot work is told here.
 
     Args:
-        images: number of training images, which some heads hold.
+        labels: of the training images, which some heads hold.
     """
     depth_order, text = depth_order_of(backbone.module), backbone.text
     width = None if text is None else jax.eval_shape(lambda: text.image_projection).shape[1]
-    classifiers, plans = [], {}
+    classifiers, plans, lines = [], {}, []
     for index, stage in enumerate(recipe.stages):
         if isinstance(stage, HeadStage):
-            classifier = classifier.clone(head_config=head_config(stage, images, width))
+            classifier = classifier.clone(head_config=head_config(stage, len(labels), width))
             _, shapes = init_shapes(classifier, jax.ShapeDtypeStruct((1, *backbone.image_spec.shape), jnp.float32))
             zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), pick(shapes, head_paths(shapes)))
             variables = merge(without_head(variables), zeros)
         else:
             plans[index] = plan = ParameterPlan.make(variables, stage.partitions, depth_order)
-            length = StageLength(1, 1, stage.batch_size)
-            trainer = StageTrainer(stage, classifier, variables, backbone.image_spec, length, plan=plan)
+            weights = class_weights(stage.loss, labels, classifier.num_classes)
+            trainer = StageTrainer(
+                *(stage, classifier, variables, backbone.image_spec, lengths[index]), class_weights=weights, plan=plan
+            )
             jax.eval_shape(trainer.init_state)
+            lines += [f"{stage.name}: {line}" for line in plan.describe(variables["params"])]
         classifiers.append(classifier)
-    return classifiers, plans
+    return tuple(classifiers), plans, tuple(lines)
 
 
 def stage_length(stage: TrainStage | HeadStage, train: Split) -> StageLength:

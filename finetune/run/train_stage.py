@@ -46,7 +46,7 @@ class TrainStageRun:
         decision = session.setup.decide_cache(self.index, self.trainer)
         if decision.reason:
             session.display.say(f"{stage.name}: {decision.reason}")
-        session.folder.log({"stage": stage.name, "step": 0, "frozen_cache": decision.to_json()})
+        session.folder.log({**self._where(0, "features"), "frozen_cache": decision.to_json()})
         if not decision.use:
             return session.setup.batches(self.index)
         assert decision.extractor is not None

@@ -59,7 +59,7 @@ def test_a_recipe_is_read_with_its_defaults(load):
         (
             "type: linear_probe",
             "type: linear_probe, l2_: 1",
-            r":6: unknown key 'stages\.0\.l2_'.*'l2'.*; valid here: l2, name",
+            r":6: unknown key 'stages\.0\.l2_'.*'l2'.*; valid here: class_weights, l2, name",
         ),
     ],
 )
@@ -81,7 +81,7 @@ def test_an_unknown_key_names_the_nearest_one_and_its_line(load, old, new, messa
         (
             "linear_probe",
             "linear_prob",
-            r":6: stages\.0: unknown type 'linear_prob' .did you mean 'linear_probe'.*choose linear_probe, ",
+            r":6: stages\.0: unknown type 'linear_prob' .did you mean 'linear_probe'.*choose train, linear_probe, ",
         ),
         ("{source: digits}", "digits", r":4: data: .*dictionary.*; received 'digits'"),
     ],

@@ -103,7 +103,7 @@ CASES = [
         "with init: none, .*: give dropout to the module itself",
     ),
     ("head.dropout=0.1", [PROBE], "without a stage of type: train"),
-    ("head.init=lecun_normal", ["stages.0={type: linear_probe}"], "before a linear probe"),
+    ("head.init=lecun_normal", ["stages.0={type: linear_probe}"], "before a stage that fits the head"),
     # the backbone
     ("backbone.dropout=0.1", [PROBE], "where no stage trains the backbone"),
     ("backbone.drop_path=0.1", ONLY_HEAD, "where no stage trains the backbone"),

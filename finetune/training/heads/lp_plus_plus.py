@@ -66,7 +66,7 @@ def _fit(
         projected = x @ projection
         embeddings = unit_length(projected)
         cosines = embeddings @ text
-        # One over the largest curvature, with p (1 - p) <= 1/4 for each class; for alpha, the code takes a 16th of that.
+        # One over the largest curvature, by p (1 - p) <= 1/4 for each class; for alpha, the code takes a 16th of it.
         rate = 4 * len(x) / jnp.linalg.eigvalsh(embeddings.T @ embeddings)[-1]
         alpha_rate = len(x) / (4 * (cosines**2).sum(axis=0).max())
 
