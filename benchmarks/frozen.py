@@ -37,9 +37,9 @@ from finetune.models.zero_shot import TextClassifier
 from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
 from finetune.training.features import FeatureExtractor, extraction_batch_size
+from finetune.training.heads.linear_probe import fit_linear_probe
 from finetune.training.heads.lp_plus_plus import fit_lp_plus_plus
 from finetune.training.heads.tip_adapter import fit_tip_adapter
-from finetune.training.linear_probe import fit_linear_probe
 from finetune.training.loop import fit
 from finetune.training.stage_trainer import StageTrainer
 

@@ -20,7 +20,7 @@ import numpy as np
 import finetune
 from finetune.evaluation.steps import make_feature_step
 from finetune.images.spec import ImageSpec
-from finetune.training.linear_probe import fit_linear_probe
+from finetune.training.heads.linear_probe import fit_linear_probe
 
 SIZE, COUNT, BATCH = 96, 2000, 100
 

@@ -61,7 +61,8 @@ class RunFeatures:
         """
         self.batch_size = extraction_batch_size(most)
         self._spec, self._display, self._stop = spec, display, stop
-        self._extractors: dict[str, FeatureExtractor] = {}
+        self._steps: dict[str, Any] = {}  # compiled
+        self._head: tuple[list[Any], FeatureExtractor] | None = None
         self._stores: dict[str, FeatureStore] = {}
 
     def store(
@@ -77,7 +78,7 @@ class RunFeatures:
         Raises:
             CheckpointError: the disk has no room for it, and it is too large to be kept in memory.
         """
-        extractor = self._shared(extractor)
+        extractor.share(self._steps)
         about = self._about(extractor, split, views)
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
         if key not in self._stores:
@@ -101,15 +102,17 @@ class RunFeatures:
         Raises:
             ModelError: the backbone computes nothing.
         """
+        backbone = without_head(variables)
+        leaves = jax.tree.leaves(backbone)
+        if self._head is not None and all(a is b for a, b in zip(leaves, self._head[0], strict=True)):
+            return self._head[1]
         prefix = head_input_prefix(classifier, variables, self._spec, self.batch_size)
         if prefix is None:
             raise ModelError("the backbone computes nothing from images that could be kept as features")
-        extractor = FeatureExtractor(prefix, without_head(variables), self._spec, self.batch_size)
-        return self._shared(extractor)
-
-    def _shared(self, extractor: FeatureExtractor) -> FeatureExtractor:
-        """The same program is compiled once."""
-        return self._extractors.setdefault(f"{extractor.identity} {extractor.specs}", extractor)
+        extractor = FeatureExtractor(prefix, backbone, self._spec, self.batch_size)
+        extractor.share(self._steps)
+        self._head = leaves, extractor
+        return extractor
 
     def _open(
         self,

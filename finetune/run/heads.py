@@ -24,10 +24,10 @@ from finetune.recipe.heads import (
 )
 from finetune.training.heads.clap import fit_clap
 from finetune.training.heads.knn import fit_knn
+from finetune.training.heads.linear_probe import fit_linear_probe
 from finetune.training.heads.lp_plus_plus import fit_lp_plus_plus
 from finetune.training.heads.prototype import fit_prototype
 from finetune.training.heads.tip_adapter import fit_tip_adapter
-from finetune.training.linear_probe import fit_linear_probe
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,11 @@ class FeatureExtractor:
             batch_size: images at a time.
             dtype: of floating-point values where they are kept; by default as they are computed.
         """
-        self.prefix, self._frozen, self._dtype = prefix, jax.device_put(frozen), dtype
-        dtypes = [jax.eval_shape(self._convert, array).dtype for array in prefix.kept]
+        self.prefix, self._frozen, self._dtype = prefix, frozen, dtype
+        self._step = _make_step(prefix, dtype)
+        dtypes = [jax.eval_shape(lambda x: _convert(x, dtype), array).dtype for array in prefix.kept]
         self.specs = [RowSpec(array.shape, np.dtype(dtype)) for array, dtype in zip(prefix.kept, dtypes, strict=True)]
         self._images = jax.ShapeDtypeStruct((batch_size, *spec.shape), jnp.uint8)
-        self._step = jax.jit(self._kept)
 
     @property
     def batch_size(self) -> int:
@@ -66,12 +66,16 @@ class FeatureExtractor:
         digest.update("".join(hash_leaves(weights).values()).encode())
         return digest.hexdigest()
 
+    def share(self, steps: dict[str, Any]) -> None:
+        """Uses the compiled program that another extractor left among ``steps``, or leaves its own there."""
+        self._step = steps.setdefault(f"{self.identity} {self._dtype}", self._step)
+
     def images_per_second(self) -> float:
         """Of the compiled program alone, measured over three batches."""
-        images = jnp.zeros(self._images.shape, self._images.dtype)
-        jax.block_until_ready(self._step(self._frozen, images))
+        images, frozen = jnp.zeros(self._images.shape, self._images.dtype), jax.device_put(self._frozen)
+        jax.block_until_ready(self._step(frozen, images))
         began = time.perf_counter()
-        jax.block_until_ready([self._step(self._frozen, images) for _ in range(3)])
+        jax.block_until_ready([self._step(frozen, images) for _ in range(3)])
         return 3 * self.batch_size / (time.perf_counter() - began)
 
     def blocks(self, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[list[np.ndarray]]:
@@ -81,11 +85,12 @@ class FeatureExtractor:
             DataError: values that the dtype of the store cannot hold.
         """
         pending: Any = None
+        frozen = jax.device_put(self._frozen)
         for batch in batches:
             size = len(batch["image"])
             missing = self.batch_size - size
             images = np.pad(batch["image"], [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else batch["image"]
-            computed = self._step(self._frozen, jax.device_put(images)), batch["weight"] > 0
+            computed = self._step(frozen, jax.device_put(images)), batch["weight"] > 0
             if pending is not None:
                 yield self._rows(*pending)
             pending = computed
@@ -99,19 +104,26 @@ class FeatureExtractor:
         count = int(inside.sum())
         return [array[:count] for array in arrays]
 
-    def _kept(self, frozen: Any, images: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-        arrays = self.prefix.compute(frozen, images)
-        converted = [self._convert(array) for array in arrays]
+    @cached_property
+    def _lowered(self) -> Any:
+        return self._step.lower(self._frozen, self._images)
+
+
+def _make_step(prefix: FrozenPrefix, dtype: str | None) -> Any:
+    """``step(frozen, images)``, jitted: the kept values, and whether the dtype cannot hold some."""
+
+    def step(frozen: Any, images: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+        arrays = prefix.compute(frozen, images)
+        converted = [_convert(array, dtype) for array in arrays]
         pairs = zip(arrays, converted, strict=True)
         overflows = [(jnp.isfinite(a) & ~jnp.isfinite(b)).any() for a, b in pairs if a.dtype != b.dtype]
         return converted, jnp.stack(overflows).any() if overflows else jnp.bool_(False)
 
-    def _convert(self, array: jax.Array) -> jax.Array:
-        return array.astype(self._dtype) if self._dtype and jnp.issubdtype(array.dtype, jnp.floating) else array
+    return jax.jit(step)
 
-    @cached_property
-    def _lowered(self) -> Any:
-        return self._step.lower(self._frozen, self._images)
+
+def _convert(array: jax.Array, dtype: str | None) -> jax.Array:
+    return array.astype(dtype) if dtype and jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def head_input_prefix(classifier: Classifier, variables: Any, spec: ImageSpec, batch_size: int) -> FrozenPrefix | None:

@@ -6,7 +6,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from finetune.training.linear_probe import L2_GRID, fit_linear_probe
+from finetune.training.heads.linear_probe import L2_GRID, fit_linear_probe
 
 BADLY_SCALED = np.logspace(-3, 3, 12)
 
