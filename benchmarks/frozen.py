@@ -1,9 +1,9 @@
 """What is frozen is computed once: how much faster that is, side by side in one run.
 
-    python -m benchmarks.frozen CIFAR10             # a folder with the dataset's Parquet files
-    python -m benchmarks.frozen CIFAR10 --only probe
+    python -m benchmarks.frozen                  # CIFAR-10 from ../shared/data/cifar10, or else from the hub
+    python -m benchmarks.frozen --only probe
 
-Prints a table and writes benchmarks/results/frozen.json. ViT-B/32 with random weights, float32, 400 photographs,
+Prints the figures and writes them to benchmarks/results/frozen.json, part by part. ViT-B/32 with random weights, float32, 400 photographs,
 batches of 32. Compilation is apart on all sides: each is run once before it is timed. A whole run from kept features is
 timed; what it is compared with takes too long for that, so some of its steps are, turn by turn, and multiplied. The
 guide is Flax's transfer-learning guide with transformers' FlaxCLIPModel, as in benchmarks.step.
@@ -48,7 +48,8 @@ IMAGES, BATCH, ROUNDS = 400, 32, 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("cifar10", type=Path)
+    local = ROOT.parent / "shared" / "data" / "cifar10"
+    parser.add_argument("--cifar10", default=str(local) if local.is_dir() else "uoft-cs/cifar10", help="folder or id")
     parser.add_argument("--only", choices=("stages", "extraction", "probe", "heads"), help="one part alone")
     parser.add_argument("--environments", type=Path, default=ROOT / "build", help="where the guide's is made")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "frozen.json")
@@ -59,17 +60,19 @@ def main() -> None:
         "probe": probe,
         "heads": heads,
     }
-    results = {name: part() for name, part in parts.items() if args.only in (None, name)}
-    if args.only is None:
-        args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else {}
+    for name, part in parts.items():
+        if args.only in (None, name):
+            results[name] = part()
+            args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
 
 
-def photographs(folder: Path) -> Split:
+def photographs(source: str) -> Split:
     """The first ones, as they are stored."""
     from datasets import Image, load_dataset
 
-    rows = load_dataset("parquet", data_files=str(folder / "train-*.parquet"), split="train")
+    rows = load_dataset(source, split="train")
     rows = rows.select(range(IMAGES)).cast_column("image", Image(decode=False))
     return Split(EncodedImages(rows, "image"), np.array(rows["label"], np.int32))
 
@@ -123,7 +126,7 @@ class KeptStage:
         return flops(self.trainer.step, self.trainer.init_state(), self.trainer.frozen, batch)
 
 
-def stages(cifar10: Path, environments: Path) -> dict[str, Any]:
+def stages(cifar10: str, environments: Path) -> dict[str, Any]:
     model, split = Ours(BATCH), photographs(cifar10)
     python = peer_python(environments / "peer-environment", GUIDE, SAME)
     guide = Side([python, "-m", "benchmarks.step_sides", "guide", str(BATCH)])
@@ -183,7 +186,7 @@ def flops(function: Any, *arguments: Any) -> float:
     return float(function.lower(*arguments).compile().cost_analysis()["flops"])
 
 
-def extraction(cifar10: Path) -> dict[str, Any]:
+def extraction(cifar10: str) -> dict[str, Any]:
     """Bare inference is the same program on images that are prepared and in memory."""
     model, split = Ours(BATCH), photographs(cifar10)
     stage = KeptStage(model, split, 1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
@@ -169,7 +170,8 @@ def _balanced_indices(labels: np.ndarray, seed: int) -> grain.MapDataset:
 
 
 def _in_threads(batches: grain.MapDataset) -> grain.DatasetIterator:
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+    threads = min(16, os.cpu_count() or 2)
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)))
 
 
 def _in_processes(batches: grain.MapDataset, num_workers: int) -> grain.DatasetIterator:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.labeled_images import count_classes
 from finetune.errors import RecipeError
 from finetune.models.classifier import HeadModule
 from finetune.models.heads import KnnConfig, TipAdapterConfig
@@ -28,6 +27,7 @@ from finetune.training.heads.linear_probe import fit_linear_probe
 from finetune.training.heads.lp_plus_plus import fit_lp_plus_plus
 from finetune.training.heads.prototype import fit_prototype
 from finetune.training.heads.tip_adapter import fit_tip_adapter
+from finetune.training.losses import balanced_weights
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _linear_probe(stage: LinearProbeStage, data: FittingData) -> FittedHead:
         stage.l2,
         validation=validation,
         seed=data.seed,
-        class_weights=_weights(stage, data),
+        class_weights=probe_weights(stage, data.labels, data.num_classes),
         standardize=stage.standardize,
     )
     chosen = "" if stage.l2 is not None else f", l2 {probe.l2:g} of the least held-out loss"
@@ -129,16 +129,19 @@ def _linear_probe(stage: LinearProbeStage, data: FittingData) -> FittedHead:
     return FittedHead(_linear(probe.kernel, probe.bias), facts, (f"{state}{chosen}",))
 
 
-def _weights(stage: LinearProbeStage, data: FittingData) -> np.ndarray | None:
+def probe_weights(stage: LinearProbeStage, labels: np.ndarray, num_classes: int) -> np.ndarray | None:
+    """How much each class counts, float32 [num_classes]; None where all count alike.
+
+    Raises:
+        RecipeError: the number of weights is not the number of classes.
+    """
     if stage.class_weights is None:
         return None
     if stage.class_weights == "balanced":
-        counts = count_classes(data.labels, data.num_classes)
-        return (counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))).astype(np.float32)
-    if len(stage.class_weights) != data.num_classes:
-        raise RecipeError(
-            f"stage {stage.name!r}: class_weights: {len(stage.class_weights)} weights for {data.num_classes} classes"
-        )
+        return balanced_weights(labels, num_classes)
+    if len(stage.class_weights) != num_classes:
+        count = len(stage.class_weights)
+        raise RecipeError(f"stage {stage.name!r}: class_weights: {count} weights for {num_classes} classes")
     return np.asarray(stage.class_weights, np.float32)
 
 

@@ -31,7 +31,7 @@ from finetune.optim.parameter_plan import ParameterPlan
 from finetune.optim.schedules import StageLength
 from finetune.recipe import DataConfig, HeadStage, Recipe, TrainStage
 from finetune.recipe.heads import LinearProbeStage, TextStage
-from finetune.run.heads import head_config
+from finetune.run.heads import head_config, probe_weights
 from finetune.tracking import Track, untracked
 from finetune.training.features import extraction_batch_size
 from finetune.training.frozen_cache import CacheDecision, decide_cache
@@ -204,6 +204,8 @@ def _follow_stages(
     classifiers, plans, lines = [], {}, []
     for index, stage in enumerate(recipe.stages):
         if isinstance(stage, HeadStage):
+            if isinstance(stage, LinearProbeStage):
+                probe_weights(stage, labels, classifier.num_classes)
             classifier = classifier.clone(head_config=head_config(stage, len(labels), width))
             _, shapes = init_shapes(classifier, jax.ShapeDtypeStruct((1, *backbone.image_spec.shape), jnp.float32))
             zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), pick(shapes, head_paths(shapes)))

@@ -69,11 +69,16 @@ def class_weights(loss: Loss, labels: np.ndarray, num_classes: int) -> np.ndarra
     if weights is None:
         return None
     if weights == "balanced":
-        counts = count_classes(labels, num_classes)
-        return np.where(counts > 0, len(labels) / (num_classes * np.maximum(counts, 1)), 0.0).astype(np.float32)
+        return balanced_weights(labels, num_classes)
     if len(weights) != num_classes:
         raise RecipeError(f"loss.class_weights: {len(weights)} weights for {num_classes} classes; give one for each")
     return np.asarray(weights, np.float32)
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """n / (num_classes * count) of each class, as in scikit-learn, and 0 without images: float32 [num_classes]."""
+    counts = count_classes(labels, num_classes)
+    return np.where(counts > 0, len(labels) / (num_classes * np.maximum(counts, 1)), 0.0).astype(np.float32)
 
 
 def _cross_entropy(loss: Any, logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -6,11 +6,13 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
 
 import finetune
 from finetune.errors import CheckpointError, DataError, RecipeError
 from finetune.evaluation.evaluate_run import evaluate_run
+from finetune.recipe import Stage
 
 BACKBONE = {"source": "builtin:tiny-clip"}
 HEAD_ALONE = [{"match": "head", "learning_rate": 1e-2}, {"match": ".*", "frozen": True}]
@@ -68,6 +70,19 @@ def test_such_a_run_is_measured_again_to_the_same_figures(many):
     result, _, _ = many
     found = evaluate_run(result.directory)
     assert found["mean_average_precision"] == pytest.approx(result.summary["results"][0]["mean_average_precision"])
+
+
+def test_a_probe_of_several_labels_has_one_regression_for_each_class(many, tmp_path):
+    result, _, _ = many
+    data = finetune.load_recipe(result.directory / "recipe.yaml").data
+    probe = finetune.Recipe(name="probe", backbone=BACKBONE, data=data, stages=[{"type": "linear_probe"}])
+    probed = finetune.run(probe, output=tmp_path / "run", quiet=True)
+    trained = result.summary["results"][0]["mean_average_precision"]
+    assert probed.summary["results"][0]["mean_average_precision"] > trained - 0.02
+    for head in ("knn", "prototype"):
+        other = probe.model_copy(update={"stages": [TypeAdapter(Stage).validate_python({"type": head})]})
+        with pytest.raises(RecipeError, match=f"stages.0: .*several labels each: {head} .*; use type: linear_probe"):
+            finetune.run(other, output=tmp_path / head, quiet=True)
 
 
 def test_a_loss_that_chooses_one_class_is_refused_for_several_labels(many, tmp_path):
