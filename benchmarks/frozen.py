@@ -3,10 +3,11 @@
     python -m benchmarks.frozen                  # CIFAR-10 from ../shared/data/cifar10, or else from the hub
     python -m benchmarks.frozen --only probe
 
-Prints the figures and writes them to benchmarks/results/frozen.json, part by part. ViT-B/32 with random weights, float32, 400 photographs,
-batches of 32. Compilation is apart on all sides: each is run once before it is timed. A whole run from kept features is
-timed; what it is compared with takes too long for that, so some of its steps are, turn by turn, and multiplied. The
-guide is Flax's transfer-learning guide with transformers' FlaxCLIPModel, as in benchmarks.step.
+Prints the figures and writes them to benchmarks/results/frozen.json, part by part. ViT-B/32 with random weights,
+float32, 400 photographs, batches of 32. Compilation is apart on all sides: each is run once before it is timed. A whole
+run from kept features is timed; what it is compared with takes too long for that, so some of its steps are, turn by
+turn, and multiplied. The guide is Flax's transfer-learning guide with transformers' FlaxCLIPModel, as in
+benchmarks.step.
 """
 
 from __future__ import annotations

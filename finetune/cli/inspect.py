@@ -84,6 +84,9 @@ def _inspect_source(source: str, image_size: int | None, param: str | None, as_j
     typer.echo(f"model     {summary['family']}{text}, layout of {summary['layout']}; {backbone.num_features} features")
     typer.echo(f"values    {totals}")
     typer.echo(f"images    {describe_images(backbone.image_spec)}")
+    if summary["classes"]:
+        typer.echo(f"head      {summary['classes']} classes, kept with head.init=pretrained")
+    typer.echo(f"license   {summary['license'] or 'not stated in its files'}")
     for i, line in enumerate(describe_transfer(backbone.report)):
         typer.echo(f"{'' if i else 'transfer':9} {line}")
 

@@ -18,8 +18,10 @@ from finetune.models.families.siglip import SiglipModule
 from finetune.models.family import Family
 from finetune.models.layers.base import l2_normalize
 from finetune.models.pretrained import Pretrained, find_reader, read_pretrained
+from finetune.models.pretrained_head import PretrainedHead, read_head
 from finetune.models.surgery import TransferReport, extract_submodule
 from finetune.weights.layout import open_checkpoint
+from finetune.weights.license import read_license
 from finetune.weights.locate import locate
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
@@ -85,6 +87,8 @@ class Backbone:
         report: where each tensor of the checkpoint went.
         family: its name in the registry, from which a saved bundle rebuilds the module.
         layout: the library whose files the checkpoint has: transformers, timm or open_clip.
+        head: the linear classifier that the checkpoint has on these features; None where it has none.
+        license: that its files state; None where they state none.
     """
 
     module: nn.Module
@@ -96,6 +100,8 @@ class Backbone:
     report: TransferReport
     family: str
     layout: str
+    head: PretrainedHead | None = None
+    license: str | None = None
 
 
 def load_backbone(
@@ -156,6 +162,8 @@ def load_backbone(
         report=pretrained.report,
         family=family.name,
         layout=checkpoint.layout,
+        head=read_head(checkpoint, reader.head, config.num_features) if reader.head else None,
+        license=read_license(checkpoint),
     )
 
 

@@ -40,8 +40,9 @@ def open_backbone(
 def attach_head(
     backbone: Backbone, head: HeadConfig, num_classes: int, *, seed: int = 0
 ) -> tuple[Classifier, dict[str, Any]]:
-    """The classifier that a recipe describes, before its first stage; a zero-shot head is zero until then."""
-    init: Any = {"zero_shot": "zeros", "none": None}.get(head.init, head.init)
+    """The classifier that a recipe describes, before its first stage; a head that depends on the names of the classes
+    is zero until then."""
+    init: Any = {"zero_shot": "zeros", "pretrained": "zeros", "none": None}.get(head.init, head.init)
     return build_classifier(backbone, num_classes, head_init=init, dropout=head.dropout, rng=jax.random.key(seed))
 
 

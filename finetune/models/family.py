@@ -13,7 +13,7 @@ from finetune.errors import ModelError
 from finetune.weights.layout import Layout
 from finetune.weights.names import Row
 
-Verified = Literal["features", "other image sizes", "text features", "a training step"]
+Verified = Literal["features", "other image sizes", "text features", "logits", "a training step"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Reader:
             module.
         antialias: how this layout's library resizes position embeddings (see :mod:`finetune.models.layers.positions`).
         any_size: the library resizes position embeddings to whatever size the image processor makes.
+        head: regular expression of the name of a linear layer that gives logits from the pooled features, where this
+            library's classifiers have one.
         label: ``model_types`` written for people, where it is not a plain name.
         verified: what the tests compare with PyTorch's values.
     """
@@ -54,6 +56,7 @@ class Reader:
     module: type[nn.Module] | None = None
     antialias: bool = False
     any_size: bool = False
+    head: str = ""
     label: str = ""
     verified: tuple[Verified, ...] = ()
 
@@ -68,6 +71,7 @@ class Family:
         module: ``module(config, dtype=...)`` maps float32 [N, H, W, 3] to a BackboneOutput; declares ``depth_order``.
         config: the class of its configuration; has ``num_features``, and ``image_size`` where the size is fixed.
         readers: one for each layout, and for each model type that is read differently.
+        license: that its published checkpoints usually have; each says its own.
     """
 
     name: str
@@ -75,6 +79,7 @@ class Family:
     module: type[nn.Module]
     config: type
     readers: tuple[Reader, ...]
+    license: str = ""
 
     def reader(self, layout: Layout, model_type: str) -> Reader | None:
         return next((r for r in self.readers if r.layout == layout and re.fullmatch(r.model_types, model_type)), None)

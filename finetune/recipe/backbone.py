@@ -97,8 +97,9 @@ class HeadConfig(Part):
     """The linear layer on the backbone's pooled features.
 
     Attributes:
-        init: ``zeros``, ``lecun_normal``, ``zero_shot`` (from the class names, by the text tower), or ``none``: no
-            head, for a module that outputs logits itself.
+        init: ``zeros``, ``lecun_normal``, ``zero_shot`` (from the class names, by the text tower), ``pretrained`` (the
+            checkpoint's own classifier, its classes matched by name), or ``none``: no head, for a module that outputs
+            logits itself.
         templates: prompts of the zero-shot head, and of stages that read class names; {} stands for the name.
         num_classes: where given, the data is checked to have so many.
         dropout: rate on the pooled features, in training.
@@ -106,10 +107,15 @@ class HeadConfig(Part):
 
     active_defaults: ClassVar[frozenset[str]] = frozenset({"templates"})
 
-    init: Literal["zeros", "lecun_normal", "zero_shot", "none"] = "zeros"
+    init: Literal["zeros", "lecun_normal", "zero_shot", "pretrained", "none"] = "zeros"
     templates: list[str] = Field(["a photo of a {}"])
     num_classes: int | None = Field(None, ge=2)
     dropout: Fraction = 0.0
+
+    @property
+    def classifies_from_the_start(self) -> bool:
+        """Whether it is worth measuring before the first stage."""
+        return self.init in ("zero_shot", "pretrained")
 
     @field_validator("templates")
     @classmethod

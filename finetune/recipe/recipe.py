@@ -47,7 +47,7 @@ class Recipe(Part):
         backbone: a pretrained model (``source``), or a Linen module of your own (``module``).
         head: the layer on the backbone's features.
         data: labelled images.
-        stages: what is trained, in order.
+        stages: what is trained, in order; may be empty where the head classifies from the start.
         evaluate: how models are evaluated.
     """
 
@@ -56,7 +56,7 @@ class Recipe(Part):
     backbone: BackboneConfig
     head: HeadConfig = HeadConfig()
     data: DataConfig
-    stages: list[Stage] = Field(min_length=1)
+    stages: list[Stage]
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @property
@@ -72,7 +72,7 @@ class Recipe(Part):
         if isinstance(self.backbone, PretrainedConfig) and not self._may_train_backbone:
             case = "where no stage trains the backbone: leave it out"
             cases |= {"backbone.dropout": case, "backbone.drop_path": case}
-        if self.head.init == "lecun_normal" and isinstance(self.stages[0], HeadStage):
+        if self.head.init == "lecun_normal" and self.stages and isinstance(self.stages[0], HeadStage):
             cases["head.init"] = "before a stage that fits the head from the start: leave it out"
         if self.head.init != "zero_shot" and not any(isinstance(stage, TextStage) for stage in self.stages):
             case = f"with init: {self.head.init} and no stage that reads class names: leave it out"
@@ -112,7 +112,17 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
+    def _has_something_to_measure(self) -> Recipe:
+        if not self.stages and not self.head.classifies_from_the_start:
+            message = "a recipe needs a stage, unless its head classifies from the start: zero_shot or pretrained"
+            raise mistakes(self, {"stages": message})
+        return self
+
+    @model_validator(mode="after")
     def _head_fits_backbone_and_stages(self) -> Recipe:
+        if self.head.init == "pretrained" and not isinstance(self.backbone, PretrainedConfig):
+            message = "pretrained is for a pretrained backbone; a module's own weights have no classifier beside them"
+            raise mistakes(self, {"head.init": message})
         if self.head.init != "none":
             return self
         if isinstance(self.backbone, PretrainedConfig):

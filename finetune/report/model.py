@@ -23,6 +23,8 @@ def summarize(backbone: Backbone) -> dict[str, Any]:
         "layout": backbone.layout,
         "num_features": backbone.num_features,
         "text_tower": backbone.text is not None,
+        "license": backbone.license,
+        "classes": None if backbone.head is None else backbone.head.kernel.shape[1],
         "image_spec": backbone.image_spec.to_json(),
         **list_leaves(backbone.variables),
         "transferred": [list(pair) for pair in backbone.report.transferred],

@@ -17,7 +17,7 @@ from finetune.run.progress import Progress
 from finetune.run.resume import RunProgress
 from finetune.run.session import RunSession
 from finetune.run.setup import RunSetup, prepare_run
-from finetune.run.stages import run_stage, zero_shot
+from finetune.run.stages import measure_first_head, run_stage
 from finetune.signals import StopSignal
 
 
@@ -82,8 +82,8 @@ def run(
             session = RunSession(setup, folder, checkpoints, display, signal, progress)
             session.restore()
             session.stop_if_asked("before the first stage")
-            if session.progress.at_beginning and recipe.head.init == "zero_shot":
-                zero_shot(session)
+            if session.progress.at_beginning and recipe.head.classifies_from_the_start:
+                measure_first_head(session)
             for index in range(session.progress.next_stage, len(recipe.stages)):
                 run_stage(session, index)
                 if index < len(recipe.stages) - 1:

@@ -146,6 +146,8 @@ class RunSetup:
         validation = f"{len(splits.validation)} validation" if splits.validation is not None else "no validation"
         sizes = f"{len(splits.train)} training, {validation} and {len(splits.test)} test images"
         lines = [f"{recipe.name}: {sizes}, {len(splits.class_names)} classes, {recipe.backbone.origin}"]
+        if self.backbone.license:
+            lines.append(f"{recipe.backbone.origin}: license {self.backbone.license}")
         lines += [*self.backbone.report.notes, *splits.notes]
         if splits.left_out:
             count, first = len(splits.left_out), splits.left_out[0]
@@ -175,6 +177,8 @@ def prepare_run(
     check_label_kind(recipe, splits)
     check_validation(recipe, splits)
     classifier, variables = attach_head(backbone, recipe.head, len(splits.class_names), seed=recipe.seed)
+    if recipe.head.init == "pretrained":
+        variables = merge(variables, _pretrained_head(recipe, backbone, splits.class_names))
     if any(isinstance(stage, TrainStage) and stage.frozen_dtype != "float32" for stage in recipe.stages):
         # on the host, so that the device holds no more than each stage puts there
         backbone, variables = _on_host(backbone), jax.device_get(variables)
@@ -183,6 +187,16 @@ def prepare_run(
     classifiers, plans, lines = _follow_stages(recipe, backbone, classifier, variables, splits.train.labels, lengths)
     train = _training_images(recipe.data, splits.train)
     return RunSetup(recipe, backbone, splits, train, classifier, variables, classifiers, plans, lengths, lines)
+
+
+def _pretrained_head(recipe: Recipe, backbone: Backbone, class_names: Sequence[str]) -> dict[str, Any]:
+    if backbone.head is None:
+        raise RecipeError(
+            f"head.init: pretrained: {recipe.backbone.origin} has no linear classifier on its pooled features; "
+            "use zeros, or another checkpoint"
+        )
+    kernel, bias = backbone.head.select(class_names)
+    return {"params": {"head": {"kernel": kernel, "bias": bias}}}
 
 
 def _follow_stages(

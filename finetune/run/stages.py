@@ -1,4 +1,4 @@
-"""The stages of a run, by their type, and the zero-shot head before them."""
+"""The stages of a run, by their type, and the head before them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ from finetune.trees import merge
 _ZERO_SHOT_SAMPLE = 256  # training images (without their labels) that set the zero-shot head's temperature
 
 
-def zero_shot(session: RunSession) -> None:
-    """Makes the head of the class names, and measures it."""
-    setup = session.setup
-    with session.progress.timed("zero_shot"):
-        train = setup.splits.train
-        if len(train) > _ZERO_SHOT_SAMPLE:
-            train = train.take(np.arange(0, len(train), len(train) // _ZERO_SHOT_SAMPLE))
-        features = session.head_inputs(train, "zero_shot")
-        text = text_classifier(setup.backbone, setup.splits.class_names, setup.recipe.head.templates)
-        bias = session.variables["params"]["head"]["bias"]
-        head = {"kernel": text.kernel(features), "bias": bias}
-        session.variables = merge(session.variables, {"params": {"head": head}})
+def measure_first_head(session: RunSession) -> None:
+    """Measures the head before the first stage: the one of the class names, which it makes, or the pretrained one."""
+    name = session.setup.recipe.head.init
+    with session.progress.timed(name):
+        if name == "zero_shot":
+            _zero_shot(session)
         session.evaluate_from_features(head_paths(session.variables))
-    session.measure("zero_shot")
+    session.measure(name)
+
+
+def _zero_shot(session: RunSession) -> None:
+    setup = session.setup
+    train = setup.splits.train
+    if len(train) > _ZERO_SHOT_SAMPLE:
+        train = train.take(np.arange(0, len(train), len(train) // _ZERO_SHOT_SAMPLE))
+    features = session.head_inputs(train, "zero_shot")
+    text = text_classifier(setup.backbone, setup.splits.class_names, setup.recipe.head.templates)
+    bias = session.variables["params"]["head"]["bias"]
+    head = {"kernel": text.kernel(features), "bias": bias}
+    session.variables = merge(session.variables, {"params": {"head": head}})
 
 
 def run_stage(session: RunSession, index: int) -> None:

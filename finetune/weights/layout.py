@@ -76,8 +76,15 @@ def open_checkpoint(folder: Path, *, prefer_open_clip: bool = False) -> Checkpoi
     if isinstance(config.get("model_type"), str):
         return Checkpoint(folder, file, "transformers", config["model_type"], config)
     if isinstance(config.get("architecture"), str):
-        return Checkpoint(folder, file, "timm", config["architecture"], config)
+        return Checkpoint(folder, file, "timm", config["architecture"], _with_settings(config))
     raise ModelError(f"{file}: has neither model_type (transformers) nor architecture (timm)")
+
+
+def _with_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """timm's configuration with ``pretrained_cfg``, whose keys earlier versions wrote at the top level."""
+    if isinstance(config.get("pretrained_cfg"), dict):
+        return config
+    return {**config, "pretrained_cfg": {key: value for key, value in config.items() if key != "model_args"}}
 
 
 def read_json(file: Path) -> dict[str, Any]:

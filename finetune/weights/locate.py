@@ -10,10 +10,11 @@ from typing import Any
 
 from finetune import resources
 from finetune.errors import ModelError, first_line
+from finetune.weights.license import ungated_copy
 
-# Configuration, image processor and tokenizer, from a repository's top folder only. Weights are downloaded by name, and
-# only safetensors, so nothing that could hold code is downloaded.
-_SETTINGS = ["*.json", "*.txt", "*.model"]
+# Configuration, image processor, tokenizer and model card, from a repository's top folder only. Weights are downloaded
+# by name, and only safetensors, so nothing that could hold code is downloaded.
+_SETTINGS = ["*.json", "*.txt", "*.model", "README.md"]
 _SUBFOLDERS = ["*/*"]
 _CONFIGURATIONS = ("config.json", "open_clip_config.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -58,7 +59,7 @@ def _from_hub(repository: str, revision: str | None) -> Path:
     except ModelError as error:
         raise ModelError(f"{at}: {error}") from None
     except Exception as error:  # of requests, httpx or the disk; versions of huggingface_hub share no base class
-        raise ModelError(f"{at}: {_explain(error)}") from None
+        raise ModelError(f"{at}: {_explain(error, repository)}") from None
 
 
 def _download(repository: str, revision: str | None) -> Path:
@@ -135,7 +136,7 @@ def _read_object(file: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, repository: str) -> str:
     """Why the hub did not deliver, and what to do."""
     from huggingface_hub import constants, errors
 
@@ -144,7 +145,11 @@ def _explain(error: Exception) -> str:
     if isinstance(error, errors.RepositoryNotFoundError) and not isinstance(error, errors.GatedRepoError):
         return "the hub has no such repository, or it needs a login (hf auth login); there is no folder of that name"
     if isinstance(error, errors.GatedRepoError) or status in (401, 403):
-        return "gated: accept the terms on its page on the hub, then log in with the same account (hf auth login)"
+        copy = ungated_copy(repository)
+        other = f"; {copy} has the same weights without that" if copy else ""
+        return (
+            f"gated: accept the terms on its page on the hub, then log in with the same account (hf auth login){other}"
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return "the hub has this repository, but no such branch, tag or commit of it; check the revision"
     if isinstance(error, errors.LocalEntryNotFoundError) and status is None:

@@ -20,6 +20,7 @@ _INDEX = "model.safetensors.index.json"
 _REOPEN_AFTER = 2**28  # bytes
 # Prefixes of DataParallel and of averaged models, torch.compile, PEFT, Lightning and other training programs.
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.", "model.", "ema_model.", "ema.", "_forward_module.", "net.")
+_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 _AVERAGED = "n_averaged"  # what torch.optim.swa_utils adds
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 
@@ -112,6 +113,11 @@ class _File:
         return self._handle
 
     def read(self, name: str) -> np.ndarray:
+        if (dtype := self.open().get_slice(name).get_dtype()) not in _DTYPES:
+            raise ModelError(
+                f"{self._path}: tensor {name!r} is stored as {dtype}, which is quantized and means nothing without its "
+                "scales; save the model as float32, float16 or bfloat16"
+            )
         try:
             array = self.open().get_tensor(name)
         except (SafetensorError, TypeError, AttributeError) as error:  # the latter two: a dtype NumPy lacks

@@ -221,10 +221,11 @@ def batchnorm_step(folder: Path, rng: Generator) -> Arrays:
 # timm
 
 
-def timm_model(architecture: str, folder: Path, rng: Generator, **arguments: Any) -> nn.Module:
-    """A saved model without a classifier."""
-    model = randomize(timm.create_model(architecture, num_classes=0, **arguments), rng)
-    save_for_hf(model, str(folder), safe_serialization=True)
+def timm_model(architecture: str, folder: Path, rng: Generator, classes: int = 0, **arguments: Any) -> nn.Module:
+    """A saved model, without a classifier unless it has classes."""
+    model = randomize(timm.create_model(architecture, num_classes=classes, **arguments), rng)
+    names = {"label_names": [f"class {i}" for i in range(classes)]} if classes else None
+    save_for_hf(model, str(folder), safe_serialization=True, model_config=names)
     return model
 
 
@@ -272,6 +273,35 @@ def timm_convnext(folder: Path, rng: Generator) -> Arrays:
 
 def timm_convnextv2(folder: Path, rng: Generator) -> Arrays:
     return features(timm_model("convnextv2_atto", folder, rng, depths=(2, 1, 1, 1), dims=(4, 8, 8, 16)), rng, 64)
+
+
+# classifiers, with the names of their classes
+
+
+def classifier_of_transformers(kind: str, **config: Any) -> Callable[[Path, Generator], Arrays]:
+    def make_it(folder: Path, rng: Generator) -> Arrays:
+        names = {i: f"class {i}" for i in range(5)}
+        settings = getattr(transformers, f"{kind}Config")(
+            **config, id2label=names, label2id={n: i for i, n in names.items()}
+        )
+        model = randomize(getattr(transformers, f"{kind}ForImageClassification")(settings), rng)
+        model.save_pretrained(folder)
+        pixels = images(rng, 64)
+        pooled = getattr(model, model.base_model_prefix)(nchw(pixels)).pooler_output
+        return {"pixel_values": pixels, "pooler_output": pooled, "logits": model(nchw(pixels)).logits}
+
+    return make_it
+
+
+def classifier_of_timm(architecture: str, **arguments: Any) -> Callable[[Path, Generator], Arrays]:
+    def make_it(folder: Path, rng: Generator) -> Arrays:
+        model = timm_model(architecture, folder, rng, classes=5, **arguments)
+        pixels = images(rng, 64)
+        states = model.forward_features(nchw(pixels))
+        pooled = model.forward_head(states, pre_logits=True)
+        return {"pixel_values": pixels, "features": pooled, "logits": model.forward_head(states)}
+
+    return make_it
 
 
 # open_clip
@@ -457,6 +487,18 @@ GOLDENS: dict[str, Callable[[Path, Generator], Arrays]] = {
     "timm-resnext": timm_resnext,
     "timm-convnext": timm_convnext,
     "timm-convnextv2": timm_convnextv2,
+    "resnet-classifier": classifier_of_transformers(
+        "ResNet", embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+    ),
+    "convnext-classifier": classifier_of_transformers(
+        "ConvNext", hidden_sizes=[4, 8, 8, 16], depths=[1, 1, 1, 1], out_features=["stage4"]
+    ),
+    "mobilenet-v2-classifier": classifier_of_transformers(
+        "MobileNetV2", depth_multiplier=0.05, depth_divisible_by=4, min_depth=4, finegrained_output=False, image_size=64
+    ),
+    "timm-vit-classifier": classifier_of_timm("vit_tiny_patch16_224", **TIMM_VIT, img_size=64),
+    "timm-resnet-classifier": classifier_of_timm("resnet18", layers=(1, 1, 1, 1), channels=(4, 4, 8, 8)),
+    "timm-convnext-classifier": classifier_of_timm("convnext_atto", depths=(1, 1, 1, 1), dims=(4, 8, 8, 16)),
     "open-clip": open_clip_gelu,
     "positions": positions,
     "optimizers": optimizers,

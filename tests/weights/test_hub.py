@@ -35,6 +35,7 @@ FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4
 CONFIG = {"config.json": b'{"model_type": "clip"}', "preprocessor_config.json": b'{"size": 32}'}
 TOKENIZER = {"tokenizer.json": b'{"tokens": 1}', "merges.txt": b"a b", "spiece.model": b"pieces"}
 MODEL = {**CONFIG, "model.safetensors": b"weights"}
+CARD = {"README.md": b"---\nlicense: mit\n---\n"}  # for its license
 NOT_WANTED = {
     "modeling_clip.py": b"code",
     "pytorch_model.bin": b"pickle",
@@ -45,7 +46,6 @@ NOT_WANTED = {
     "open_clip_model.safetensors": b"another layout",
     "onnx/config.json": b"{}",
     "onnx/model.safetensors": b"of a subfolder",
-    "README.md": b"words",
 }
 
 
@@ -96,11 +96,12 @@ def text(files):
 
 
 def test_only_the_needed_files_are_asked_for(hub, ask):
-    hub.add("owner/clip", {**MODEL, **TOKENIZER, **NOT_WANTED})
-    assert ask("owner/clip") == [text({**MODEL, **TOKENIZER})]
-    assert hub.fetched() == sorted({**MODEL, **TOKENIZER})
+    wanted = {**MODEL, **TOKENIZER, **CARD}
+    hub.add("owner/clip", {**wanted, **NOT_WANTED})
+    assert ask("owner/clip") == [text(wanted)]
+    assert hub.fetched() == sorted(wanted)
     asked = {path.split("/", 5)[-1] for _, path in hub.requests if "/resolve/" in path}
-    assert asked == {*MODEL, *TOKENIZER}  # not even a HEAD of anything else
+    assert asked == {*wanted}  # not even a HEAD of anything else
 
 
 def test_a_sharded_model_comes_with_the_shards_that_its_index_names(hub, ask):
@@ -175,6 +176,14 @@ def test_what_the_hub_does_not_have_is_named(hub, ask):
     assert missing.startswith("owner/clop: the hub has no such repository, or it needs a login (hf auth login)")
     assert revision.startswith("owner/clip@v9: the hub has this repository, but no such branch, tag or commit")
     assert words == "owner/words: not a checkpoint: no config.json or open_clip_config.json in its top folder"
+
+
+def test_a_gated_repository_that_has_an_open_copy_names_it(hub, ask):
+    name = "facebook/dinov3-vits16-pretrain-lvd1689m"
+    hub.add(name, MODEL)
+    hub.repositories[name].gated = 403
+    (error,) = ask(name)
+    assert error.endswith("; timm/vit_small_patch16_dinov3.lvd1689m has the same weights without that")
 
 
 @pytest.mark.parametrize("status", [401, 403])  # to strangers, and to those who have not accepted
@@ -268,4 +277,4 @@ same = jax.tree.map(np.array_equal, here.variables, there.variables)
 print(all(jax.tree.leaves(same)), len(jax.tree.leaves(same)) > 10, here.image_spec == there.image_spec)
 """
     assert run(hub, tmp_path, code, str(TINY_CLIP)) == "True True True"
-    assert not [path for _, path in hub.requests if path.endswith((".py", ".bin", ".md"))]
+    assert not [path for _, path in hub.requests if path.endswith((".py", ".bin"))]

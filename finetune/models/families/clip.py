@@ -322,6 +322,7 @@ FAMILY = Family(
     title="CLIP",
     module=VisionTransformer,
     config=ViTConfig,
+    license="MIT (OpenAI, OpenCLIP); CC-BY-NC-4.0 (MetaCLIP)",
     readers=(
         Reader("transformers", "clip", _read_both, "CLIP", module=CLIPModule, verified=("features", "text features")),
         Reader("transformers", "clip_vision_model", _read_vision, "CLIP", verified=("features", "other image sizes")),

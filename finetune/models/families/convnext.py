@@ -349,15 +349,24 @@ FAMILY = Family(
     title="ConvNeXt",
     module=ConvNeXtModule,
     config=ConvNeXtConfig,
+    license="Apache-2.0; V2 CC-BY-NC-4.0",
     readers=(
         Reader(
             "transformers",
             "convnext|convnextv2",
             _read_transformers,
             "ConvNext",
+            head="classifier",
             label="convnext, convnextv2",
-            verified=("features",),
+            verified=("features", "logits"),
         ),
-        Reader("timm", _TIMM_ARCHITECTURES, _read_timm, label="convnext_*, convnextv2_*", verified=("features",)),
+        Reader(
+            "timm",
+            _TIMM_ARCHITECTURES,
+            _read_timm,
+            head=r"head\.fc",
+            label="convnext_*, convnextv2_*",
+            verified=("features", "logits"),
+        ),
     ),
 )

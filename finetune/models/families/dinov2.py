@@ -48,6 +48,7 @@ FAMILY = Family(
     title="DINOv2",
     module=VisionTransformer,
     config=ViTConfig,
+    license="Apache-2.0",
     readers=(
         Reader("transformers", "dinov2", _read_plain, "Bit", any_size=True, verified=("features", "other image sizes")),
         Reader(

@@ -251,13 +251,15 @@ FAMILY = Family(
     title="MobileNetV2",
     module=MobileNetV2Module,
     config=MobileNetV2Config,
+    license="Apache-2.0",
     readers=(
         Reader(
             "transformers",
             "mobilenet_v2",
             _read_transformers,
             "MobileNetV2",
-            verified=("features", "other image sizes"),
+            head="classifier",
+            verified=("features", "other image sizes", "logits"),
         ),
         Reader(
             "timm", rf"mobilenetv2_({'|'.join(_TIMM_SIZES)})", _read_timm, label="mobilenetv2_*", verified=("features",)

@@ -276,14 +276,23 @@ FAMILY = Family(
     title="ResNet",
     module=ResNetModule,
     config=ResNetConfig,
+    license="Apache-2.0",
     readers=(
-        Reader("transformers", "resnet", _read_transformers, "ConvNext", verified=("features", "a training step")),
+        Reader(
+            "transformers",
+            "resnet",
+            _read_transformers,
+            "ConvNext",
+            head=r"classifier\.1",
+            verified=("features", "logits", "a training step"),
+        ),
         Reader(
             "timm",
             _TIMM_ARCHITECTURES,
             _read_timm,
+            head="fc",
             label="resnet*, resnet*d, wide_resnet*, resnext*",
-            verified=("features", "other image sizes"),
+            verified=("features", "other image sizes", "logits"),
         ),
     ),
 )

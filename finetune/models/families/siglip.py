@@ -145,6 +145,7 @@ FAMILY = Family(
     title="SigLIP, SigLIP 2",
     module=VisionTransformer,
     config=ViTConfig,
+    license="Apache-2.0",
     readers=(
         Reader(
             "transformers",

@@ -217,16 +217,25 @@ FAMILY = Family(
     title="ViT, DeiT",
     module=VisionTransformer,
     config=ViTConfig,
+    license="Apache-2.0",
     readers=(
-        Reader("transformers", "vit", _read_vit, "ViT", verified=("features", "other image sizes")),
+        Reader(
+            "transformers",
+            "vit",
+            _read_vit,
+            "ViT",
+            head="classifier",
+            verified=("features", "other image sizes", "logits"),
+        ),
         Reader("transformers", "deit", _read_deit, "DeiT", verified=("features", "other image sizes")),
         Reader(
             "timm",
             r"vit_[a-z]+_patch\d+(_reg\d)?(_gap)?_\d+|deit3?_[a-z]+(_distilled)?_patch\d+_\d+",
             read_timm,
             antialias=True,
+            head="head",
             label="vit_*_patch*, vit_*_reg*_gap_*, deit_*, deit_*_distilled_*, deit3_*",
-            verified=("features", "other image sizes"),
+            verified=("features", "other image sizes", "logits"),
         ),
     ),
 )

@@ -26,7 +26,7 @@ from finetune.weights.layout import open_checkpoint
 TOLERANCE = 2e-5  # of the output's largest magnitude
 
 # of goldens whose random weights amplify rounding from layer to layer, in PyTorch as well
-TOLERANCES = {"mobilenet-v2": 1e-4}
+TOLERANCES = {"mobilenet-v2": 1e-4, "mobilenet-v2-classifier": 1e-4}
 # Beside the first golden of each family, those of variants that share no code with it.
 VARIANTS = {"deit", "dinov2-swiglu", "timm-convnextv2"}
 
@@ -93,6 +93,10 @@ def test_features_agree_with_pytorch(golden):
         if "image_embeds" + other in expected:
             embeds = output.pooler_output @ backbone.text.image_projection
             assert_close(embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True), expected["image_embeds" + other])
+            compared += 1
+        if "logits" + other in expected:
+            kernel, bias = backbone.head.select([f"class {i}" for i in range(5)])
+            assert_close(output.pooler_output @ kernel + bias, expected["logits" + other], tolerance)
             compared += 1
     assert compared
 
@@ -239,6 +243,7 @@ def test_everything_listed_as_verified_has_a_reference_checkpoint(goldens):
         claims |= {"features"} if {"pooler_output", "features", "image_embeds"} & set(expected) else set()
         claims |= {"other image sizes"} if any(key.startswith("pixel_values_") for key in expected) else set()
         claims |= {"text features"} if "text_embeds" in expected else set()
+        claims |= {"logits"} if "logits" in expected else set()
         claims |= {"a training step"} if "loss" in expected else set()
     listed = {
         (family.name, reader.model_types): set(reader.verified) for family in FAMILIES for reader in family.readers
