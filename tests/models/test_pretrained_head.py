@@ -58,7 +58,7 @@ def a_recipe(images, backbone, *stages, init="pretrained"):
     return finetune.Recipe.model_validate({**document, "data": data, "stages": list(stages)})
 
 
-def test_a_classifier_from_elsewhere_is_measured_served_and_continued(images, tmp_path):
+def test_a_classifier_from_elsewhere_is_measured_and_served(images, tmp_path):
     source = GOLDENS / "timm-resnet-classifier"
     measured = finetune.run(a_recipe(images, source), output=tmp_path / "measured", quiet=True)
     (result,) = measured.summary["results"]
@@ -68,10 +68,14 @@ def test_a_classifier_from_elsewhere_is_measured_served_and_continued(images, tm
     expected = np.load(source / "expected.npz")
     logits = predictor.model.apply(predictor.variables, expected["pixel_values"])
     np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_classifier_from_elsewhere_is_continued(images, tmp_path):
+    source = GOLDENS / "timm-resnet-classifier"
     stage = {"steps": 2, "batch_size": 8, "partitions": [{"match": ".*", "learning_rate": 1e-3}]}
     continued = finetune.run(a_recipe(images, source, stage), output=tmp_path / "continued", quiet=True)
     assert [r["name"] for r in continued.summary["results"]] == ["pretrained", "finetune"]
-    assert continued.summary["results"][0] == result
 
 
 def test_what_cannot_be_kept_is_said_before_anything_is_written(images, tmp_path):

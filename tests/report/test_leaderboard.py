@@ -15,24 +15,35 @@ DIGITS = DataConfig(source="digits", fraction=0.3, test=0.1)
 def made(tmp_path_factory):
     """(the result, its folder)."""
     folder = tmp_path_factory.mktemp("leaderboard") / "board"
-    heads = ["linear_probe", "knn", "prototype", "tip_adapter", "lp++", "clap", "zero_shot"]
+    heads = ["linear_probe", "knn", "zero_shot"]
+    return make(heads, folder), folder
+
+
+def make(heads, folder=None):
     templates = ["a photo of the digit {}", "the number {}"]
-    board = finetune.make_leaderboard(
+    return finetune.make_leaderboard(
         DIGITS, ["builtin:tiny-clip"], heads, templates=templates, output=folder, quiet=True
     )
-    return board, folder
 
 
 def test_every_head_is_measured_on_the_test_images_with_its_interval(made):
     board, _ = made
     rows = {row["head"]: row for row in board["rows"]}
-    assert len(rows) == 7
+    assert len(rows) == 3
     for row in rows.values():
         assert row["n"] == 180
         assert row["interval"][0] < row["accuracy"] < row["interval"][1]
         assert row["images_per_second"] > 0
     assert rows["linear_probe"]["accuracy"] > rows["zero_shot"]["accuracy"] > 0.8
     assert rows["knn"]["parameters"] > rows["linear_probe"]["parameters"]
+
+
+@pytest.mark.slow
+def test_every_type_of_head_can_take_part():
+    heads = ["prototype", "tip_adapter", "lp++", "clap"]
+    rows = {row["head"]: row["accuracy"] for row in make(heads)["rows"]}
+    assert set(rows) == set(heads)
+    assert min(rows.values()) > 0.85
 
 
 def test_the_order_is_that_of_the_validation_images(made):
@@ -52,7 +63,7 @@ def test_it_is_written_as_json_as_a_picture_and_as_the_recipe_of_the_best(made):
     assert recipe.data == DIGITS
 
 
-@pytest.mark.parametrize("head", ["linear_probe", "knn"])
+@pytest.mark.parametrize("head", ["linear_probe", pytest.param("knn", marks=pytest.mark.slow)])
 def test_a_run_with_a_head_gives_the_figure_of_the_leaderboard(made, tmp_path, head):
     board, _ = made
     expected = next(row for row in board["rows"] if row["head"] == head)
@@ -61,6 +72,7 @@ def test_a_run_with_a_head_gives_the_figure_of_the_leaderboard(made, tmp_path, h
     assert result.summary["results"][-1]["accuracy"] == pytest.approx(expected["accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_head_of_class_names_is_left_out_where_there_is_no_text_tower(goldens, tmp_path):
     rng = np.random.default_rng(0)
     for i in range(24):

@@ -104,6 +104,7 @@ def folder_of_images(path, count=16):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cache")
 def test_an_image_that_was_changed_since_is_seen(run, tmp_path):
     folder = folder_of_images(tmp_path / "images")
@@ -118,6 +119,7 @@ def test_an_image_that_was_changed_since_is_seen(run, tmp_path):
     assert "are reused" not in run("third", *data)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cache")
 def test_views_of_augmented_images_are_kept_and_drawn_from(run):
     _, shown = run("none", "stages.0.augment.hflip=0.5", "stages.0.epochs=1")
