@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune.checkpoint import RunCheckpoints
 from finetune.data.labeled_images import Split
-from finetune.errors import Diverged, Interrupted
+from finetune.errors import CheckpointError, Diverged, Interrupted
 from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
 from finetune.evaluation.steps import EvalStep, make_eval_step
 from finetune.export.bundle import save_bundle
@@ -76,7 +76,10 @@ class RunSession:
 
     def evaluate(self, variables: Variables, split: Split, name: str) -> Evaluation:
         if self.evaluator is not None:
-            return self.evaluator(variables, split, name)
+            try:
+                return self.evaluator(variables, split, name)
+            except CheckpointError as error:  # no room
+                self.display.say(f"{error}; evaluated from images")
         setup = self.setup
         if self._eval_step is None or self._eval_step[0] is not self.classifier:
             self._eval_step = self.classifier, make_eval_step(self.classifier, setup.spec)

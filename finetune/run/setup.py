@@ -138,7 +138,9 @@ class RunSetup:
         length = trainer.length
         passes = length.total_steps / (length.steps_per_epoch or length.total_steps)
         count = len(self.train)
-        return decide_cache(trainer, self.spec, size, passes=passes, images=count, free_gb=free_gigabytes())
+        others = sum(len(split) for name, split in self.splits.named().items() if name != "train")
+        room = free_gigabytes()
+        return decide_cache(trainer, self.spec, size, passes=passes, images=count, others=others, free_gb=room)
 
     def describe(self) -> list[str]:
         """Lines for the person who starts the run: its data, and what each partition of each stage takes."""

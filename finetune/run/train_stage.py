@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from finetune.errors import listed
+from finetune.errors import CheckpointError, listed
 from finetune.images.fonts import font_for
 from finetune.images.grid import save_image_grid
 from finetune.optim.transfer_state import transfer_state
@@ -52,7 +52,11 @@ class TrainStageRun:
         assert decision.extractor is not None
         seed = session.setup.recipe.seed + self.index
         views = Views(stage.frozen_cache.views, stage.augment, seed) if stage.augments_on_host else None
-        store = session.features.store(decision.extractor, session.setup.train, stage.name, views)
+        try:
+            store = session.features.store(decision.extractor, session.setup.train, stage.name, views)
+        except CheckpointError as error:  # no room after all
+            session.display.say(f"{error}; trained from images")
+            return session.setup.batches(self.index)
         session.evaluate_from_features(frozenset(self.trainer.plan.changes(session.variables)))
         return session.setup.kept_batches(self.index, store)
 

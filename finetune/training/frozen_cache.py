@@ -40,7 +40,14 @@ class CacheDecision:
 
 
 def decide_cache(
-    trainer: StageTrainer, spec: ImageSpec, batch_size: int, *, passes: float | None, images: int | None, free_gb: float
+    trainer: StageTrainer,
+    spec: ImageSpec,
+    batch_size: int,
+    *,
+    passes: float | None,
+    images: int | None,
+    others: int = 0,
+    free_gb: float,
 ) -> CacheDecision:
     """Decides for a stage, by its ``frozen_cache``.
 
@@ -48,6 +55,7 @@ def decide_cache(
         batch_size: images at a time when they are computed.
         passes: over the training images; None where they are not known yet.
         images: their number; None where it is not known yet.
+        others: number of the images that are evaluated on, which are kept as well.
         free_gb: room on the disk.
     """
     stage, wish = trainer.stage, trainer.stage.frozen_cache
@@ -70,7 +78,7 @@ def decide_cache(
         return CacheDecision(extractor, cost, False, reason)
     kept = f"{cost.bytes_per_image * views / 1e3:,.1f} kB an image"
     if images is not None:
-        needed = cost.bytes_per_image * views * images / 1e9
+        needed = cost.bytes_per_image * (views * images + others) / 1e9
         room = _SHARE_OF_FREE_DISK * free_gb if wish.max_gb is None else wish.max_gb
         kept += f", {needed:,.3g} GB"
         if needed > room:
