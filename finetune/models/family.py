@@ -41,7 +41,8 @@ class Reader:
         processor: transformers' image processor whose defaults apply where the files name none.
         module: the class of a model with both towers, where ``read`` configures one; None for the family's vision
             module.
-        antialias: how this layout's library resizes position embeddings (see :mod:`finetune.models.layers.positions`).
+        antialias, bilinear: how this layout's library resizes position embeddings (see
+            :mod:`finetune.models.layers.positions`).
         any_size: the library resizes position embeddings to whatever size the image processor makes.
         head: regular expression of the name of a linear layer that gives logits from the pooled features, where this
             library's classifiers have one.
@@ -55,6 +56,7 @@ class Reader:
     processor: str = ""
     module: type[nn.Module] | None = None
     antialias: bool = False
+    bilinear: bool = False
     any_size: bool = False
     head: str = ""
     label: str = ""

@@ -108,9 +108,10 @@ def _read_as_named(
     variables, report = _transfer(checkpoint, reading, shapes)
     if native_size not in (None, spec.height):
         resized_config = replace(vision_config, image_size=spec.height)
-        path = ("params", *(() if config is vision_config else ("vision_model",)), *_POSITIONS)
-        variables = _resize_position_table(variables, path, vision_config, resized_config.grid, reader.antialias)
-        report = replace(report, resized=("/".join(path),))
+        if getattr(vision_config, "learned_positions", True):
+            path = ("params", *(() if config is vision_config else ("vision_model",)), *_POSITIONS)
+            variables = _resize_position_table(variables, path, vision_config, resized_config.grid, reader)
+            report = replace(report, resized=("/".join(path),))
         config = resized_config if config is vision_config else replace(config, vision_config=resized_config)
     module = module_class(config, dtype=dtype or jnp.float32)
     return Pretrained(module, variables, config, spec, report, checkpoint.folder)
@@ -185,10 +186,16 @@ def _transfer(checkpoint: Checkpoint, reading: Reading, shapes: Any) -> tuple[di
 
 
 def _resize_position_table(
-    variables: dict[str, Any], path: tuple[str, ...], config: Any, grid: int, antialias: bool
+    variables: dict[str, Any], path: tuple[str, ...], config: Any, grid: int, reader: Reader
 ) -> dict[str, Any]:
     if grid < 1:
         raise ModelError(f"image_size: smaller than one patch of {config.patch_size} pixels")
     leaves = flatten_dict(variables)
-    table = resize_positions(np.asarray(leaves[path]), config.position_prefix, grid, antialias=antialias)
+    table = resize_positions(
+        np.asarray(leaves[path]),
+        config.position_prefix,
+        grid,
+        antialias=reader.antialias,
+        bilinear=reader.bilinear,
+    )
     return unflatten_dict({**leaves, path: jnp.asarray(table)})

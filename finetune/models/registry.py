@@ -5,7 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from finetune.models.depth import DepthOrder, depth_order_of
-from finetune.models.families import clip, convnext, dinov2, mobilenet_v2, resnet, siglip, vit
+from finetune.models.families import (
+    aimv2,
+    beit,
+    clip,
+    convnext,
+    dinov2,
+    dinov3,
+    efficientnet,
+    eva02,
+    ijepa,
+    mobilenet_v2,
+    pe_core,
+    resnet,
+    siglip,
+    swin,
+    tipsv2,
+    vit,
+    vit_mae,
+)
 from finetune.models.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -13,9 +31,19 @@ FAMILIES: tuple[Family, ...] = (
     siglip.FAMILY,
     vit.FAMILY,
     dinov2.FAMILY,
+    dinov3.FAMILY,
+    eva02.FAMILY,
+    pe_core.FAMILY,
+    tipsv2.FAMILY,
+    aimv2.FAMILY,
+    beit.FAMILY,
+    vit_mae.FAMILY,
+    ijepa.FAMILY,
+    swin.FAMILY,
     resnet.FAMILY,
     convnext.FAMILY,
     mobilenet_v2.FAMILY,
+    efficientnet.FAMILY,
 )
 
 

@@ -19,8 +19,10 @@ _OPENAI = {
     "image_mean": (0.48145466, 0.4578275, 0.40821073),
     "image_std": (0.26862954, 0.26130258, 0.27577711),
 }
+_UNNORMALIZED = {"do_normalize": False, "image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
 _NEAREST, _BILINEAR, _BICUBIC = 0, 2, 3
 _SHORTEST_224, _SQUARE_224 = {"shortest_edge": 224}, {"height": 224, "width": 224}
+_SQUARE_448 = {"height": 448, "width": 448}
 
 # transformers' image processors, with the values of published checkpoints as defaults. `square`: whether a plain number
 # as size means height and width, rather than the shortest edge.
@@ -29,9 +31,20 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
     "Siglip": {"size": _SQUARE_224, "do_center_crop": False, "resample": _BICUBIC, "square": True, **_HALF},
     "ViT": {"size": _SQUARE_224, "do_center_crop": False, "resample": _BILINEAR, "square": True, **_HALF},
     "DeiT": {"size": 256, "crop_size": 224, "resample": _BICUBIC, "square": True, **_HALF},
+    "Beit": {"size": _SQUARE_224, "do_center_crop": False, "resample": _BICUBIC, "square": True, **_HALF},
     "Bit": {"size": {"shortest_edge": 256}, "crop_size": 224, "resample": _BICUBIC, **_IMAGENET},
+    "DINOv3ViT": {"size": _SQUARE_224, "do_center_crop": False, "resample": _BILINEAR, "square": True, **_IMAGENET},
+    "Tipsv2": {"size": _SQUARE_448, "do_center_crop": False, "resample": _BILINEAR, "square": True, **_UNNORMALIZED},
     "ConvNext": {"size": _SHORTEST_224, "crop_pct": 0.875, "resample": _BICUBIC, **_IMAGENET},
     "MobileNetV2": {"size": {"shortest_edge": 256}, "crop_size": 224, "resample": _BILINEAR, **_HALF},
+    "EfficientNet": {
+        "size": {"height": 346, "width": 346},
+        "do_center_crop": False,
+        "crop_size": 289,
+        "resample": _BICUBIC,
+        "include_top": True,
+        **_HALF,
+    },
 }
 
 
@@ -116,8 +129,17 @@ def _from_settings(config: dict[str, Any], processor: str, where: str) -> ImageS
         resize=resize if config.get("do_resize", True) else None,
         interpolation=Image.Resampling(config["resample"]).name.lower(),  # type: ignore[arg-type]
         mean=_channels(config["image_mean"]) if normalizes else (0.0, 0.0, 0.0),
-        std=_channels(config["image_std"]) if normalizes else (1.0, 1.0, 1.0),
+        std=_deviations(config, where),
     )
+
+
+def _deviations(config: dict[str, Any], where: str) -> tuple[float, float, float]:
+    """What the channels are divided by. EfficientNet's processor divides twice: again for ``include_top``."""
+    if config.get("rescale_offset", False):
+        raise ModelError(f"{where}: rescale_offset is not supported")
+    times = int(bool(config.get("do_normalize", True))) + int(bool(config.get("include_top", False)))
+    red, green, blue = _channels(config["image_std"])
+    return red**times, green**times, blue**times
 
 
 def _resize_and_crop(config: dict[str, Any], where: str) -> tuple[Any, tuple[int, int]]:

@@ -13,12 +13,16 @@ would not show. Seeds are fixed and PyTorch uses one thread: made again on one m
 
 from __future__ import annotations
 
+import copy
+import json
 import shutil
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,9 +35,10 @@ from open_clip.model import resize_pos_embed, set_model_preprocess_cfg
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.transform import PreprocessCfg
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.loss import BinaryCrossEntropy
-from timm.models import save_for_hf
+from timm.models import _efficientnet_blocks, eva, save_for_hf
+from timm.models._efficientnet_builder import round_channels
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional
@@ -54,6 +59,20 @@ TABLES = {
 ENCODER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL_ENCODER = {**ENCODER, "image_size": 32, "patch_size": 8}
 TIMM_VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
+TIMM_SWIN = {"embed_dim": 4, "depths": (2, 2, 1), "num_heads": (1, 2, 2)}
+EFFICIENTNET = {
+    "width_coefficient": 0.02,
+    "depth_coefficient": 1.0,
+    "depth_divisor": 4,
+    "hidden_dim": 24,
+    "in_channels": [32, 16, 24],
+    "out_channels": [16, 24, 200],
+    "kernel_sizes": [3, 5, 3],
+    "strides": [1, 2, 2],
+    "num_block_repeats": [1, 2, 1],
+    "expand_ratios": [1, 6, 2],
+    "depthwise_padding": [1],
+}
 
 
 # Weights and inputs
@@ -218,6 +237,155 @@ def batchnorm_step(folder: Path, rng: Generator) -> Arrays:
     }
 
 
+def gradients(model: nn.Module, rng: Generator, size: int, key: str, pool: Callable[[Tensor], Tensor]) -> Arrays:
+    """Pooled features of random images, and the gradients of the mean of their squares, in evaluation mode."""
+    pixels = images(rng, size)
+    with torch.enable_grad():
+        pooled = pool(nchw(pixels))
+        loss = (pooled**2).mean()
+        loss.backward()
+    parameters = {name: parameter.grad for name, parameter in model.named_parameters()}
+    grads = {f"grad/{name}": grad for name, grad in parameters.items() if grad is not None}
+    return {"pixel_values": pixels, key: pooled, "loss": loss, **grads}
+
+
+def dinov3_step(folder: Path, rng: Generator) -> Arrays:
+    config = transformers.DINOv3ViTConfig(**SMALL_ENCODER, num_register_tokens=2)
+    model = randomize(transformers.DINOv3ViTModel(config), rng)
+    model.save_pretrained(folder)
+    step = gradients(model, rng, 32, "pooler_output", lambda pixels: model(pixels).pooler_output)
+    return step | hidden_states(model, rng, 48, "_48")
+
+
+def dinov3_convnext(folder: Path, rng: Generator) -> Arrays:
+    config = transformers.DINOv3ConvNextConfig(hidden_sizes=[4, 8, 8, 16], depths=[1, 1, 2, 1])
+    model = randomize(transformers.DINOv3ConvNextModel(config), rng)
+    model.save_pretrained(folder)
+    return hidden_states(model, rng, 64)
+
+
+def tipsv2(folder: Path, rng: Generator) -> Arrays:
+    sizes = SMALL_ENCODER | {"mlp_ratio": 2}
+    del sizes["intermediate_size"]
+    text = ENCODER | {"vocab_size": 16, "max_position_embeddings": 4, "num_hidden_layers": 1}
+    model = randomize(transformers.Tipsv2Model(transformers.Tipsv2Config(vision_config=sizes, text_config=text)), rng)
+    model.save_pretrained(folder)
+    vision = model.vision_model
+    smaller, larger = hidden_states(vision, rng, 24, "_24"), hidden_states(vision, rng, 48, "_48")
+    return hidden_states(vision, rng, 32) | smaller | larger
+
+
+def aimv2_step(folder: Path, rng: Generator) -> Arrays:
+    model = randomize(transformers.Aimv2VisionModel(transformers.Aimv2VisionConfig(**SMALL_ENCODER)), rng)
+    model.save_pretrained(folder)
+    return gradients(model, rng, 32, "pooler_output", lambda pixels: model(pixels).pooler_output)
+
+
+def under_saved_names(model: nn.Module, step: Arrays) -> Arrays:
+    """The arrays of ``gradients``, under the names that ``save_pretrained`` gives the parameters where they differ."""
+    other = copy.deepcopy(model)
+    for name, parameter in other.named_parameters():
+        parameter.copy_(step[f"grad/{name}"])
+    with TemporaryDirectory() as folder:
+        other.save_pretrained(folder)
+        saved = load_file(Path(folder) / "model.safetensors")
+    kept = {key: value for key, value in step.items() if not key.startswith("grad/")}
+    return kept | {f"grad/{name}": gradient for name, gradient in saved.items()}
+
+
+def swin_step(folder: Path, rng: Generator) -> Arrays:
+    sizes = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2]}
+    model = randomize(transformers.SwinModel(transformers.SwinConfig(**sizes, window_size=4)), rng)
+    model.save_pretrained(folder)
+    step = gradients(model, rng, 32, "pooler_output", lambda pixels: model(pixels).pooler_output)
+    # 13 and 7 patches along an edge: all of its maps are padded
+    return under_saved_names(model, step) | hidden_states(model, rng, 26, "_26")
+
+
+def swinv2_step(folder: Path, rng: Generator) -> Arrays:
+    sizes = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [2, 1], "num_heads": [2, 2]}
+    config = transformers.Swinv2Config(**sizes, window_size=6, pretrained_window_sizes=[5, 0])
+    model = randomize(transformers.Swinv2Model(config), rng)
+    model.save_pretrained(folder)
+    step = gradients(model, rng, 16, "pooler_output", lambda pixels: model(pixels).pooler_output)
+    return step | hidden_states(model, rng, 26, "_26")
+
+
+def beit_step(folder: Path, rng: Generator) -> Arrays:
+    config = transformers.BeitConfig(**SMALL_ENCODER, use_relative_position_bias=True, use_mean_pooling=True)
+    model = randomize(transformers.BeitModel(config), rng)
+    model.save_pretrained(folder)
+    step = gradients(model, rng, 32, "pooler_output", lambda pixels: model(pixels).pooler_output)
+    return under_saved_names(model, step) | hidden_states(model, rng, 48, "_48") | hidden_states(model, rng, 24, "_24")
+
+
+def masked_beit(folder: Path, rng: Generator) -> Arrays:
+    """As BEiT is pretrained: one bias for all layers, learned positions too, and the last norm in the head."""
+    config = transformers.BeitConfig(
+        **SMALL_ENCODER,
+        vocab_size=8,
+        use_mask_token=True,
+        use_absolute_position_embeddings=True,
+        use_shared_relative_position_bias=True,
+        use_mean_pooling=True,
+    )
+    model = randomize(transformers.BeitForMaskedImageModeling(config), rng)
+    model.save_pretrained(folder)
+
+    def outputs(size: int, suffix: str = "") -> Arrays:
+        pixels = images(rng, size, batch=1)
+        states = model.layernorm(model.beit(nchw(pixels)).last_hidden_state)
+        return {f"pixel_values{suffix}": pixels, f"last_hidden_state{suffix}": states}
+
+    return outputs(32) | outputs(48, "_48")
+
+
+def vit_mae(folder: Path, rng: Generator) -> Arrays:
+    model = randomize(transformers.ViTMAEModel(transformers.ViTMAEConfig(**SMALL_ENCODER, mask_ratio=0.0)), rng)
+    model.save_pretrained(folder)
+
+    def outputs(size: int, suffix: str = "") -> Arrays:
+        pixels = images(rng, size, batch=1)
+        order = torch.arange((size // 8) ** 2)[None].float()  # the noise whose ranks shuffle the patches
+        states = model(nchw(pixels), noise=order, interpolate_pos_encoding=True).last_hidden_state
+        pooled = states[:, 0]
+        return {
+            f"pixel_values{suffix}": pixels,
+            f"last_hidden_state{suffix}": states,
+            f"pooler_output{suffix}": pooled,
+        }
+
+    return outputs(32) | outputs(48, "_48")
+
+
+def ijepa(folder: Path, rng: Generator) -> Arrays:
+    model = randomize(transformers.IJepaModel(transformers.IJepaConfig(**SMALL_ENCODER)), rng)
+    model.save_pretrained(folder)
+
+    def outputs(size: int, suffix: str = "") -> Arrays:
+        pixels = images(rng, size, batch=1)
+        states = model(nchw(pixels), interpolate_pos_encoding=True).last_hidden_state
+        return {f"pixel_values{suffix}": pixels, f"last_hidden_state{suffix}": states}
+
+    return outputs(32) | outputs(48, "_48")
+
+
+def ijepa_classifier(folder: Path, rng: Generator) -> Arrays:
+    config = transformers.IJepaConfig(**SMALL_ENCODER, num_labels=5)
+    model = randomize(transformers.IJepaForImageClassification(config), rng)
+    model.save_pretrained(folder)
+    pixels = images(rng, 32)
+    pooled = model.ijepa(nchw(pixels)).last_hidden_state.mean(1)  # what the classifier reads
+    return {"pixel_values": pixels, "pooler_output": pooled, "logits": model(nchw(pixels)).logits}
+
+
+def efficientnet_step(folder: Path, rng: Generator) -> Arrays:
+    model = randomize(transformers.EfficientNetModel(transformers.EfficientNetConfig(**EFFICIENTNET)), rng)
+    model.save_pretrained(folder)
+    step = gradients(model, rng, 64, "pooler_output", lambda pixels: model(pixels).pooler_output)
+    return step | hidden_states(model, rng, 49, "_49")
+
+
 # timm
 
 
@@ -256,6 +424,68 @@ def timm_deit_distilled(folder: Path, rng: Generator) -> Arrays:
     return features(timm_model("deit_tiny_distilled_patch16_224", folder, rng, **arguments), rng, 32)
 
 
+def at_another_size(
+    architecture: str, model: nn.Module, rng: Generator, size: int, adapt: Callable[..., Any], **arguments: Any
+) -> Arrays:
+    """The features of a model of another image size with the same weights, whose positions ``adapt`` resamples."""
+    other = timm.create_model(architecture, num_classes=0, img_size=size, **arguments).eval()
+    other.load_state_dict({k: v for k, v in adapt(model.state_dict(), other).items() if not k.startswith("head.")})
+    return features(other, rng, size, f"_{size}")
+
+
+def timm_dinov3_gated(folder: Path, rng: Generator) -> Arrays:
+    arguments = TIMM_VIT | {"patch_size": 8, "img_size": 32}
+    model = timm_model("vit_small_plus_patch16_dinov3_qkvb", folder, rng, **arguments)
+    return features(model, rng, 32) | features(model, rng, 48, "_48")
+
+
+def timm_eva02_classifier(folder: Path, rng: Generator) -> Arrays:
+    name, arguments = "eva02_tiny_patch14_224", TIMM_VIT | {"patch_size": 8}
+    model = timm_model(name, folder, rng, classes=5, img_size=32, **arguments)
+    pixels = images(rng, 32)
+    states = model.forward_features(nchw(pixels))
+    return {
+        "pixel_values": pixels,
+        "features": model.forward_head(states, pre_logits=True),
+        "logits": model.forward_head(states),
+        **at_another_size(name, model, rng, 48, eva.checkpoint_filter_fn, **arguments),
+    }
+
+
+def timm_eva02_step(folder: Path, rng: Generator) -> Arrays:
+    """With a norm in the MLP."""
+    arguments = TIMM_VIT | {"patch_size": 8, "img_size": 32}
+    model = timm_model("eva02_base_patch14_224", folder, rng, **arguments)
+    return gradients(model, rng, 32, "features", model)
+
+
+def timm_eva02_clip_step(folder: Path, rng: Generator) -> Arrays:
+    """With norms in the MLP and in the attention."""
+    name, arguments = "eva02_base_patch16_clip_224", TIMM_VIT | {"patch_size": 8}
+    model = timm_model(name, folder, rng, img_size=32, **arguments)
+    step = gradients(model, rng, 32, "features", model)
+    return step | at_another_size(name, model, rng, 48, eva.checkpoint_filter_fn, **arguments)
+
+
+def timm_pe_core_step(folder: Path, rng: Generator) -> Arrays:
+    name, arguments = "vit_pe_core_tiny_patch16_384", TIMM_VIT | {"patch_size": 8}
+    model = timm_model(name, folder, rng, img_size=32, **arguments)
+    step = gradients(model, rng, 32, "features", model)
+    return step | at_another_size(name, model, rng, 48, eva.checkpoint_filter_fn, **arguments)
+
+
+def timm_tipsv2_48(folder: Path, rng: Generator) -> Arrays:
+    name, arguments = "vit_base_patch14_reg1_tipsv2", TIMM_VIT | {"patch_size": 8}
+    model = timm_model(name, folder, rng, img_size=32, **arguments)
+    return features(model, rng, 32) | at_another_size(name, model, rng, 48, checkpoint_filter_fn, **arguments)
+
+
+def timm_aimv2_48(folder: Path, rng: Generator) -> Arrays:
+    name, arguments = "aimv2_large_patch14_224", TIMM_VIT | {"patch_size": 8}
+    model = timm_model(name, folder, rng, img_size=32, **arguments)
+    return features(model, rng, 32) | at_another_size(name, model, rng, 48, checkpoint_filter_fn, **arguments)
+
+
 def timm_resnet50d(folder: Path, rng: Generator) -> Arrays:
     arguments = {"layers": (2, 1, 1, 1), "channels": (4, 4, 8, 8), "stem_width": 8}
     model = timm_model("resnet50d", folder, rng, **arguments)
@@ -273,6 +503,57 @@ def timm_convnext(folder: Path, rng: Generator) -> Arrays:
 
 def timm_convnextv2(folder: Path, rng: Generator) -> Arrays:
     return features(timm_model("convnextv2_atto", folder, rng, depths=(2, 1, 1, 1), dims=(4, 8, 8, 16)), rng, 64)
+
+
+def timm_efficientnetv2(folder: Path, rng: Generator) -> Arrays:
+    model = timm_model("tf_efficientnetv2_b0", folder, rng, channel_multiplier=0.02, depth_multiplier=0.3)
+    return features(model, rng, 64) | features(model, rng, 49, "_49")  # SAME pads odd sizes in another way
+
+
+def mobile_blocks(folder: Path, rng: Generator) -> Arrays:
+    """Blocks of MobileNetV3 and MobileNetV4, whose networks do not come small: outputs, and gradients of their mean
+    square, in evaluation mode."""
+    hard = {"gate_layer": "hard_sigmoid", "force_act_layer": nn.ReLU, "rd_round_fn": round_channels, "rd_ratio": 0.25}
+    universal = _efficientnet_blocks.UniversalInvertedResidual
+    blocks = {
+        "ds": _efficientnet_blocks.DepthwiseSeparableConv(
+            8, 8, act_layer=nn.ReLU, se_layer=partial(_efficientnet_blocks.SqueezeExcite, **hard)
+        ),
+        "ir": _efficientnet_blocks.InvertedResidual(
+            8,
+            8,
+            dw_kernel_size=5,
+            exp_ratio=3,
+            act_layer=nn.Hardswish,
+            se_layer=partial(_efficientnet_blocks.SqueezeExcite, **hard),
+        ),
+        "er": _efficientnet_blocks.EdgeResidual(8, 16, stride=2, force_in_chs=16, exp_ratio=2),
+        "uir": universal(8, 8, dw_kernel_size_start=5, exp_ratio=2, layer_scale_init_value=None),
+        "uir_start": universal(8, 16, 3, 0, stride=2, exp_ratio=2, layer_scale_init_value=None),
+        "uir_dense": universal(8, 8, 0, 0, exp_ratio=2, layer_scale_init_value=None),
+    }
+    arrays: Arrays = {}
+    for name, block in blocks.items():
+        randomize(block, rng)
+        x = rng.integers(-4, 4, (2, 7, 7, 8)).astype(np.float32) / 2
+        with torch.enable_grad():
+            y = block(nchw(x))
+            (y**2).mean().backward()
+        arrays |= {f"{name}/x": x, f"{name}/y": y.permute(0, 2, 3, 1)}
+        arrays |= {f"{name}/state/{key}": value for key, value in block.state_dict().items()}
+        arrays |= {f"{name}/grad/{key}": parameter.grad for key, parameter in block.named_parameters()}
+    return arrays
+
+
+def timm_efficientnet_shapes(folder: Path, rng: Generator) -> Arrays:
+    """The shapes of all kernels of timm's EfficientNet, MobileNetV3 and MobileNetV4 models, as UTF-8 bytes of JSON."""
+    patterns = ["*efficientnet_*", "*efficientnetv2_*", "*mobilenetv3_*", "*mobilenetv4_conv_*"]
+    shapes: dict[str, Any] = {}
+    for architecture in timm.list_models(patterns, exclude_filters=["*_b?_pruned"]):
+        with torch.device("meta"):
+            state = timm.create_model(architecture, num_classes=0).state_dict()
+        shapes[architecture] = {name: list(tensor.shape) for name, tensor in state.items() if tensor.ndim > 1}
+    return {"shapes": np.array(bytearray(json.dumps(shapes).encode()))}
 
 
 # classifiers, with the names of their classes
@@ -300,6 +581,29 @@ def classifier_of_timm(architecture: str, **arguments: Any) -> Callable[[Path, G
         states = model.forward_features(nchw(pixels))
         pooled = model.forward_head(states, pre_logits=True)
         return {"pixel_values": pixels, "features": pooled, "logits": model.forward_head(states)}
+
+    return make_it
+
+
+def resized_classifier_of_timm(architecture: str, size: int, others: Sequence[int], **arguments: Any) -> Any:
+    """A classifier, and its features after ``set_input_size``, which resamples tables of relative positions."""
+
+    def make_it(folder: Path, rng: Generator) -> Arrays:
+        model = timm_model(architecture, folder, rng, classes=5, img_size=size, **arguments)
+
+        def outputs(model: nn.Module, size: int, suffix: str = "") -> Arrays:
+            pixels = images(rng, size, batch=1)
+            states = model.forward_features(nchw(pixels))
+            pooled = model.forward_head(states, pre_logits=True)
+            found = {"pixel_values": pixels, "features": pooled, "logits": model.forward_head(states)}
+            return {key + suffix: value for key, value in found.items()}
+
+        arrays = outputs(model, size)
+        for other in others:
+            resized = copy.deepcopy(model)
+            resized.set_input_size((other, other))
+            arrays |= outputs(resized, other, f"_{other}")
+        return arrays
 
     return make_it
 
@@ -479,6 +783,41 @@ GOLDENS: dict[str, Callable[[Path, Generator], Arrays]] = {
     "clip-vision-interpolated": clip_vision_interpolated,
     "mobilenet-v2": mobilenet_v2,
     "batchnorm-step": batchnorm_step,
+    "dinov3-step": dinov3_step,
+    "dinov3-convnext": dinov3_convnext,
+    "tipsv2": tipsv2,
+    "aimv2-step": aimv2_step,
+    "timm-dinov3-gated": timm_dinov3_gated,
+    "timm-eva02-classifier": timm_eva02_classifier,
+    "timm-eva02-step": timm_eva02_step,
+    "timm-eva02-clip-step": timm_eva02_clip_step,
+    "timm-pe-core-step": timm_pe_core_step,
+    "timm-tipsv2-48": timm_tipsv2_48,
+    "timm-aimv2-48": timm_aimv2_48,
+    "swin-step": swin_step,
+    "swin-classifier": classifier_of_transformers(
+        "Swin", image_size=64, embed_dim=4, depths=[1, 1], num_heads=[1, 2], window_size=4
+    ),
+    "swinv2-step": swinv2_step,
+    "swinv2-classifier": classifier_of_transformers(
+        "Swinv2", image_size=64, embed_dim=4, depths=[1, 1], num_heads=[1, 2], window_size=4
+    ),
+    "timm-swin-classifier": resized_classifier_of_timm(
+        "swin_tiny_patch4_window7_224", 32, (20, 48), **TIMM_SWIN, window_size=4
+    ),
+    "timm-swinv2-classifier": resized_classifier_of_timm(
+        "swinv2_tiny_window8_256", 32, (20, 48), **TIMM_SWIN, window_size=4, pretrained_window_sizes=(3, 0, 0)
+    ),
+    "beit-step": beit_step,
+    "masked-beit": masked_beit,
+    "beit-classifier": classifier_of_transformers(
+        "Beit", **ENCODER, image_size=64, patch_size=16, use_relative_position_bias=True
+    ),
+    "timm-beit-classifier": resized_classifier_of_timm("beit_base_patch16_224", 32, (24, 48), **TIMM_VIT, patch_size=8),
+    "vit-mae": vit_mae,
+    "ijepa": ijepa,
+    "ijepa-classifier": ijepa_classifier,
+    "efficientnet-step": efficientnet_step,
     "timm-vit-48": timm_vit_48,
     "timm-vit-registers": timm_vit_registers,
     "timm-vit-siglip": timm_vit_siglip,
@@ -487,6 +826,11 @@ GOLDENS: dict[str, Callable[[Path, Generator], Arrays]] = {
     "timm-resnext": timm_resnext,
     "timm-convnext": timm_convnext,
     "timm-convnextv2": timm_convnextv2,
+    "timm-efficientnetv2": timm_efficientnetv2,
+    "timm-efficientnet-classifier": classifier_of_timm("test_efficientnet", channel_multiplier=0.1),
+    "timm-efficientnet-shapes": timm_efficientnet_shapes,
+    "mobile-blocks": mobile_blocks,
+    "efficientnet-classifier": classifier_of_transformers("EfficientNet", **EFFICIENTNET),
     "resnet-classifier": classifier_of_transformers(
         "ResNet", embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", out_features=["stage2"]
     ),

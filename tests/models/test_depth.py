@@ -53,8 +53,10 @@ def of_part(depth, part):
     return values.pop()
 
 
-@pytest.mark.parametrize(("name", "which"), [(name, i) for name in BY_NAME for i in range(len(CONFIGS[name]))])
-def test_every_leaf_of_every_family_has_a_depth_and_no_depth_is_skipped(name, which):
+@pytest.mark.parametrize(
+    ("name", "which"), [(name, i) for name, configs in CONFIGS.items() for i in range(len(configs))]
+)
+def test_every_leaf_has_a_depth_and_no_depth_is_skipped(name, which):
     depth, config = depths_of(name, which), CONFIGS[name][which]
     blocks = getattr(config, "num_hidden_layers", None) or sum(getattr(config, "depths", ())) or len(config.strides)
     assert set(depth.values()) == set(range(blocks + (1 if name == "resnet" else 2)))
@@ -114,7 +116,7 @@ def test_the_order_is_the_loaded_modules_own_and_a_module_without_one_has_none()
     class Plain(nn.Module):
         pass
 
-    assert all(depth_order_of(family.module(CONFIGS[name][0])) for name, family in BY_NAME.items())
+    assert all(depth_order_of(family.module) for family in FAMILIES)
     assert depth_order_of(Plain()) is None
 
 

@@ -165,7 +165,10 @@ def test_without_normalization_pixels_are_only_scaled_to_one():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_processor_type": "BeitImageProcessor"}, "image processor 'BeitImageProcessor' is not supported.*CLIP"),
+        (
+            {"image_processor_type": "FlavaImageProcessor"},
+            "image processor 'FlavaImageProcessor' is not supported.*CLIP",
+        ),
         ({"rescale_factor": 1 / 127.5}, "only a rescale by 1/255 is supported; received 0.0078"),
         ({"do_rescale": False}, "only a rescale by 1/255 is supported"),
         (

@@ -1,4 +1,6 @@
-"""ConvNeXt (Liu et al. 2022, arXiv:2201.03545) and ConvNeXt V2 (Woo et al. 2023, arXiv:2301.00808)."""
+"""ConvNeXt (Liu et al. 2022, arXiv:2201.03545), also of DINOv3 (Siméoni et al. 2025, arXiv:2508.10104), and ConvNeXt V2
+(Woo et al. 2023, arXiv:2301.00808).
+"""
 
 from __future__ import annotations
 
@@ -42,6 +44,7 @@ class ConvNeXtConfig:
         layer_norm_eps: of every LayerNorm but the last.
         pooled_norm_eps: of the last LayerNorm, after the pooling.
         drop_path_rate: stochastic depth of the last block during training; it grows linearly from 0 at the first.
+        tokens: ``last_hidden_state`` is a sequence (DINOv3).
     """
 
     depths: tuple[int, ...]
@@ -53,6 +56,7 @@ class ConvNeXtConfig:
     layer_norm_eps: float = 1e-6
     pooled_norm_eps: float = 1e-6
     drop_path_rate: float = 0.0
+    tokens: bool = False
 
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.hidden_sizes):
@@ -193,6 +197,8 @@ class ConvNeXtStage(nn.Module):
 class ConvNeXtModule(nn.Module):
     """float32 [N, H, W, 3] -> BackboneOutput of the last stage's feature map [N, H / 32, W / 32, C], which is not
     normalized, and the LayerNorm of its mean [N, C].
+
+    With ``tokens``, the first is [N, 1 + H / 32 * W / 32, C] instead: the mean and all positions, normalized.
     """
 
     # the downsampling layer counts as part of the block after it
@@ -214,7 +220,12 @@ class ConvNeXtModule(nn.Module):
         x = self.stem(pixel_values)
         for stage in self.stages:
             x = stage(x, train)
-        return BackboneOutput(last_hidden_state=x, pooler_output=self.norm(x.mean(axis=(1, 2))))
+        pooled = x.mean(axis=(1, 2))
+        if self.config.tokens:
+            tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+            states = self.norm(jnp.concatenate([pooled[:, None], tokens], axis=1))
+            return BackboneOutput(last_hidden_state=states, pooler_output=states[:, 0])
+        return BackboneOutput(last_hidden_state=x, pooler_output=self.norm(pooled))
 
 
 _STAGE, _BLOCK = r"stages_\1", r"stages_\1.blocks_\2"
@@ -237,6 +248,24 @@ def _transformers_names() -> tuple[Row, ...]:
         Rename(rf"{block}\.layer_scale_parameter", f"{_BLOCK}.layer_scale"),
         *weight_and_bias(rf"{root}layernorm", "norm", "scale"),
         Drop(r"classifier\..*"),
+    )
+
+
+def _dinov3_names() -> tuple[Row, ...]:
+    stage = r"(?:model\.)?stages\.(\d+)"
+    down, block = rf"{stage}\.downsample_layers", rf"{stage}\.layers\.(\d+)"
+    first = down.replace(r"(\d+)", "0")
+    return (
+        *weight_and_bias(rf"{first}\.0", "stem.conv", "kernel", convolution),
+        *weight_and_bias(rf"{first}\.1", "stem.norm", "scale"),
+        *weight_and_bias(rf"{down}\.0", f"{_STAGE}.downsample.norm", "scale"),
+        *weight_and_bias(rf"{down}\.1", f"{_STAGE}.downsample.conv", "kernel", convolution),
+        *weight_and_bias(rf"{block}\.depthwise_conv", f"{_BLOCK}.depthwise", "kernel", convolution),
+        *weight_and_bias(rf"{block}\.layer_norm", f"{_BLOCK}.norm", "scale"),
+        *weight_and_bias(rf"{block}\.pointwise_conv1", f"{_BLOCK}.fc1", "kernel", linear),
+        *weight_and_bias(rf"{block}\.pointwise_conv2", f"{_BLOCK}.fc2", "kernel", linear),
+        Rename(rf"{block}\.gamma", f"{_BLOCK}.layer_scale"),
+        *weight_and_bias("layer_norm", "norm", "scale"),
     )
 
 
@@ -277,6 +306,21 @@ def _read_transformers(config: dict[str, Any], names: Collection[str]) -> Readin
         drop_path_rate=parsed.drop_path_rate,
     )
     return Reading(module_config, _transformers_names())
+
+
+def _read_dinov3(config: dict[str, Any], names: Collection[str]) -> Reading:
+    parsed = parse_transformers("DINOv3ConvNextConfig", config)
+    module_config = ConvNeXtConfig(
+        depths=tuple(parsed.depths),
+        hidden_sizes=tuple(parsed.hidden_sizes),
+        hidden_act=parsed.hidden_act,
+        layer_scale_init_value=parsed.layer_scale_init_value,
+        layer_norm_eps=parsed.layer_norm_eps,
+        pooled_norm_eps=parsed.layer_norm_eps,
+        drop_path_rate=parsed.drop_path_rate,
+        tokens=True,
+    )
+    return Reading(module_config, _dinov3_names())
 
 
 # Blocks of each stage, and channels of the first stage; they double from stage to stage.
@@ -360,6 +404,7 @@ FAMILY = Family(
             label="convnext, convnextv2",
             verified=("features", "logits"),
         ),
+        Reader("transformers", "dinov3_convnext", _read_dinov3, "DINOv3ViT", verified=("features",)),
         Reader(
             "timm",
             _TIMM_ARCHITECTURES,

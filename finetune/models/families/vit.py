@@ -134,12 +134,13 @@ _SIZES = {
     "so400m": (1152, 27, 16, 3.7362),
     "giantopt": (1536, 40, 16, 4.0),
 }
-_POOLS: dict[str, Pooling] = {"token": "class", "avg": "mean", "map": "attention"}
+POOLS: dict[str, Pooling] = {"token": "class", "avg": "mean", "map": "attention"}
 _ARGUMENTS = {"img_size", "fc_norm", "act_layer", "no_embed_class", "global_pool", "dynamic_img_size", "init_values"}
 _ARGUMENTS |= {"class_token", "pre_norm", "qkv_bias", "drop_rate", "drop_path_rate", "attn_drop_rate", "reg_tokens"}
 _ARCHITECTURE = re.compile(
     r"(?P<model>vit|deit3?)_(?P<size>[a-z0-9]+?)(?P<distilled>_distilled)?_patch(?P<patch>\d+)"
-    r"(?:_reg(?P<registers>\d))?(?:_(?P<pretraining>clip_quickgelu|clip|siglip_gap|siglip|dinov2|gap))?(?:_(?P<image>\d+))?"
+    r"(?:_reg(?P<registers>\d))?(?:_(?P<pretraining>clip_quickgelu|clip|siglip_gap|siglip|dinov2|tipsv2|gap))?"
+    r"(?:_(?P<image>\d+))?"
 )
 
 
@@ -150,7 +151,7 @@ def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
         raise ModelError(
             f"architecture {config['architecture']!r}: its size is not supported; supported: {', '.join(_SIZES)}"
         )
-    gated = match["size"] == "giant" and match["pretraining"] == "dinov2"
+    gated = match["size"] == "giant" and match["pretraining"] in ("dinov2", "tipsv2")
     width, depth, heads, ratio = (1536, 40, 24, 2.66667 * 2) if gated else _SIZES[match["size"]]
     if config["architecture"] == "vit_base_patch16_gap_224":  # an exception to the sizes above
         heads = 16
@@ -164,8 +165,8 @@ def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
     arguments = timm_arguments(config, defaults, _ARGUMENTS)
     pretraining, width = match["pretraining"] or "", arguments["embed_dim"]
     pool = arguments.get("global_pool") or config.get("global_pool") or "token"
-    if pool not in _POOLS:
-        raise ModelError(f"global_pool: {pool!r} is not supported; supported: {', '.join(_POOLS)}")
+    if pool not in POOLS:
+        raise ModelError(f"global_pool: {pool!r} is not supported; supported: {', '.join(POOLS)}")
     return Reading(
         ViTConfig(
             hidden_size=width,
@@ -177,7 +178,7 @@ def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
             qkv_bias="blocks.0.attn.qkv.bias" in names,
             gated_mlp=gated,
             layer_scale="blocks.0.ls1.gamma" in names,
-            image_size=_timm_image_size(config, arguments),
+            image_size=timm_image_size(config, arguments),
             patch_size=arguments["patch_size"],
             patch_bias="patch_embed.proj.bias" in names,
             class_token="cls_token" in names,
@@ -185,7 +186,7 @@ def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
             register_tokens=int(arguments.get("reg_tokens") or match["registers"] or 0),
             prefix_positions=not arguments.get("no_embed_class", match["registers"] or match["model"] == "deit3"),
             pre_norm="norm_pre.weight" in names,
-            pooling="class_distilled" if match["distilled"] else _POOLS[pool],
+            pooling="class_distilled" if match["distilled"] else POOLS[pool],
             norm_after_pool="fc_norm.weight" in names,
         ),
         TIMM_NAMES,
@@ -204,7 +205,8 @@ def _timm_activation(arguments: dict[str, Any], match: re.Match[str]) -> str:
     return "gelu_pytorch_tanh" if tanh else "gelu"
 
 
-def _timm_image_size(config: dict[str, Any], arguments: dict[str, Any]) -> int:
+def timm_image_size(config: dict[str, Any], arguments: dict[str, Any]) -> int:
+    """The edge in pixels of a timm model's images."""
     size = arguments.get("img_size") or config.get("pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:

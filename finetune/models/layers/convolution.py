@@ -1,8 +1,8 @@
-"""What the convolutional families share: batch normalization, PyTorch's padding, and tensor names."""
+"""What the convolutional families share: batch normalization, squeeze-and-excitation, padding, and tensor names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -80,6 +80,7 @@ class ConvNorm(nn.Module):
         groups: number of channel groups; C for a depthwise convolution.
         same: pad like TensorFlow's SAME, which with a stride puts more zeros at the bottom and right; otherwise
             ``kernel // 2`` zeros on every side, as PyTorch models do.
+        even: pad like SAME pads even sizes for a stride of 2, whatever the size is.
         momentum, epsilon: see BatchNorm.
     """
 
@@ -88,16 +89,18 @@ class ConvNorm(nn.Module):
     stride: int = 1
     groups: int = 1
     same: bool = False
+    even: bool = False
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
+        half = self.kernel // 2
         self.conv = nn.Conv(
             self.features,
             kernel_size=(self.kernel, self.kernel),
             strides=self.stride,
-            padding="SAME" if self.same else self.kernel // 2,
+            padding="SAME" if self.same else [(half - 1, half)] * 2 if self.even else half,
             feature_group_count=self.groups,
             use_bias=False,
             dtype=self.dtype,
@@ -107,6 +110,39 @@ class ConvNorm(nn.Module):
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         return self.norm(self.conv(x), train)
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-excitation (Hu et al. 2017, arXiv:1709.01507): scales each channel of [N, H, W, C] by a gate.
+
+    The gates [N, C] come from the means over all positions, through two dense layers.
+
+    Attributes:
+        features: C.
+        squeezed: width between the two layers.
+        act: after the first layer.
+        gate: after the second.
+    """
+
+    features: int
+    squeezed: int
+    act: Callable[[jax.Array], jax.Array] = jax.nn.relu
+    gate: Callable[[jax.Array], jax.Array] = jax.nn.sigmoid
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.reduce = nn.Dense(self.squeezed, dtype=self.dtype, kernel_init=he_init)
+        self.expand = nn.Dense(self.features, dtype=self.dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gates = self.gate(self.expand(self.act(self.reduce(x.mean(axis=(1, 2))))))
+        return x * gates[:, None, None]
+
+
+def divisible(size: float, divisor: int = 8, minimum: int = 8, limit: float = 0.9) -> int:
+    """The multiple of ``divisor`` nearest to ``size`` that is at least ``minimum`` and ``limit * size``."""
+    rounded = max(minimum, int(size + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < limit * size else rounded
 
 
 def conv_norm_names(conv: str, norm: str, path: str) -> tuple[Row, ...]:

@@ -1,6 +1,7 @@
 """Interpolates learned positions to another image size, exactly as the library that made the checkpoint does.
 
-transformers resizes with PyTorch's plain bicubic filter, timm and open_clip with the antialiased one.
+transformers resizes with PyTorch's plain bicubic filter, timm and open_clip with the antialiased one; TIPSv2 in
+transformers with the antialiased bilinear filter.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def resize_positions(table: np.ndarray, prefix: int, grid: int, *, antialias: bool) -> np.ndarray:
+def resize_positions(
+    table: np.ndarray, prefix: int, grid: int, *, antialias: bool, bilinear: bool = False
+) -> np.ndarray:
     """Position embeddings for ``grid`` x ``grid`` patches.
 
     Args:
@@ -16,15 +19,24 @@ def resize_positions(table: np.ndarray, prefix: int, grid: int, *, antialias: bo
         prefix: number of leading rows that belong to no patch; they are not changed.
         grid: patches along one edge.
         antialias: as in PyTorch's ``interpolate(mode="bicubic", align_corners=False, antialias=...)``.
+        bilinear: with ``mode="bilinear"`` instead; needs ``antialias``.
 
     Returns:
         float32 [prefix + grid**2, C].
     """
     old = round(float(np.sqrt(len(table) - prefix)))
-    weights = _bicubic(old, grid, antialias)
+    weights = _bilinear(old, grid) if bilinear else _bicubic(old, grid, antialias)
     patches = table[prefix:].reshape(old, old, -1).astype(np.float64)
     resized = np.einsum("yi,xj,ijc->yxc", weights, weights, patches, optimize=True)
     return np.concatenate([table[:prefix], resized.reshape(grid**2, -1)]).astype(np.float32)
+
+
+def _bilinear(old: int, new: int) -> np.ndarray:
+    """Interpolation weights [new, old] of the antialiased triangle filter; each row sums to one."""
+    scale = old / new
+    centers = (np.arange(new) + 0.5) * scale - 0.5
+    weights = np.maximum(1 - np.abs(np.arange(old) - centers[:, None]) / max(scale, 1.0), 0)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _bicubic(old: int, new: int, antialias: bool) -> np.ndarray:

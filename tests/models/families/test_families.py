@@ -17,6 +17,7 @@ from finetune.errors import ModelError
 from finetune.export.bundle import load_bundle, save_bundle
 from finetune.models.backbone import load_backbone
 from finetune.models.classifier import build_classifier
+from finetune.models.depth import depth_order_of
 from finetune.models.pretrained import find_reader
 from finetune.models.registry import FAMILIES
 from finetune.models.surgery import extract_submodule
@@ -30,7 +31,7 @@ TOLERANCE = 2e-5  # of the output's largest magnitude
 # of goldens whose random weights amplify rounding from layer to layer, in PyTorch as well
 TOLERANCES = {"mobilenet-v2": 1e-4, "mobilenet-v2-classifier": 1e-4}
 # Beside the first golden of each family, those of variants that share no code with it.
-VARIANTS = {"deit", "dinov2-swiglu", "timm-convnextv2"}
+VARIANTS = {"deit", "dinov2-swiglu", "swinv2-step", "timm-convnextv2"}
 
 
 def checkpoint_names(folder):
@@ -171,6 +172,13 @@ def test_another_image_size_gives_features_of_the_same_width(member):
     assert (other.image_spec.height, other.image_spec.width) == (size, size)
     shapes = jax.eval_shape(other.module.apply, other.variables, jnp.zeros((2, size, size, 3)))
     assert shapes.pooler_output.shape == (2, backbone.num_features)
+
+
+def test_every_leaf_has_a_depth_and_no_depth_is_skipped(member):
+    _, backbone, _ = member
+    depths = depth_order_of(backbone.module).depths(list(flatten_dict(backbone.variables["params"], sep="/")))
+    assert set(depths.values()) == set(range(max(depths.values()) + 1))
+    assert len(set(depths.values())) > 2
 
 
 def test_a_submodule_can_be_extracted(member):
