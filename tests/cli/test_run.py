@@ -40,8 +40,8 @@ def test_bad_values_end_with_one_message_and_exit_code_2(recipe, override, words
 
 
 def test_a_checkpoint_of_an_unknown_family_is_refused_with_what_is_supported(recipe, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "swin"}')
-    clean_failure(finetune("run", recipe, f"backbone.source={tmp_path}"), "'swin' is not supported", "clip", "dinov2")
+    (tmp_path / "config.json").write_text('{"model_type": "flava"}')
+    clean_failure(finetune("run", recipe, f"backbone.source={tmp_path}"), "'flava' is not supported", "clip", "dinov2")
     (tmp_path / "config.json").write_text('{"architecture": "resnet50_gn"}')
     clean_failure(finetune("inspect", tmp_path), "architecture 'resnet50_gn' is not supported", "convnext_*")
 

@@ -547,7 +547,7 @@ def mobile_blocks(folder: Path, rng: Generator) -> Arrays:
 
 def timm_efficientnet_shapes(folder: Path, rng: Generator) -> Arrays:
     """The shapes of all kernels of timm's EfficientNet, MobileNetV3 and MobileNetV4 models, as UTF-8 bytes of JSON."""
-    patterns = ["*efficientnet_*", "*efficientnetv2_*", "*mobilenetv3_*", "*mobilenetv4_conv_*"]
+    patterns = ["*efficientnet", "*efficientnet_*", "*efficientnetv2_*", "*mobilenetv3_*", "*mobilenetv4_conv_*"]
     shapes: dict[str, Any] = {}
     for architecture in timm.list_models(patterns, exclude_filters=["*_b?_pruned"]):
         with torch.device("meta"):

@@ -96,6 +96,7 @@ def kernels(config):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_has_the_layers_and_channels_of_timm(architecture, shapes):
     reading = read_timm({"architecture": architecture}, ())

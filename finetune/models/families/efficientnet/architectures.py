@@ -391,8 +391,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mobilenetv3_large_150d": _v3("large", 1.5, 1.2),
     "mobilenetv3_small_050": _v3("small", 0.5),
     "mobilenetv3_rw": replace(
-        _V3, stages=(("ds_r1_k3_s1_c16_nre_noskip",), *_V3_LARGE[1:]), top="dense without bias", bn_eps=1e-3,
-        squeeze_act="", squeeze_divisor=1,
+        _V3,
+        stages=(("ds_r1_k3_s1_c16_nre_noskip",), *_V3_LARGE[1:]),
+        top="dense without bias",
+        bn_eps=1e-3,
+        squeeze_act="",
+        squeeze_divisor=1,
     ),
     **_tensorflow(
         {

@@ -56,9 +56,7 @@ def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
     require_supported(args, _SUPPORTED)
     if args["pad_type"] not in _PADDING:
         raise ModelError(f"pad_type: only '' and 'same' are supported; received {args['pad_type']!r}")
-    arch = replace(
-        arch, width=args["channel_multiplier"], depth=args["depth_multiplier"], hidden_act=args["act_layer"]
-    )
+    arch = replace(arch, width=args["channel_multiplier"], depth=args["depth_multiplier"], hidden_act=args["act_layer"])
     blocks = build_blocks(arch)
     module_config = EfficientNetConfig(
         stem_size=blocks[0].config.input_size,
