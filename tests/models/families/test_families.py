@@ -49,7 +49,7 @@ def is_supported(folder):
     try:
         checkpoint = open_checkpoint(folder)
         find_reader(checkpoint)[1].read(checkpoint.config, set(checkpoint.tensors))
-    except ModelError:
+    except (ModelError, ArithmeticError):  # a configuration that means something else to the reader
         return False
     return True
 

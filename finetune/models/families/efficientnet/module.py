@@ -188,7 +188,7 @@ class EfficientNetModule(nn.Module):
         self.act = _activation(config.hidden_act)
         self.stem = config.conv_norm(config.stem_size, 2, kernel=3, dtype=self.dtype)
         self.blocks = [block(config, i, dtype=self.dtype) for i in range(len(config.blocks))]
-        self.top = (
+        self.top: Any = (
             config.conv_norm(config.num_features, dtype=self.dtype)
             if config.top in ("convolution", "dense with norm")
             else nn.Dense(config.num_features, config.top == "dense", dtype=self.dtype, kernel_init=he_init)
