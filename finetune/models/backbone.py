@@ -11,12 +11,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from finetune.errors import ModelError, first_line
 from finetune.images.spec import ImageSpec
-from finetune.models.families.siglip import SiglipModule
 from finetune.models.family import Family
 from finetune.models.layers.base import l2_normalize
+from finetune.models.layers.text import canonicalize
 from finetune.models.pretrained import Pretrained, find_reader, read_pretrained
 from finetune.models.pretrained_head import PretrainedHead, read_head
 from finetune.models.surgery import TransferReport, extract_submodule
@@ -38,9 +39,10 @@ class Clip(Pretrained):
     @property
     def image_projection(self) -> jax.Array:
         """float32 [num_features, width]: maps pooled image features into the towers' shared embedding space."""
-        if isinstance(self.module, SiglipModule):  # pooled features are embeddings already
+        projection = self.variables["params"].get("visual_projection")
+        if projection is None:  # pooled features are embeddings already
             return jnp.eye(self.config.vision_config.num_features)
-        return self.variables["params"]["visual_projection"]["kernel"]
+        return projection["kernel"]
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -49,23 +51,31 @@ class Clip(Pretrained):
         Raises:
             ModelError: the checkpoint has no tokenizer, or one that cannot be read.
         """
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         if not any((self.folder / name).is_file() for name in _TOKENIZER_FILES):  # transformers would make an empty one
             raise ModelError(f"{self.folder}: has no tokenizer; it needs one of {', '.join(_TOKENIZER_FILES)}")
         try:
-            return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+            if type(tokenizer).__name__.startswith("Gemma"):
+                # transformers 5 makes Gemma's anew, without the lower-casing that SigLIP 2's file asks for
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(str(self.folder), local_files_only=True)
+            return tokenizer
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ModelError(f"{self.folder}: its tokenizer cannot be read: {first_line(error)}") from None
 
     def embed_texts(self, texts: Sequence[str]) -> jax.Array:
         """Text embeddings of length one, float32 [texts, width]; texts beyond the tower's length are truncated."""
-        length = self.config.text_config.max_position_embeddings
+        config = self.config.text_config
+        texts = [canonicalize(text) for text in texts] if config.canonical else list(texts)
         tokens = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="np"
+            texts, padding="max_length", truncation=True, max_length=config.max_position_embeddings, return_tensors="np"
         )
-        # SigLIP's tokenizers return no mask: its text tower attends to the padding too.
-        return l2_normalize(self._text_features(self.variables, tokens["input_ids"], tokens.get("attention_mask")))
+        ids = tokens["input_ids"]
+        if config.drop_separator:
+            ids = np.where(ids == self.tokenizer.sep_token_id, 0, ids)
+        # No mask: to a causal tower it makes no difference, and the others, such as SigLIP's, read the padding too.
+        return l2_normalize(self._text_features(self.variables, ids))
 
     @cached_property
     def _text_features(self) -> Callable[..., jax.Array]:
@@ -134,14 +144,9 @@ def load_backbone(
     """
     checkpoint = open_checkpoint(locate(source, revision))
     family, reader = find_reader(checkpoint)
-    if submodule is not None and reader.module is None:
-        raise ModelError(
-            f"submodule: {checkpoint.folder} is a vision model without a text tower, so there is no {submodule!r} to "
-            "choose; leave submodule out"
-        )
-    pretrained = read_pretrained(checkpoint, family, reader, image_size=image_size, dtype=dtype)
+    pretrained, family = read_pretrained(checkpoint, family, reader, image_size=image_size, dtype=dtype)
     module, variables, config, text = pretrained.module, pretrained.variables, pretrained.config, None
-    if reader.module is not None:  # both towers
+    if hasattr(config, "text_config"):  # both towers
         text, config = Clip(**vars(pretrained)), config.vision_config
         module, variables = extract_submodule(module, variables, submodule or "vision_model")
         if not isinstance(module, family.module):
@@ -149,6 +154,11 @@ def load_backbone(
                 f"submodule: {submodule!r} is a {type(module).__name__}, which does not take images; choose a "
                 f"{family.module.__name__}, such as vision_model"
             )
+    elif submodule is not None:
+        raise ModelError(
+            f"submodule: {checkpoint.folder} is a vision model without a text tower, so there is no {submodule!r} to "
+            "choose; leave submodule out"
+        )
     if dropout is not None or drop_path is not None:
         config = _replace_rates(config, family, dropout=dropout, drop_path=drop_path)
         module = module.clone(config=config)
@@ -173,12 +183,13 @@ def load_clip(
     """Loads both towers of a CLIP or SigLIP checkpoint; arguments and errors as in :func:`load_backbone`."""
     checkpoint = open_checkpoint(locate(source, revision), prefer_open_clip=True)
     family, reader = find_reader(checkpoint)
-    if reader.module is None:
+    pretrained, _ = read_pretrained(checkpoint, family, reader, image_size=image_size, dtype=dtype)
+    if not hasattr(pretrained.config, "text_config"):
         raise ModelError(
             f"{checkpoint.folder}: not a CLIP with both towers: {checkpoint.file.name} says {checkpoint.model_type!r}, "
             "a vision model; load it with load_backbone"
         )
-    return Clip(**vars(read_pretrained(checkpoint, family, reader, image_size=image_size, dtype=dtype)))
+    return Clip(**vars(pretrained))
 
 
 def _replace_rates(config: Any, family: Family, **rates: float | None) -> Any:

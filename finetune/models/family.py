@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -23,10 +23,18 @@ class Reading:
     Attributes:
         config: the module's configuration, a frozen dataclass of plain values.
         names: the rows that map the checkpoint's tensor names to the module's tree.
+        tower: the family of the vision module, where it is not the reader's own.
+
+    A configuration with a ``vision_config`` and a ``text_config`` is one of a model with both towers.
     """
 
     config: Any
     names: Sequence[Row]
+    tower: Family | None = None
+
+    @property
+    def has_text(self) -> bool:
+        return hasattr(self.config, "text_config")
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,7 @@ class Reader:
         read: (content of the configuration file, names of the tensors) -> Reading. Raises ModelError for a variant
             that is not supported.
         processor: transformers' image processor whose defaults apply where the files name none.
-        module: the class of a model with both towers, where ``read`` configures one; None for the family's vision
-            module.
+        module: the class of a model with both towers, for where ``read`` configures one; None where it never does.
         antialias, bilinear: how this layout's library resizes position embeddings (see
             :mod:`finetune.models.layers.positions`).
         any_size: the library resizes position embeddings to whatever size the image processor makes.
@@ -74,6 +81,7 @@ class Family:
         config: the class of its configuration; has ``num_features``, and ``image_size`` where the size is fixed.
         readers: one for each layout, and for each model type that is read differently.
         license: that its published checkpoints usually have; each says its own.
+        refused: pattern of ``model_type`` -> what such checkpoints are, where they are like the family's and not read.
     """
 
     name: str
@@ -82,6 +90,7 @@ class Family:
     config: type
     readers: tuple[Reader, ...]
     license: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def reader(self, layout: Layout, model_type: str) -> Reader | None:
         return next((r for r in self.readers if r.layout == layout and re.fullmatch(r.model_types, model_type)), None)

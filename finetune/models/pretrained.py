@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ def find_reader(checkpoint: Checkpoint) -> tuple[Family, Reader]:
         reader = family.reader(checkpoint.layout, checkpoint.model_type)
         if reader is not None:
             return family, reader
+        for pattern, description in family.refused.items():
+            if re.fullmatch(pattern, checkpoint.model_type):
+                raise ModelError(
+                    f"{checkpoint.file}: model_type {checkpoint.model_type!r} is not supported: {description}"
+                )
     field = "architecture" if checkpoint.layout == "timm" else "model_type"
     readers = [reader for family in FAMILIES for reader in family.readers if reader.layout == checkpoint.layout]
     supported = [name for reader in readers for name in (reader.label or reader.model_types).split(", ")]
@@ -68,13 +74,16 @@ def find_reader(checkpoint: Checkpoint) -> tuple[Family, Reader]:
 
 def read_pretrained(
     checkpoint: Checkpoint, family: Family, reader: Reader, *, image_size: int | None = None, dtype: Any = None
-) -> Pretrained:
+) -> tuple[Pretrained, Family]:
     """Builds the module that a checkpoint's configuration describes and fills it with the checkpoint's tensors.
 
     Args:
         family, reader: from :func:`find_reader`.
         image_size: edge in pixels; learned positions are interpolated to it. None keeps the checkpoint's.
         dtype: compute dtype; float32 by default.
+
+    Returns:
+        The model, and the family of its vision module.
 
     Raises:
         ModelError: the checkpoint is damaged, or asks for a variant that is not supported.
@@ -91,7 +100,7 @@ def read_pretrained(
 
 def _read_as_named(
     checkpoint: Checkpoint, family: Family, reader: Reader, image_size: int | None, dtype: Any
-) -> Pretrained:
+) -> tuple[Pretrained, Family]:
     """With the tensors' names as they are."""
     if image_size is not None and image_size < 1:
         raise ModelError(f"image_size: at least one pixel is needed; received {image_size}")
@@ -102,19 +111,27 @@ def _read_as_named(
     spec = read_image_spec(checkpoint, processor=reader.processor, native=native_size, size=image_size)
     patch_size = getattr(vision_config, "patch_size", None)
     _check_image_size(checkpoint, reader, spec, native_size, image_size, patch_size)
-    module_class = reader.module or family.module
+    tower = reading.tower or family
     pixels = (1, native_size or spec.height, native_size or spec.width, 3)
-    shapes = _variable_shapes(checkpoint, module_class(config), pixels, with_text=reader.module is not None)
+    shapes = _variable_shapes(checkpoint, _module(reader, reading, tower, config), pixels, with_text=reading.has_text)
     variables, report = _transfer(checkpoint, reading, shapes)
     if native_size not in (None, spec.height):
         resized_config = replace(vision_config, image_size=spec.height)
         if getattr(vision_config, "learned_positions", True):
-            path = ("params", *(() if config is vision_config else ("vision_model",)), *_POSITIONS)
+            table = getattr(vision_config, "position_path", _POSITIONS)
+            path = ("params", *(() if config is vision_config else ("vision_model",)), *table)
             variables = _resize_position_table(variables, path, vision_config, resized_config.grid, reader)
             report = replace(report, resized=("/".join(path),))
         config = resized_config if config is vision_config else replace(config, vision_config=resized_config)
-    module = module_class(config, dtype=dtype or jnp.float32)
-    return Pretrained(module, variables, config, spec, report, checkpoint.folder)
+    module = _module(reader, reading, tower, config, dtype=dtype or jnp.float32)
+    return Pretrained(module, variables, config, spec, report, checkpoint.folder), tower
+
+
+def _module(reader: Reader, reading: Reading, tower: Family, config: Any, **options: Any) -> nn.Module:
+    """The vision module, or both towers with it."""
+    if reader.module is None or not reading.has_text:
+        return tower.module(config, **options)
+    return reader.module(config, vision_class=tower.module, **options)
 
 
 def _read_config(checkpoint: Checkpoint, reader: Reader) -> Reading:

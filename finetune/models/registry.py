@@ -9,6 +9,7 @@ from finetune.models.families import (
     aimv2,
     beit,
     clip,
+    clip_resnet,
     convnext,
     dinov2,
     dinov3,
@@ -16,6 +17,7 @@ from finetune.models.families import (
     eva02,
     ijepa,
     mobilenet_v2,
+    open_clip,
     pe_core,
     resnet,
     siglip,
@@ -28,6 +30,8 @@ from finetune.models.family import Family
 
 FAMILIES: tuple[Family, ...] = (
     clip.FAMILY,
+    open_clip.FAMILY,
+    clip_resnet.FAMILY,
     siglip.FAMILY,
     vit.FAMILY,
     dinov2.FAMILY,

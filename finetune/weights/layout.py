@@ -22,7 +22,8 @@ class Checkpoint:
         folder: holds the configuration, the weights, and the image processor and tokenizer where it has them.
         file: the configuration file.
         layout: the library that wrote it.
-        model_type: ``model_type`` (transformers), ``architecture`` (timm), or ``open_clip``.
+        model_type: ``model_type`` (transformers), ``architecture`` (timm); of open_clip by its vision tower:
+            ``open_clip`` (its own ViT), ``open_clip_resnet`` or ``open_clip_timm``.
         config: content of the configuration file.
     """
 
@@ -66,7 +67,7 @@ def open_checkpoint(folder: Path, *, prefer_open_clip: bool = False) -> Checkpoi
         towers = config.get("model_cfg")
         if not isinstance(towers, dict) or not {"vision_cfg", "text_cfg", "embed_dim"} <= towers.keys():
             raise ModelError(f"{open_clip}: needs a model_cfg with embed_dim, vision_cfg and text_cfg")
-        return Checkpoint(folder, open_clip, "open_clip", "open_clip", config)
+        return Checkpoint(folder, open_clip, "open_clip", _open_clip_tower(towers["vision_cfg"]), config)
     if not file.is_file():
         raise ModelError(
             f"{folder}: not a checkpoint: it has neither config.json (transformers, timm) nor open_clip_config.json; "
@@ -78,6 +79,15 @@ def open_checkpoint(folder: Path, *, prefer_open_clip: bool = False) -> Checkpoi
     if isinstance(config.get("architecture"), str):
         return Checkpoint(folder, file, "timm", config["architecture"], _with_settings(config))
     raise ModelError(f"{file}: has neither model_type (transformers) nor architecture (timm)")
+
+
+def _open_clip_tower(vision: Any) -> str:
+    """The kind of vision tower that open_clip builds from a ``vision_cfg``."""
+    if not isinstance(vision, dict):
+        return "open_clip"
+    if vision.get("timm_model_name"):
+        return "open_clip_timm"
+    return "open_clip_resnet" if isinstance(vision.get("layers"), list) else "open_clip"
 
 
 def _with_settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -92,6 +92,25 @@ Row = Rename | Split | Drop
 def weight_and_bias(name: str, path: str, weight: str, transform: Transform = identity) -> tuple[Rename, Rename]:
     """The rows of a module: tensors ``name.weight`` and ``name.bias``, leaves ``path.<weight>`` and ``path.bias``."""
     return Rename(rf"{name}\.weight", f"{path}.{weight}", transform), Rename(rf"{name}\.bias", f"{path}.bias", flat)
+
+
+def nested(rows: Sequence[Row], name: str, path: str) -> tuple[Row, ...]:
+    """The rows of a model that is a part of another.
+
+    Args:
+        name: pattern of what the tensors' names begin with, such as ``visual\\.trunk\\.``.
+        path: of the module that the rows' paths are relative to.
+    """
+
+    def inner(row: Row) -> Row:
+        pattern = rf"{name}(?:{row.pattern})"
+        if isinstance(row, Rename):
+            return replace(row, pattern=pattern, path=f"{path}.{row.path}")
+        if isinstance(row, Split):
+            return replace(row, pattern=pattern, paths=tuple(f"{path}.{leaf}" for leaf in row.paths))
+        return replace(row, pattern=pattern)
+
+    return tuple(map(inner, rows))
 
 
 @dataclass(frozen=True)

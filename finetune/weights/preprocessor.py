@@ -67,8 +67,10 @@ def read_image_spec(
                 checkpoint.config.get("pretrained_cfg", {}), size or native, f"{checkpoint.file}: pretrained_cfg"
             )
         if checkpoint.layout == "open_clip":
+            vision = checkpoint.config.get("model_cfg", {}).get("vision_cfg", {})
+            size = size or native or vision.get("image_size") or 224
             return _from_open_clip(
-                checkpoint.config.get("preprocess_cfg", {}), size or native or 224, f"{checkpoint.file}: preprocess_cfg"
+                checkpoint.config.get("preprocess_cfg", {}), int(size), f"{checkpoint.file}: preprocess_cfg"
             )
         return _from_transformers(checkpoint, processor, native, size)
     except KeyError as error:

@@ -45,6 +45,8 @@ from torch.nn import functional
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import RandAugment, TrivialAugmentWide, _apply_op
 
+from tests.support.seeded import seeded
+
 HERE = Path(__file__).parent
 Arrays = dict[str, Any]
 
@@ -201,6 +203,52 @@ def clip_vision_interpolated(folder: Path, rng: Generator) -> Arrays:
     model = randomize(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**SMALL_ENCODER)), rng)
     model.save_pretrained(folder)
     return hidden_states(model, rng, 32) | resized_hidden_states(model, rng, 48)
+
+
+def metaclip2(folder: Path, rng: Generator) -> Arrays:
+    """The end-of-text token is 2, which to CLIP's configurations would mean the highest id in the row."""
+    text = ENCODER | {"vocab_size": 64, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 2}
+    config = transformers.MetaClip2Config(vision_config=SMALL_ENCODER, text_config=text, projection_dim=24)
+    model = randomize(transformers.MetaClip2Model(config), rng)
+    model.save_pretrained(folder)
+    pixels, ids = images(rng, 32), token_rows(rng, end=2, padding=1)
+    output = model(input_ids=torch.from_numpy(ids), pixel_values=nchw(pixels))
+    vision = model.vision_model(nchw(pixels))  # the one in the output has its pooled vector projected
+    return {
+        "pixel_values": pixels,
+        "last_hidden_state": vision.last_hidden_state,
+        "pooler_output": vision.pooler_output,
+        "input_ids": ids,
+        "image_embeds": output.image_embeds,
+        "text_embeds": output.text_embeds,
+        "logits_per_image": output.logits_per_image,
+    }
+
+
+def metaclip2_vision(folder: Path, rng: Generator) -> Arrays:
+    model = randomize(transformers.MetaClip2VisionModel(transformers.MetaClip2VisionConfig(**SMALL_ENCODER)), rng)
+    model.save_pretrained(folder)
+    return hidden_states(model, rng, 32) | resized_hidden_states(model, rng, 48)
+
+
+def classifier_of_two_towers(kind: str) -> Callable[[Path, Generator], Arrays]:
+    """A classifier whose configuration is that of a model with both towers, and which has the vision tower alone."""
+
+    def make_it(folder: Path, rng: Generator) -> Arrays:
+        config = getattr(transformers, f"{kind}Config")(vision_config=SMALL_ENCODER, text_config=ENCODER, num_labels=5)
+        model = randomize(getattr(transformers, f"{kind}ForImageClassification")(config), rng)
+        model.save_pretrained(folder)
+        return hidden_states(model.vision_model, rng, 32)
+
+    return make_it
+
+
+def token_rows(rng: Generator, end: int, padding: int) -> np.ndarray:
+    """Three texts of up to 8 tokens from 3 to 61, each with its end."""
+    ids = rng.integers(3, 62, (3, 8))
+    for row, length in zip(ids, (8, 5, 3), strict=True):
+        row[length - 1], row[length:] = end, padding
+    return ids
 
 
 def mobilenet_v2(folder: Path, rng: Generator) -> Arrays:
@@ -640,6 +688,86 @@ def open_clip_gelu(folder: Path, rng: Generator) -> Arrays:
     }
 
 
+OPEN_CLIP_TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 2}
+
+
+def save_open_clip(folder: Path, model: nn.Module, config: dict[str, Any], size: int, weights: bool = True) -> None:
+    set_model_preprocess_cfg(model, asdict(PreprocessCfg(size=size)))
+    save_config_for_hf(model, folder / "open_clip_config.json", config)
+    if weights:
+        save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+
+
+def embeddings(model: Any, pixels: np.ndarray, ids: np.ndarray) -> Arrays:
+    """What open_clip makes of images and of texts."""
+    return {
+        "pixel_values": pixels,
+        "image_embeds": model.encode_image(nchw(pixels), normalize=True),
+        "input_ids": ids,
+        "text_embeds": model.encode_text(torch.from_numpy(ids), normalize=True),
+    }
+
+
+def open_clip_options(folder: Path, rng: Generator) -> Arrays:
+    """Every option of open_clip's own towers that is supported and not its default."""
+    shared = {"ls_init_value": 0.1, "norm_kwargs": {"eps": 1e-3}, "act_kwargs": {"approximate": "tanh"}}
+    vision = {"layers": 2, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 32, "mlp_ratio": 2.5}
+    vision |= {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, **shared}
+    text = OPEN_CLIP_TEXT | {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, **shared}
+    config = {"embed_dim": 24, "init_logit_bias": -10, "vision_cfg": vision, "text_cfg": text}
+    model = randomize(open_clip.CustomTextCLIP(**config), rng)
+    save_open_clip(folder, model, config | {"custom_text": True}, 32)
+    pixels, ids = images(rng, 32), token_rows(rng, end=63, padding=0)
+    logits, _ = model.get_logits(nchw(pixels), torch.from_numpy(ids))
+    return embeddings(model, pixels, ids) | {"logits_per_image": logits}
+
+
+def open_clip_eos(folder: Path, rng: Generator) -> Arrays:
+    """A text tower that pools at a token which is not the highest, and image features normalized before the mean."""
+    vision = {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 32, "pool_type": "avg"}
+    text = OPEN_CLIP_TEXT | {"pool_type": "eos", "eos_id": 2, "proj_type": "none"}
+    config = {"embed_dim": 16, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    model = randomize(open_clip.CLIP(**config), rng)
+    save_open_clip(folder, model, config, 32)
+    return embeddings(model, images(rng, 32), token_rows(rng, end=2, padding=1))
+
+
+def open_clip_resnet(folder: Path, rng: Generator) -> Arrays:
+    """Embeddings, and one pass of the vision tower in training mode: running statistics after it, and gradients."""
+    vision = {"layers": [2, 1, 1, 1], "width": 2, "head_width": 16, "image_size": 64, "patch_size": None}
+    text = OPEN_CLIP_TEXT | {"width": 8, "layers": 1}
+    config = {"embed_dim": 12, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    model = randomize(open_clip.CLIP(**config), rng)
+    save_open_clip(folder, model, config, 64)
+    pixels = images(rng, 64, batch=4)
+    arrays = embeddings(model, pixels, token_rows(rng, end=63, padding=0))
+
+    visual = model.visual.train()
+    with torch.enable_grad():
+        loss = (visual(nchw(pixels)) ** 2).mean()
+        loss.backward()
+    statistics = {name: value for name, value in visual.named_buffers() if "running" in name}
+    return {
+        **arrays,
+        "loss": loss,
+        **{f"after/visual.{name}": value for name, value in statistics.items()},
+        **{f"grad/visual.{name}": parameter.grad for name, parameter in visual.named_parameters()},
+    }
+
+
+def open_clip_convnext(folder: Path, rng: Generator) -> Arrays:
+    """A vision tower of timm, whose sizes cannot be chosen: its weights are not kept."""
+    vision = {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear", "image_size": 64}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": OPEN_CLIP_TEXT}
+    model = open_clip.CLIP(**config).eval()
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(torch.as_tensor(seeded(name, tuple(tensor.shape))))
+    save_open_clip(folder, model, config, 64, weights=False)
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    (folder / "shapes.json").write_text(json.dumps(shapes))
+    return embeddings(model, images(rng, 64), token_rows(rng, end=63, padding=0))
+
+
 # PyTorch itself
 
 
@@ -844,6 +972,14 @@ GOLDENS: dict[str, Callable[[Path, Generator], Arrays]] = {
     "timm-resnet-classifier": classifier_of_timm("resnet18", layers=(1, 1, 1, 1), channels=(4, 4, 8, 8)),
     "timm-convnext-classifier": classifier_of_timm("convnext_atto", depths=(1, 1, 1, 1), dims=(4, 8, 8, 16)),
     "open-clip": open_clip_gelu,
+    "open-clip-options": open_clip_options,
+    "open-clip-eos": open_clip_eos,
+    "open-clip-resnet": open_clip_resnet,
+    "open-clip-convnext": open_clip_convnext,
+    "metaclip2": metaclip2,
+    "metaclip2-vision": metaclip2_vision,
+    "clip-classifier": classifier_of_two_towers("CLIP"),
+    "siglip-classifier": classifier_of_two_towers("Siglip"),
     "positions": positions,
     "optimizers": optimizers,
     "losses": losses,

@@ -44,7 +44,7 @@ def test_the_module_is_rebuilt_from_family_and_configuration(tiny_clip, images):
 
 
 def test_the_error_about_an_unknown_family_lists_the_known_ones():
-    with pytest.raises(ModelError, match="unknown model family 'vgg'; supported: clip, siglip, vit, "):
+    with pytest.raises(ModelError, match="unknown model family 'vgg'; supported: clip, open_clip, clip_resnet, "):
         build_module("vgg", {})
 
 

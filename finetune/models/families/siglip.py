@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from finetune.models.families.clip import CLIPOutput, compare_embeddings
+from finetune.models.families.clip import CLIPOutput, compare_embeddings, pooled_features
 from finetune.models.families.vit import read_timm
 from finetune.models.family import Family, Reader, Reading, parse_transformers
 from finetune.models.layers.base import BackboneOutput
@@ -49,14 +49,15 @@ class SiglipTextTransformer(nn.Module):
 
 
 class SiglipModule(nn.Module):
-    """Both towers, the temperature and the bias."""
+    """Both towers, the temperature and the bias; ``vision_class`` is the class of the vision tower."""
 
     config: SiglipConfig
     dtype: jnp.dtype = jnp.float32
+    vision_class: type[nn.Module] = VisionTransformer
 
     def setup(self) -> None:
         self.text_model = SiglipTextTransformer(self.config.text_config, dtype=self.dtype)
-        self.vision_model = VisionTransformer(self.config.vision_config, dtype=self.dtype)
+        self.vision_model = self.vision_class(self.config.vision_config, dtype=self.dtype)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.3026), ())
         self.logit_bias = self.param("logit_bias", nn.initializers.constant(-10.0), ())
 
@@ -82,7 +83,7 @@ class SiglipModule(nn.Module):
 
     def get_image_features(self, pixel_values: jax.Array) -> jax.Array:
         """Image embeddings [N, width], not normalized."""
-        return self.vision_model(pixel_values, pooled_only=True).pooler_output
+        return pooled_features(self.vision_model, pixel_values)
 
     def get_text_features(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
         """Text embeddings [M, width], not normalized."""
@@ -91,7 +92,7 @@ class SiglipModule(nn.Module):
 
 _HEAD, _POOLER = r"(.*)head\.", r"\1pooler."
 NAMES: tuple[Row, ...] = (
-    Drop(r".*\.position_ids"),
+    Drop(r"(?:.*\.)?position_ids|classifier\..*"),
     Rename(r"(logit_scale|logit_bias)", r"\1", scalar),
     *weight_and_bias(r"text_model\.head", r"text_model.head", "kernel", linear),
     Rename(rf"{_HEAD}probe", rf"{_POOLER}probe", flat),
@@ -106,8 +107,11 @@ NAMES: tuple[Row, ...] = (
     Rename(r"(.*(?:_proj|\bfc[12]))\.weight", r"\1.kernel", linear),
     Rename(r"(.*\bbias)", r"\1"),
 )
-# A vision tower saved alone: transformers before version 5 wrote a prefix.
-VISION_NAMES: tuple[Row, ...] = tuple(replace(row, pattern=rf"(?:vision_model\.)?{row.pattern}") for row in NAMES)
+# A vision tower saved alone: transformers before version 5 wrote a prefix, and classifiers have it.
+VISION_NAMES: tuple[Row, ...] = (
+    Drop(r"logit_scale|logit_bias"),
+    *(replace(row, pattern=rf"(?:vision_model\.)?(?:{row.pattern})") for row in NAMES),
+)
 
 
 def _encoder(config: Any) -> dict[str, Any]:
@@ -126,7 +130,10 @@ def _vision(config: Any) -> ViTConfig:
 
 
 def _read_both(config: dict[str, Any], names: Collection[str]) -> Reading:
+    """Both towers, or the vision tower alone where there is no other, as in an image classifier."""
     parsed = parse_transformers("SiglipConfig", config)
+    if not any(name.startswith("text_model.") for name in names):
+        return Reading(_vision(parsed.vision_config), VISION_NAMES)
     text = TextConfig(
         **_encoder(parsed.text_config),
         vocab_size=parsed.text_config.vocab_size,
@@ -146,6 +153,12 @@ FAMILY = Family(
     module=VisionTransformer,
     config=ViTConfig,
     license="Apache-2.0",
+    refused={
+        r"siglip2(_vision_model)?": (
+            "a SigLIP 2 of the NaFlex kind, whose images keep their aspect ratio; those of fixed resolution are "
+            "supported, such as google/siglip2-base-patch16-224"
+        )
+    },
     readers=(
         Reader(
             "transformers",

@@ -1,5 +1,5 @@
 import ast
-from functools import partial
+import shutil
 from pathlib import Path
 
 import jax
@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from paths import GOLDENS
+from safetensors.numpy import load_file, save_file
 from transformers import CLIPConfig
 
 from finetune.errors import ModelError
-from finetune.models.backbone import load_clip
-from finetune.models.families.clip import FAMILY, CLIPModule, CLIPTextTransformer, from_transformers
+from finetune.models.backbone import load_backbone, load_clip
+from finetune.models.families.clip import CLIPModule, CLIPTextTransformer, from_transformers
 from finetune.models.layers.transformer import VisionTransformer
 
-# single file with the real end-of-text id; sharded; half precision with the end-of-text id of OpenAI's own files
-CHECKPOINTS = ["clip-quick-gelu", "clip-gelu-sharded", "clip-legacy-eos-half"]
+# single file with the real end-of-text id; sharded; half precision with the end-of-text id of OpenAI's own files;
+# MetaCLIP 2
+CHECKPOINTS = ["clip-quick-gelu", "clip-gelu-sharded", "clip-legacy-eos-half", "metaclip2"]
 TOLERANCE = 2e-5  # of the output's largest magnitude
 
 
@@ -110,50 +112,46 @@ def test_pooled_only_gives_the_full_pooled_output(checkpoint):
     assert_close(outputs["pooled_only"].pooler_output, outputs["both"].vision_model_output.pooler_output, 2e-6)
 
 
-def test_both_towers_of_an_open_clip_checkpoint_agree_with_pytorch():
-    clip, expected = load_clip(GOLDENS / "open-clip"), np.load(GOLDENS / "open-clip" / "expected.npz")
+def test_metaclip_2_reads_a_text_at_the_end_that_its_configuration_names():
+    clip, expected = load_clip(GOLDENS / "metaclip2"), np.load(GOLDENS / "metaclip2" / "expected.npz")
     output = jax.jit(clip.module.apply)(clip.variables, expected["input_ids"], expected["pixel_values"])
-    assert_close(output.image_embeds, expected["image_embeds"])
+    assert clip.config.text_config.eos_token_id == 2
+    assert (expected["input_ids"].argmax(-1) != (expected["input_ids"] == 2).argmax(-1)).all()
     assert_close(output.text_embeds, expected["text_embeds"])
+    assert_close(output.logits_per_image, expected["logits_per_image"])
 
 
-def test_the_image_tower_of_an_open_clip_checkpoint_with_quick_gelu_agrees_with_pytorch(goldens):
-    folder = goldens / "open-clip"  # open_clip itself does not give the text_embeds of this one again
-    clip, expected = load_clip(folder), np.load(folder / "expected.npz")
-    features = jax.jit(partial(clip.module.apply, method="get_image_features"))(
-        clip.variables, expected["pixel_values"]
-    )
-    assert_close(features / jnp.linalg.norm(features, axis=-1, keepdims=True), expected["image_embeds"])
-
-
-def test_an_open_clip_checkpoint_at_another_size_agrees_with_pytorch():
-    clip, expected = load_clip(GOLDENS / "open-clip", image_size=48), np.load(GOLDENS / "open-clip" / "expected.npz")
-    output = jax.jit(clip.module.apply)(clip.variables, expected["input_ids"], expected["pixel_values_48"])
-    assert_close(output.image_embeds, expected["image_embeds_48"])
-    assert_close(output.text_embeds, expected["text_embeds"])
-    assert clip.report.resized == ("params/vision_model/embeddings/position_embedding/embedding",)
+@pytest.mark.parametrize("golden", ["clip-classifier", "siglip-classifier"])
+def test_a_classifier_with_the_configuration_of_both_towers_is_a_vision_model(golden):
+    backbone = load_backbone(GOLDENS / golden)
+    assert backbone.text is None
+    assert set(backbone.report.unused) == {"classifier.weight", "classifier.bias"}
+    assert backbone.head is None  # it reads the mean of the patches, not the pooled features
+    with pytest.raises(ModelError, match=f"{golden}: not a CLIP with both towers: config.json says"):
+        load_clip(GOLDENS / golden)
+    with pytest.raises(ModelError, match=f"{golden} is a vision model without a text tower"):
+        load_backbone(GOLDENS / golden, submodule="vision_model")
 
 
 @pytest.mark.parametrize(
-    ("tower", "setting"),
+    ("golden", "extra"),
     [
-        ("vision_cfg", {"timm_model_name": "resnet50"}),
-        ("vision_cfg", {"attentional_pool": True}),
-        ("text_cfg", {"hf_model_name": "roberta-base"}),
-        ("text_cfg", {"no_causal_mask": True}),
+        ("clip-classifier", {"logit_scale": [1], "visual_projection.weight": [4, 16], "logit_bias": []}),
+        ("clip-classifier", {"vision_model.embeddings.position_ids": [1, 17]}),
+        ("siglip-classifier", {"logit_scale": [1], "logit_bias": [1], "vision_model.embeddings.position_ids": [1, 16]}),
+        ("metaclip2", {"logit_scale": [1], "logit_bias": [1], "text_model.embeddings.position_ids": [1, 8]}),
+        ("metaclip2-vision", {"logit_scale": [1], "position_ids": [1, 17]}),
     ],
 )
-def test_another_tower_than_open_clips_own_is_refused_by_its_setting(tower, setting):
-    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}, tower: setting}}
-    with pytest.raises(ModelError, match=rf"model_cfg\.{tower}: not supported: {next(iter(setting))}"):
-        FAMILY.reader("open_clip", "open_clip").read(config, ())
-
-
-def test_settings_of_open_clip_that_change_nothing_are_accepted():
-    reader = FAMILY.reader("open_clip", "open_clip")
-    vision, text = {"ls_init_value": None, "patch_dropout": 0.5}, {"hf_tokenizer_name": "", "pad_id": 0}
-    plain = reader.read({"model_cfg": {"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}}}, ())
-    assert reader.read({"model_cfg": {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}}, ()) == plain
+def test_tensors_that_the_vision_tower_does_not_need_are_no_obstacle(tmp_path, golden, extra):
+    shutil.copytree(GOLDENS / golden, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(
+        tensors | {name: np.ones(shape, np.float32) for name, shape in extra.items()}, tmp_path / "model.safetensors"
+    )
+    ours, plain = load_backbone(tmp_path), load_backbone(GOLDENS / golden)
+    assert jax.tree.structure(ours.variables) == jax.tree.structure(plain.variables)
+    assert all(map(np.array_equal, jax.tree.leaves(ours.variables), jax.tree.leaves(plain.variables)))
 
 
 def test_the_parameter_tree_is_that_of_flax_clip_in_transformers_4():

@@ -1,12 +1,17 @@
+import json
+import shutil
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from flax.traverse_util import flatten_dict
 from paths import GOLDENS
+from tokenizers import models, normalizers, processors
 
+from finetune.errors import ModelError
 from finetune.models.backbone import load_backbone, load_clip
 from finetune.models.families.siglip import SiglipTextTransformer
 from finetune.models.zero_shot import zero_shot_head
@@ -135,3 +140,36 @@ def test_the_zero_shot_head_answers_as_siglip(expected):
     answers = whole.logits_per_image.argmax(-1)
     np.testing.assert_array_equal((features @ head).argmax(-1), answers)
     assert len(np.unique(answers)) > 1
+
+
+@pytest.fixture
+def siglip2(tmp_path):
+    """A SigLIP with a tokenizer in the form of SigLIP 2's: Gemma's, with lower-casing in tokenizer.json."""
+    shutil.copytree(GOLDEN, tmp_path, dirs_exist_ok=True)
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "b", "c", "A", "B", "C", "\u2581"]
+    model = models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>", fuse_unk=True)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "\u2581")])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    tokenizer.add_special_tokens(words[:4])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    special = {f"{word.strip('<>')}_token": word for word in words[:4]}
+    options = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right"}
+    settings = {"tokenizer_class": "GemmaTokenizer", **special, **options}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return tmp_path
+
+
+def test_texts_of_siglip_2_are_lower_cased_ended_and_padded_to_full_length_without_a_mask(siglip2):
+    clip = load_clip(siglip2)
+    ids = np.array([[4, 5, 10, 6, 1, 0, 0, 0], [4, 4, 4, 4, 4, 4, 4, 1]])  # of 8 tokens; the last of them ends
+    features = clip.module.apply(clip.variables, ids, method="get_text_features")
+    embeds = clip.embed_texts(["aB C", "A" * 50])
+    np.testing.assert_allclose(embeds, features / np.linalg.norm(features, axis=-1, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["siglip2", "siglip2_vision_model"])
+def test_naflex_is_refused(tmp_path, model_type):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ModelError, match=rf"model_type '{model_type}' is not supported: a SigLIP 2 of the NaFlex kind"):
+        load_backbone(tmp_path)
