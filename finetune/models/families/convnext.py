@@ -18,7 +18,7 @@ from finetune.errors import ModelError
 from finetune.models.depth import DepthOrder
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
 from finetune.models.layers.base import BackboneOutput, activation, drop_path, rematerialized
-from finetune.models.layers.convolution import require_supported
+from finetune.models.layers.convolution import convolve, require_supported
 from finetune.weights.names import (
     Drop,
     Rename,
@@ -115,7 +115,13 @@ class ConvNeXtBlock(nn.Module):
     def setup(self) -> None:
         config, width = self.config, self.features
         self.depthwise = nn.Conv(
-            width, (7, 7), padding=3, feature_group_count=width, dtype=self.dtype, kernel_init=_INIT
+            width,
+            (7, 7),
+            padding=3,
+            feature_group_count=width,
+            conv_general_dilated=convolve,
+            dtype=self.dtype,
+            kernel_init=_INIT,
         )
         self.norm = _LayerNorm(epsilon=config.layer_norm_eps, dtype=self.dtype)
         self.fc1 = nn.Dense(4 * width, dtype=self.dtype, kernel_init=_INIT)

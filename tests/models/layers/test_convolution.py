@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from finetune.errors import ModelError
-from finetune.models.layers.convolution import BatchNorm, ConvNorm, conv_norm_names, require_supported
+from finetune.models.layers.convolution import BatchNorm, ConvNorm, conv_norm_names, convolve, require_supported
 from finetune.models.surgery import extract_submodule
 from finetune.weights.names import apply_table
 
@@ -24,6 +24,39 @@ def variables() -> dict:
     rng = np.random.default_rng(1)
     draw = lambda: rng.uniform(0.5, 1.5, 2).astype(np.float32)  # noqa: E731
     return {"params": {"scale": draw(), "bias": draw()}, "batch_stats": {"mean": draw(), "var": draw()}}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 1), (1, 1)), ((0, 1), (2, 3))])
+@pytest.mark.parametrize(("stride", "kernel"), [((1, 1), (3, 3)), ((2, 2), (3, 3)), ((2, 1), (5, 2)), ((1, 1), (1, 1))])
+def test_a_depthwise_convolution_and_its_gradients_are_xlas(stride, kernel, padding, dtype):
+    x = jax.random.normal(jax.random.key(0), (2, 9, 8, 4), dtype)
+    weights = jax.random.normal(jax.random.key(1), (*kernel, 1, 4), dtype)
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 4}
+
+    def run(function):
+        @jax.jit
+        def loss(*arguments):
+            result = function(*arguments, stride, padding, **options)
+            return jnp.square(result.astype(jnp.float32)).sum(), result
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(x, weights)
+
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05  # of bfloat16 sums that are rounded at each step
+    for ours, xlas in zip(
+        jax.tree.leaves(run(convolve)), jax.tree.leaves(run(jax.lax.conv_general_dilated)), strict=True
+    ):
+        assert ours.dtype == xlas.dtype
+        ours, xlas = np.asarray(ours, np.float32), np.asarray(xlas, np.float32)
+        np.testing.assert_allclose(ours, xlas, rtol=tolerance, atol=tolerance * np.abs(xlas).max())
+
+
+@pytest.mark.parametrize("options", [{"rhs_dilation": (2, 2)}, {"lhs_dilation": (2, 2)}])
+def test_dilated_convolutions_are_xlas_own(options):
+    x, weights = jnp.ones((1, 9, 8, 4)), jnp.ones((3, 3, 1, 4))
+    options |= {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 4}
+    jaxpr = jax.make_jaxpr(lambda x, w: convolve(x, w, (1, 1), ((1, 1), (1, 1)), **options))(x, weights)
+    assert [equation.primitive.name for equation in jaxpr.eqns] == ["conv_general_dilated"]
 
 
 def normalized(x, mean, var, params):
