@@ -243,7 +243,7 @@ def probe() -> dict[str, Any]:
     results: dict[str, Any] = {
         "10 classes": beside_scikit_learn(10, correlated=True, rounds=ROUNDS),
         "10 classes, uncorrelated features": beside_scikit_learn(10, correlated=False, rounds=ROUNDS),
-        "1000 classes, equal objective": beside_scikit_learn(1000, correlated=True, rounds=1, tol=1e-6, max_iter=60),
+        "1000 classes, equal objective": beside_scikit_learn(1000, correlated=True, rounds=1, tol=1e-6, max_iter=100),
     }
     x, y = features_of_classes(200, 192, 10, correlated=True)
     fit_linear_probe(x, y, 10)

@@ -1,10 +1,11 @@
 """Linear probe: logistic regression on fixed features, its strength by held-out loss (Radford et al. 2021, A.3).
 
-The solver is Newton's method with conjugate gradients (Lin, Weng, Keerthi 2008, "Trust region Newton method for
-large-scale logistic regression", with a line search instead of the trust region). On the principal axes of the features
-the Hessian is nearly diagonal, so that its diagonal makes a good preconditioner and few products with the features are
-needed. The Newton decrement (Boyd & Vandenberghe, section 9.5), twice the distance from the least objective, is
-quadratic in the gradient and with it in the rounding of the gradient, so that float32 reaches the stop test.
+The solver is L-BFGS (Nocedal & Wright, "Numerical Optimization", algorithm 7.5) on the principal axes of the features,
+where the Hessian is nearly diagonal: its diagonal, averaged over the classes, is the initial matrix. Logits are linear
+in the params, so that a trial of the line search costs one product with the features, and the next gradient is its
+by-product. The product of the gradient and the step is an estimate of the Newton decrement (Boyd & Vandenberghe,
+section 9.5), twice the distance from the least objective. It is quadratic in the gradient and with it in the rounding
+of the gradient, so that float32 reaches the stop test.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import numpy as np
 
 L2_GRID = tuple(10.0**e for e in range(-5, 3))
 
-_TOLERANCE = 1e-7  # of the Newton decrement, relative to the objective
-_FORCING = 0.25  # what conjugate gradients leave of the residual, in the norm of the preconditioner
-_LEAST_CURVATURE = 1e-6  # of a class, relative to the largest, for the preconditioner
-_MAX_PRODUCTS = 200  # of the Hessian with a direction, in a Newton step
+_TOLERANCE = 1e-9  # of the Newton decrement, relative to the objective
+_NOTHING = 1e-12  # nats, of an objective without a least value
+_MEMORY = 10  # steps that L-BFGS remembers
+_TRIALS = 20  # lengths of a step
 _LARGEST_BATCH = 2**27  # logits of all folds together; where there are more, the folds are fitted one after another
 
 
@@ -35,8 +36,9 @@ class LinearProbe:
         kernel: float32 [d, num_classes].
         bias: float32 [num_classes].
         l2: the strength.
-        iterations: Newton steps of the fit; with several strengths, from the solution of the next stronger one.
-        converged: the stop test is met; otherwise the fit has ended at its limit of iterations.
+        iterations: steps of the fit; with several strengths, from the solution of the next stronger one.
+        converged: the stop test is met; otherwise the fit has ended at its limit of iterations, or where float32 shows
+            no further progress.
         held_out: mean loss over the images held out, in nats per image, by strength; empty where none was chosen.
     """
 
@@ -60,7 +62,7 @@ def fit_linear_probe(
     class_weights: np.ndarray | None = None,
     standardize: bool = False,
     grid: Sequence[float] = L2_GRID,
-    max_iterations: int = 100,
+    max_iterations: int = 1000,
 ) -> LinearProbe:
     """The best linear classifier of the features.
 
@@ -82,7 +84,7 @@ def fit_linear_probe(
         standardize: penalizes the kernel of features divided by their standard deviation, as behind scikit-learn's
             ``StandardScaler``; the result applies to the features as they are.
         grid: the strengths to choose from.
-        max_iterations: limit of the Newton steps for each strength.
+        max_iterations: limit of the steps for each strength.
     """
     x, y = np.asarray(features, np.float32), _labels(labels)
     fitted, held_out = np.ones((1, len(x)), np.float32), np.zeros((1, len(x)), np.float32)
@@ -106,7 +108,7 @@ def fit_linear_probe(
         bias,
         l2=strengths[int(best)],
         iterations=int(state.step),
-        converged=bool(state.decrement <= _TOLERANCE * state.value),
+        converged=bool(_has_converged(state.decrement, state.value)),
         held_out={strength: by_strength[strength] for strength in grid} if chosen else {},
     )
 
@@ -154,8 +156,8 @@ class _Data(NamedTuple):
 
 class _State(NamedTuple):
     params: jax.Array  # [axes + 1, C], the bias last
-    value: jax.Array  # of the objective, and the Newton decrement there, both of the params before the last step
-    decrement: jax.Array
+    value: jax.Array  # of the objective
+    decrement: jax.Array  # the estimate of Newton's, before the last step
     step: jax.Array
 
 
@@ -196,7 +198,7 @@ def _choose(
             states, losses = jax.lax.map(
                 lambda part: fit(part[0], part[1], part[2], l2),
                 (states, fitted, held_out),
-                batch_size=len(fitted) if together else 1,
+                batch_size=len(fitted) if together and len(fitted) > 1 else None,
             )
             loss = losses.sum() / jnp.maximum(held_out.sum(), 1)
             candidate = (loss, jax.tree.map(lambda leaf: leaf[-1], states))
@@ -237,6 +239,26 @@ def _principal_axes(
     return _Data(x, labels, (x**2).mean(axis=1, keepdims=True)), (basis @ axes) / scale[:, None], centre
 
 
+class _Point(NamedTuple):
+    """What is known of the objective at some params [axes + 1, C], with ``slope`` along the direction of search."""
+
+    params: jax.Array
+    logits: jax.Array
+    value: jax.Array
+    gradient: jax.Array
+    curvature: jax.Array
+    slope: jax.Array
+
+
+class _Memory(NamedTuple):
+    """The last steps [memory, axes + 1, C], the changes of the gradient on them, and 1 / their products."""
+
+    steps: jax.Array
+    changes: jax.Array
+    scales: jax.Array
+    count: jax.Array  # of all steps so far; step i is in row i % memory
+
+
 def _minimize(
     data: _Data, weight: jax.Array, l2: jax.Array, count: jax.Array, params: jax.Array, max_iterations: jax.Array
 ) -> _State:
@@ -250,95 +272,109 @@ def _minimize(
     weight = weight / count
     penalty = jnp.full((len(x), 1), l2 / count).at[-1].set(0.0)
 
-    def step(carry: tuple[_State, jax.Array]) -> tuple[_State, jax.Array]:
-        state, logits = carry
-        params = state.params
+    def evaluate(params: jax.Array, logits: jax.Array, direction: jax.Array) -> _Point:
         value = (weight * _losses(logits, y)).sum() + 0.5 * (penalty * params**2).sum()
         residuals = _residuals(logits, y)
         gradient = _centred(x @ (weight * residuals) + penalty * params, y)
-        curvature = (weight * _variances(residuals)).sum(axis=0)
-        diagonal = curvature * variances + penalty
-        # The bias of a class without images has next to no curvature: what rounding leaves of its gradient is noise.
-        diagonal = jnp.maximum(diagonal, _LEAST_CURVATURE * diagonal.max(axis=1, keepdims=True))
+        curvature = (weight * _variances(residuals)).sum() / logits.shape[1]
+        return _Point(params, logits, value, gradient, curvature, (gradient * direction).sum())
 
-        def product(direction: jax.Array) -> tuple[jax.Array, jax.Array]:
-            change = x.T @ direction
-            product = x @ (weight * _curved(residuals, change, y)) + penalty * direction
-            return _centred(product, y), change
+    def step(carry: tuple[_Point, _Memory, jax.Array, jax.Array]) -> Any:
+        point, memory, _, step = carry
+        diagonal = point.curvature * variances + l2 / count  # also of the bias, which else would run ahead
+        direction = -_quasi_newton(memory, point.gradient, lambda vector: _centred(vector / diagonal, y))
+        point = point._replace(slope=(point.gradient * direction).sum())
+        change = x.T @ direction
 
-        direction, change = _solve(product, lambda residual: _centred(residual / diagonal, y), -gradient, logits)
-        decrement = -(gradient * direction).sum()
-        linear, quadratic = (penalty * params * direction).sum(), (penalty * direction**2).sum()
+        def along(length: jax.Array) -> _Point:
+            return evaluate(point.params + length * direction, point.logits + length * change, direction)
 
-        def along(length: jax.Array) -> tuple[jax.Array, jax.Array]:
-            there = logits + length * change
-            residuals = _residuals(there, y)
-            slope = (weight * residuals * change).sum()
-            bend = (weight * _curved(residuals, change, y) * change).sum()
-            return slope + linear + length * quadratic, bend + quadratic
+        there, found = _line_search(along, point)
+        there = jax.tree.map(partial(jnp.where, found), there, point)
+        memory = _remember(memory, there.params - point.params, there.gradient - point.gradient)
+        return there, memory, jnp.where(found, -point.slope, jnp.inf), jnp.where(found, step + 1, max_iterations)
 
-        length = _line_search(along, 0.3 * decrement)
-        return _State(params + length * direction, value, decrement, state.step + 1), logits + length * change
+    def unfinished(carry: tuple[_Point, _Memory, jax.Array, jax.Array]) -> jax.Array:
+        point, _, decrement, step = carry
+        return ~_has_converged(decrement, point.value) & (step < max_iterations)
 
-    def unfinished(carry: tuple[_State, jax.Array]) -> jax.Array:
-        state, _ = carry
-        return (state.decrement > _TOLERANCE * state.value) & (state.step < max_iterations)
-
-    start = _State(params, jnp.asarray(1.0), jnp.asarray(jnp.inf), jnp.asarray(0))
-    return jax.lax.while_loop(unfinished, step, (start, x.T @ params))[0]
+    first = evaluate(params, x.T @ params, params)
+    rows = jnp.zeros((_MEMORY, *params.shape))
+    memory = _Memory(rows, rows, jnp.zeros(_MEMORY), jnp.asarray(0))
+    point, _, decrement, steps = jax.lax.while_loop(unfinished, step, (first, memory, jnp.inf, jnp.asarray(0)))
+    return _State(point.params, point.value, decrement, steps)
 
 
-def _solve(product: Any, precondition: Any, right: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The direction whose product with the Hessian is about ``right``, by preconditioned conjugate gradients.
-
-    Returns:
-        the direction, and the change of the logits along it.
-    """
-    first = precondition(right)
-    norm = (right * first).sum()
-
-    def advance(carry: Any) -> Any:
-        solution, change, residual, search, squared, step = carry
-        curved, along = product(search)
-        bend = (search * curved).sum()
-        length = jnp.where(bend > 0, squared / bend, 0.0)
-        residual = residual - length * curved
-        conditioned = precondition(residual)
-        remaining = (residual * conditioned).sum()
-        search_next = conditioned + remaining / squared * search
-        return solution + length * search, change + length * along, residual, search_next, remaining, step + 1
-
-    def unfinished(carry: Any) -> jax.Array:
-        return (carry[-2] > _FORCING**2 * norm) & (carry[-1] < _MAX_PRODUCTS)
-
-    start = (jnp.zeros_like(right), jnp.zeros_like(logits), right, first, norm, 0)
-    return jax.lax.while_loop(unfinished, advance, start)[:2]
+def _has_converged(decrement: jax.Array, value: jax.Array) -> jax.Array:
+    return decrement <= _TOLERANCE * value + _NOTHING
 
 
-def _line_search(along: Any, small: jax.Array) -> jax.Array:
-    """The length, from 1 on, where the slope of a convex function is small: Newton's method within a bracket.
+def _quasi_newton(memory: _Memory, gradient: jax.Array, precondition: Any) -> jax.Array:
+    """About the product of the inverse Hessian with the gradient: the two loops of L-BFGS."""
+    steps, changes, scales, count = memory
+    kept = jnp.minimum(count, _MEMORY)
 
-    It looks at slopes only, since differences of a float32 objective near its least are rounding. It costs no product
-    with the features, because logits are linear in the length.
+    def newest_first(back: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        vector, shares = carry
+        row = (count - 1 - back) % _MEMORY
+        share = scales[row] * (steps[row] * vector).sum()
+        return vector - share * changes[row], shares.at[row].set(share)
+
+    vector, shares = jax.lax.fori_loop(0, kept, newest_first, (gradient, jnp.zeros(_MEMORY)))
+    row = (count - 1) % _MEMORY
+    measured = scales[row] * (changes[row] * precondition(changes[row])).sum()
+    vector = precondition(vector) / jnp.where(count > 0, measured, 1.0)
+
+    def oldest_first(index: jax.Array, vector: jax.Array) -> jax.Array:
+        row = (count - kept + index) % _MEMORY
+        return vector + (shares[row] - scales[row] * (changes[row] * vector).sum()) * steps[row]
+
+    return jax.lax.fori_loop(0, kept, oldest_first, vector)
+
+
+def _remember(memory: _Memory, step: jax.Array, change: jax.Array) -> _Memory:
+    """Leaves out a step along which rounding hides that the gradient grows."""
+    product = (step * change).sum()
+    row = memory.count % _MEMORY
+    grown = _Memory(
+        memory.steps.at[row].set(step),
+        memory.changes.at[row].set(change),
+        memory.scales.at[row].set(1 / product),
+        memory.count + 1,
+    )
+    return jax.tree.map(partial(jnp.where, product > 0), grown, memory)
+
+
+def _line_search(along: Any, start: _Point) -> tuple[_Point, jax.Array]:
+    """A point where the slope has become small, and whether there is one: from length 1 on, within a bracket.
+
+    The conditions are the approximate ones of Hager & Zhang 2005 ("A new conjugate gradient method with guaranteed
+    descent", section 4), which look at slopes, since differences of a float32 objective near its least are rounding.
 
     Args:
-        along: slope and curvature at a length.
+        along: the point at a length.
     """
 
+    def is_far(point: _Point) -> jax.Array:
+        return ~((point.slope <= -0.8 * start.slope) & (point.value <= start.value + 1e-6 * jnp.abs(start.value)))
+
+    def is_near(point: _Point) -> jax.Array:
+        return point.slope < 0.9 * start.slope
+
     def advance(carry: Any) -> Any:
-        length, low, high, slope, bend, step = carry
-        low, high = jnp.where(slope < 0, length, low), jnp.where(slope < 0, high, length)
-        newton = length - slope / bend
-        inside = (newton > low) & (newton < jnp.minimum(high, 10 * length))
-        length = jnp.where(inside, newton, jnp.where(jnp.isinf(high), 4 * length, (low + high) / 2))
-        return length, low, high, *along(length), step + 1
+        length, low, high, point, trial = carry
+        low, high = jnp.where(is_far(point), low, length), jnp.where(is_far(point), length, high)
+        secant = length * start.slope / (start.slope - point.slope)
+        inside = (secant > low + 0.1 * (high - low)) & (secant < high - 0.1 * (high - low))
+        length = jnp.where(jnp.isinf(high), 4 * length, jnp.where(inside, secant, (low + high) / 2))
+        return length, low, high, along(length), trial + 1
 
     def unfinished(carry: Any) -> jax.Array:
-        return (jnp.abs(carry[3]) > small) & (carry[-1] < 30)
+        return (is_far(carry[3]) | is_near(carry[3])) & (carry[-1] < _TRIALS)
 
     one = jnp.asarray(1.0)
-    start = (one, jnp.asarray(0.0), jnp.asarray(jnp.inf), *along(one), 0)
-    return jax.lax.while_loop(unfinished, advance, start)[0]
+    end = jax.lax.while_loop(unfinished, advance, (one, jnp.asarray(0.0), jnp.asarray(jnp.inf), along(one), 1))
+    return end[3], ~(is_far(end[3]) | is_near(end[3]))
 
 
 def _losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -366,20 +402,6 @@ def _residuals(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def _variances(residuals: jax.Array) -> jax.Array:
     """p (1 - p), the second derivatives of the losses by each logit, [n, C]."""
     return jnp.abs(residuals) * (1 - jnp.abs(residuals))
-
-
-def _curved(residuals: jax.Array, change: jax.Array, labels: jax.Array) -> jax.Array:
-    """The product of the second derivatives of the losses with a change of the logits, [n, C].
-
-    For the cross-entropy, p_c (change_c - sum p change), with changes counted from that of an image's own class, for
-    the same reason as in the residuals: otherwise rounding may make the Hessian indefinite.
-    """
-    if labels.ndim == 2:
-        return _variances(residuals) * change
-    others = jnp.maximum(residuals, 0.0)
-    change = change - jnp.take_along_axis(change, labels[:, None], axis=1)
-    curved = others * (change - (others * change).sum(axis=1, keepdims=True))
-    return jnp.where(_is_own(change, labels), -curved.sum(axis=1, keepdims=True), curved)
 
 
 def _is_own(logits: jax.Array, labels: jax.Array) -> jax.Array:

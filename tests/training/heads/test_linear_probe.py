@@ -104,7 +104,7 @@ def test_the_sweep_is_fits_from_nothing():
     probe = fit_linear_probe(x, y, 4, seed=3)
     alone = fit_linear_probe(x, y, 4, probe.l2)
     np.testing.assert_allclose(x @ probe.kernel + probe.bias, x @ alone.kernel + alone.bias, atol=5e-3)
-    for l2 in (1e-5, 1.0, 100.0):
+    for l2 in (0.01, 1.0, 100.0):
         assert fit_linear_probe(x, y, 4, grid=[l2], seed=3).held_out[l2] == pytest.approx(probe.held_out[l2], rel=1e-3)
 
 
