@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -28,12 +28,14 @@ class Evaluation:
         loss: mean cross-entropy in nats; for images with several labels its binary form, the mean over the classes.
         mean_average_precision: the mean over the classes that some image has, in [0, 1]; None unless images have
             several labels.
+        logits: float32 [n, num_classes], where they were asked for.
     """
 
     n: int
     accuracy: float
     loss: float
     mean_average_precision: float | None = None
+    logits: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
     def metric(self) -> str:
@@ -53,15 +55,8 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """The metrics by name, without those that are None, and under ``metric`` the name of the deciding one."""
-        return {**{name: value for name, value in vars(self).items() if value is not None}, "metric": self.metric}
-
-
-def wilson_interval(successes: float, count: int) -> tuple[float, float]:
-    """The 95% confidence interval of a proportion (Wilson 1927)."""
-    z, share = 1.959963984540054, successes / count
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+        values = {name: value for name, value in vars(self).items() if name != "logits" and value is not None}
+        return {**values, "metric": self.metric}
 
 
 def value_of_score(metric: str, score: float) -> float:
@@ -79,6 +74,7 @@ def evaluate(
     batch_size: int,
     track: Track = untracked,
     name: str = "evaluation",
+    keep_logits: bool = False,
 ) -> Evaluation:
     """Exact metrics over a split: every image counts once, however the batches are padded.
 
@@ -89,17 +85,22 @@ def evaluate(
         spec: the images that the model takes.
         batch_size: images in a step; no metric depends on it beyond rounding.
         track: shows how far it is, under ``name``.
+        keep_logits: the evaluation has them.
 
     Raises:
         DataError: images may have several labels, but none has any: average precision is undefined.
     """
     total = -(-len(split) // min(batch_size, len(split)))
     batches = track(evaluation_batches(split, spec, batch_size), name, total)
-    return evaluate_batches(eval_step, variables, batches, split.labels)
+    return evaluate_batches(eval_step, variables, batches, split.labels, keep_logits)
 
 
 def evaluate_batches(
-    eval_step: EvalStep, variables: Any, batches: Iterable[dict[str, Any]], labels: np.ndarray
+    eval_step: EvalStep,
+    variables: Any,
+    batches: Iterable[dict[str, Any]],
+    labels: np.ndarray,
+    keep_logits: bool = False,
 ) -> Evaluation:
     """The same over batches that are there already; ``labels`` are those of all, and errors as in :func:`evaluate`."""
     multi_label = labels.ndim == 2
@@ -114,14 +115,14 @@ def evaluate_batches(
     for batch in batches:
         metrics, logits = eval_step(variables, jax.device_put(batch))
         sums = metrics if sums is None else jax.tree.map(lambda a, b: a + b, sums, metrics)
-        if multi_label:
+        if multi_label or keep_logits:
             rows.append(logits)
     totals = {name: float(value) for name, value in sums.items()}
     count = totals["count"]
-    precision = None
-    if multi_label:
-        precision = _mean_average_precision(labels, np.concatenate(jax.device_get(rows))[: len(labels)])
-    return Evaluation(round(count), totals["correct"] / count, totals["loss"] / count, precision)
+    scores = np.concatenate(jax.device_get(rows))[: len(labels)] if rows else None
+    precision = _mean_average_precision(labels, scores) if multi_label and scores is not None else None
+    kept = scores if keep_logits else None
+    return Evaluation(round(count), totals["correct"] / count, totals["loss"] / count, precision, kept)
 
 
 def _mean_average_precision(labels: np.ndarray, scores: np.ndarray) -> float:

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 
 from finetune.data.splits import Splits, load_splits
 from finetune.errors import CheckpointError, DataError, FinetuneError, RecipeError, nearest
-from finetune.evaluation.metrics import Evaluation, wilson_interval
+from finetune.evaluation.metrics import Evaluation
+from finetune.evaluation.statistics import wilson_interval
 from finetune.files import write_json, write_text
 from finetune.models.backbone import Backbone
 from finetune.models.build import attach_head, open_backbone

@@ -213,7 +213,8 @@ class FeatureEvaluator:
         """Whether there is anything to compute once."""
         return self._prefix is not None
 
-    def __call__(self, variables: Variables, split: Split, name: str) -> Evaluation:
+    def __call__(self, variables: Variables, split: Split, name: str, keep_logits: bool = False) -> Evaluation:
         store = self._features.store(self._extractor, split, name, tell=False)
         batches = kept_evaluation_batches(store, split.labels, self._most)
-        return evaluate_batches(self._step, (pick(variables, self._varying), self._frozen), batches, split.labels)
+        variables = pick(variables, self._varying)
+        return evaluate_batches(self._step, (variables, self._frozen), batches, split.labels, keep_logits)

@@ -19,8 +19,9 @@ from finetune.recipe.source import dump_recipe
 
 _RECIPE, _RUN, _SUMMARY, _METRICS = "recipe.yaml", "run.json", "summary.json", "metrics.jsonl"
 _STATE, _MODEL, _FIGURES, _SKIPPED = "state", "model", "figures", "skipped_images.txt"
+_PREDICTIONS = "predictions.parquet"
 FINISHED = "finished"  # status of a run in its summary
-_WRITTEN = (_RECIPE, _RUN, _SUMMARY, _METRICS, _STATE, _MODEL, _FIGURES, _SKIPPED)
+_WRITTEN = (_RECIPE, _RUN, _SUMMARY, _METRICS, _STATE, _MODEL, _FIGURES, _SKIPPED, _PREDICTIONS)
 
 
 class RunFolder:
@@ -31,6 +32,7 @@ class RunFolder:
         state: what it takes to resume, by Orbax.
         model: the bundle.
         figures: pictures.
+        predictions: what each step says of the test images.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -38,6 +40,7 @@ class RunFolder:
         self.state = self.directory / _STATE
         self.model = self.directory / _MODEL
         self.figures = self.directory / _FIGURES
+        self.predictions = self.directory / _PREDICTIONS
         self._metrics = self.directory / _METRICS
 
     def check_free(self, *, resume: bool = False, overwrite: bool = False) -> None:

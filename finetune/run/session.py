@@ -12,11 +12,13 @@ from finetune.data.labeled_images import Split
 from finetune.errors import CheckpointError, Diverged, Interrupted
 from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
 from finetune.evaluation.steps import EvalStep, make_eval_step
+from finetune.evaluation.verdict import compare_results, conclude, describe_result
 from finetune.export.bundle import save_bundle
 from finetune.models.classifier import Classifier, without_head
 from finetune.run.curves import curves_of, draw_curves
 from finetune.run.features import FeatureEvaluator, RunFeatures
 from finetune.run.folder import FINISHED, RunFolder
+from finetune.run.predictions import Predictions
 from finetune.run.progress import Progress
 from finetune.run.resume import Kept, RunProgress, Snapshot
 from finetune.run.setup import RunSetup
@@ -53,6 +55,7 @@ class RunSession:
         self.carried: Any = None
         self.features = RunFeatures(setup.spec, setup.recipe.evaluate.batch_size, display, self.stop_if_asked)
         self.evaluator: FeatureEvaluator | None = None
+        self._predictions = Predictions(folder.predictions, setup.splits.test)
         self._eval_step: tuple[Classifier, EvalStep] | None = None
 
     def restore(self) -> None:
@@ -74,17 +77,17 @@ class RunSession:
         default = "mean_average_precision" if self.setup.splits.multi_label else "accuracy"
         return self.setup.recipe.evaluate.metric or default
 
-    def evaluate(self, variables: Variables, split: Split, name: str) -> Evaluation:
+    def evaluate(self, variables: Variables, split: Split, name: str, keep_logits: bool = False) -> Evaluation:
         if self.evaluator is not None:
             try:
-                return self.evaluator(variables, split, name)
+                return self.evaluator(variables, split, name, keep_logits)
             except CheckpointError as error:  # no room
                 self.display.say(f"{error}; evaluated from images")
         setup = self.setup
         if self._eval_step is None or self._eval_step[0] is not self.classifier:
             self._eval_step = self.classifier, make_eval_step(self.classifier, setup.spec)
         step, batch_size = self._eval_step[1], setup.recipe.evaluate.batch_size
-        return evaluate(step, variables, split, setup.spec, batch_size, self.display.track, name)
+        return evaluate(step, variables, split, setup.spec, batch_size, self.display.track, name, keep_logits)
 
     def evaluate_from_features(self, varying: frozenset[str]) -> None:
         """From now on, evaluates from what is computed once; ``varying`` are the variables that change."""
@@ -109,10 +112,7 @@ class RunSession:
         Args:
             score: on the validation images, where it is known already.
         """
-        evaluation = self.evaluate(self.variables, self.setup.splits.test, f"{name}: test")
-        result = {"name": name, "split": "test", **evaluation.to_json()}
-        self.progress.results.append(result)
-        self.folder.log({"stage": name, **result})
+        evaluation = self._measure_test(name)
         metric = evaluation.metric.replace("_", " ")
         self.display.say(f"{name}: test {metric} {evaluation.value():.4f} on {evaluation.n} images")
         if score is None and self.setup.splits.validation is not None:
@@ -120,6 +120,21 @@ class RunSession:
             self.folder.log({"stage": name, "split": "validation", **validation.to_json()})
             score = validation.score(self.metric)
         self.keep(name, score)
+
+    def _measure_test(self, name: str) -> Evaluation:
+        """Appends the test result of the present variables, beside that of the step before."""
+        test = self.setup.splits.test
+        evaluation = self.evaluate(self.variables, test, f"{name}: test", keep_logits=True)
+        result = {"name": name, "split": "test", **describe_result(evaluation, test.labels)}
+        earlier = [step["name"] for step in self.progress.results]
+        before = self._predictions.logits(earlier[-1]) if earlier else None
+        assert evaluation.logits is not None
+        if before is not None:
+            result["paired"] = compare_results(earlier[-1], before, evaluation.logits, test.labels)
+        self._predictions.add(name, evaluation.logits, earlier)
+        self.progress.results.append(result)
+        self.folder.log({"stage": name, **result})
+        return evaluation
 
     def keep(self, name: str, score: float | None) -> None:
         """Saves the model of a stage, unless that of an earlier stage is better on the validation images."""
@@ -153,6 +168,7 @@ class RunSession:
             "status": FINISHED,
             "results": self.progress.results,
             "kept": {"stage": kept.stage, "metric": self.metric, "validation": validation},
+            "verdict": conclude(self.progress.results, kept.stage, chosen=kept.score is not None),
             "weights_sha256": kept.weights_sha256,
             "frozen_unchanged": not frozen["changed"],
             "frozen": frozen,

@@ -105,5 +105,5 @@ def test_results_are_shown_by_the_metric_that_decides(multi_label_run):
     assert record["metric"] == "mean_average_precision"
     assert 0 <= record["accuracy"] != record["mean_average_precision"] <= 1
     (row,) = read_table(result.stdout)
-    assert list(row) == ["result", "test images", "mean average precision"]
+    assert list(row) == ["result", "test images", "mean average precision", "macro F1", "loss"]
     assert row["mean average precision"] == f"{record['mean_average_precision']:.4f}"

@@ -9,7 +9,7 @@ from command_line import finetune as command
 
 import finetune
 from finetune.errors import RecipeError
-from finetune.evaluation.metrics import wilson_interval
+from finetune.evaluation.statistics import wilson_interval
 
 DATA = {"source": "digits", "fraction": 0.2, "validation": 0.2, "test": 0.1}
 TEMPLATES = ["a photo of the digit {}", "the number {}"]

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import time
 
 import jax
 import numpy as np
+import pyarrow.parquet
 import pytest
 from flax.traverse_util import flatten_dict
 from paths import SMALL
@@ -24,7 +26,8 @@ def small(*overrides):
 
 def test_a_run_leaves_everything_its_folder_promises(small_run):
     names = {path.name for path in small_run.directory.iterdir()}
-    assert names == {"recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "state", "model", "figures"}
+    files = {"recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "predictions.parquet"}
+    assert names == files | {"state", "model", "figures"}
     summary = json.loads((small_run.directory / "summary.json").read_text())
     assert [r["name"] for r in summary["results"]] == ["zero_shot", "probe", "finetune"]
     assert {"name", "split", "n", "accuracy"} <= summary["results"][0].keys()
@@ -32,6 +35,27 @@ def test_a_run_leaves_everything_its_folder_promises(small_run):
     assert set(summary["seconds"]) == {"load", "zero_shot", "probe", "finetune"}
     about = json.loads((small_run.directory / "run.json").read_text())
     assert about["versions"]["jax"] == jax.__version__
+
+
+def test_the_predictions_of_each_step_are_those_that_its_result_and_the_verdict_count(small_run):
+    table = pyarrow.parquet.read_table(small_run.directory / "predictions.parquet").to_pandas()
+    steps = small_run.summary["results"]
+    right = {}
+    for step in steps:
+        logits = np.stack(table[f"logits.{step['name']}"])
+        np.testing.assert_allclose(
+            np.stack(table[f"probabilities.{step['name']}"]), jax.nn.softmax(logits, axis=1), atol=1e-6
+        )
+        right[step["name"]] = logits.argmax(1) == table["label"]
+        assert right[step["name"]].mean() == pytest.approx(step["accuracy"])
+        assert step["accuracy_interval"][0] < step["accuracy"] < step["accuracy_interval"][1]
+    assert table["path"].is_unique
+    for before, step in itertools.pairwise(steps):
+        assert step["paired"]["before"] == before["name"]
+        assert step["paired"]["gained"] == (right[step["name"]] & ~right[before["name"]]).sum()
+        assert step["paired"]["lost"] == (right[before["name"]] & ~right[step["name"]]).sum()
+    kept = small_run.summary["kept"]["stage"]
+    assert f"Kept: {kept}, the best on the validation images." in small_run.summary["verdict"]
 
 
 def test_metrics_tell_loss_accuracy_rate_and_speed_of_every_epoch(small_run):
@@ -143,6 +167,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_bit_identical_weights(small_run, t
     resumed = finetune.run(small(), output=tmp_path / "run", resume=True, quiet=True).summary
     assert resumed["weights_sha256"] == small_run.summary["weights_sha256"]
     assert [r["accuracy"] for r in resumed["results"]] == [r["accuracy"] for r in small_run.summary["results"]]
+    assert resumed["verdict"] == small_run.summary["verdict"]
     ours, theirs = ((d / "metrics.jsonl").read_text().splitlines() for d in (tmp_path / "run", small_run.directory))
     steps = [[(r["stage"], r.get("step")) for r in map(json.loads, lines)] for lines in (ours, theirs)]
     assert set(steps[0]) >= set(steps[1])

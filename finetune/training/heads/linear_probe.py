@@ -256,7 +256,7 @@ class _Memory(NamedTuple):
     steps: jax.Array
     changes: jax.Array
     scales: jax.Array
-    count: jax.Array  # of all steps so far; step i is in row i % memory
+    taken: jax.Array  # steps so far; step i is in row i % memory
 
 
 def _minimize(
@@ -301,7 +301,8 @@ def _minimize(
     first = evaluate(params, x.T @ params, params)
     rows = jnp.zeros((_MEMORY, *params.shape))
     memory = _Memory(rows, rows, jnp.zeros(_MEMORY), jnp.asarray(0))
-    point, _, decrement, steps = jax.lax.while_loop(unfinished, step, (first, memory, jnp.inf, jnp.asarray(0)))
+    start = (first, memory, jnp.asarray(jnp.inf), jnp.asarray(0))
+    point, _, decrement, steps = jax.lax.while_loop(unfinished, step, start)
     return _State(point.params, point.value, decrement, steps)
 
 
@@ -311,22 +312,22 @@ def _has_converged(decrement: jax.Array, value: jax.Array) -> jax.Array:
 
 def _quasi_newton(memory: _Memory, gradient: jax.Array, precondition: Any) -> jax.Array:
     """About the product of the inverse Hessian with the gradient: the two loops of L-BFGS."""
-    steps, changes, scales, count = memory
-    kept = jnp.minimum(count, _MEMORY)
+    steps, changes, scales, taken = memory
+    kept = jnp.minimum(taken, _MEMORY)
 
     def newest_first(back: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         vector, shares = carry
-        row = (count - 1 - back) % _MEMORY
+        row = (taken - 1 - back) % _MEMORY
         share = scales[row] * (steps[row] * vector).sum()
         return vector - share * changes[row], shares.at[row].set(share)
 
     vector, shares = jax.lax.fori_loop(0, kept, newest_first, (gradient, jnp.zeros(_MEMORY)))
-    row = (count - 1) % _MEMORY
+    row = (taken - 1) % _MEMORY
     measured = scales[row] * (changes[row] * precondition(changes[row])).sum()
-    vector = precondition(vector) / jnp.where(count > 0, measured, 1.0)
+    vector = precondition(vector) / jnp.where(taken > 0, measured, 1.0)
 
     def oldest_first(index: jax.Array, vector: jax.Array) -> jax.Array:
-        row = (count - kept + index) % _MEMORY
+        row = (taken - kept + index) % _MEMORY
         return vector + (shares[row] - scales[row] * (changes[row] * vector).sum()) * steps[row]
 
     return jax.lax.fori_loop(0, kept, oldest_first, vector)
@@ -335,12 +336,12 @@ def _quasi_newton(memory: _Memory, gradient: jax.Array, precondition: Any) -> ja
 def _remember(memory: _Memory, step: jax.Array, change: jax.Array) -> _Memory:
     """Leaves out a step along which rounding hides that the gradient grows."""
     product = (step * change).sum()
-    row = memory.count % _MEMORY
+    row = memory.taken % _MEMORY
     grown = _Memory(
         memory.steps.at[row].set(step),
         memory.changes.at[row].set(change),
         memory.scales.at[row].set(1 / product),
-        memory.count + 1,
+        memory.taken + 1,
     )
     return jax.tree.map(partial(jnp.where, product > 0), grown, memory)
 
