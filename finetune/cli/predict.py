@@ -7,7 +7,7 @@ import glob
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,25 +29,40 @@ def predict(
         int | None,
         typer.Option(min=1, help="Show so many of the most probable classes.  [default: those that the image is of]"),
     ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Show the sets of classes that hold the true one so often, such as 0.9."),
+    ] = None,
+    sets: Annotated[
+        Literal["lac", "aps", "raps"],
+        typer.Option(help="Kind of sets: the smallest (lac), or larger for harder images (aps, raps)."),
+    ] = "lac",
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of text.")] = False,
     as_json: AsJson = False,
     allow_local_code: LocalCode = False,
 ) -> None:
     """Classify images with a trained model. Images that cannot be used are named, and the others classified."""
     import finetune
-    from finetune.errors import DataError
+    from finetune.errors import DataError, RecipeError
 
+    if coverage is not None and not 0 < coverage < 1:
+        raise RecipeError(f"--coverage: a share between 0 and 1; received {coverage:g}")
+    if coverage is not None and top is not None:
+        raise RecipeError("--coverage shows the classes of each set, and --top a number of them: give one of the two")
     predictor = finetune.restore(directory, allow_local_code=allow_local_code)
+    options = {"coverage": coverage, "sets": sets}
     names = list(_expand(images))
     if not names:
         raise DataError(f"{', '.join(images)}: no images there")
     classified, broken = [], 0
     for start in range(0, len(names), _AT_A_TIME):
-        done, problems = _classify(predictor, names[start : start + _AT_A_TIME])
+        done, problems = _classify(predictor, names[start : start + _AT_A_TIME], options)
         classified += done
         broken += len(problems)
         for problem in problems:
             typer.echo(f"error: {problem}", err=True)
+    if coverage is not None and not (as_csv or as_json):
+        _say_what_is_guaranteed(predictor.confidence, coverage, sets)
     _show(classified, top, as_csv=as_csv, as_json=as_json)
     if broken:
         raise typer.Exit(2)
@@ -75,7 +90,7 @@ def _images_in(folder: Path) -> Iterator[str]:
         typer.echo(f"{folder}: {len(left_out)} files that are no images are left out, such as {left_out[0]}", err=True)
 
 
-def _classify(predictor: Any, names: list[str]) -> tuple[list[tuple[str, Any]], list[str]]:
+def _classify(predictor: Any, names: list[str], options: dict[str, Any]) -> tuple[list[tuple[str, Any]], list[str]]:
     """(name, prediction) of each image that can be used, and what is wrong with the others."""
     from finetune.errors import DataError
     from finetune.images.open import open_image
@@ -87,8 +102,20 @@ def _classify(predictor: Any, names: list[str]) -> tuple[list[tuple[str, Any]], 
         except DataError as error:
             problems.append(str(error))
     usable = [name for name in names if name in opened]
-    predictions = predictor.predict([opened[name] for name in usable])
+    predictions = predictor.predict([opened[name] for name in usable], **options)
     return list(zip(usable, predictions, strict=True)), problems
+
+
+def _say_what_is_guaranteed(confidence: Any, coverage: float, sets: Any) -> None:
+    count = len(confidence.scores[sets])
+    low, high = confidence.coverage_range(coverage, sets)
+    if low == 1.0:
+        typer.echo(f"sets of {coverage:g}: hold every class; {count} validation images are too few for less")
+        return
+    typer.echo(
+        f"sets of {coverage:g}, for images like the {count:,} validation images: with so many, its own coverage "
+        f"is {low:.3f} to {high:.3f} (90% certainty)"
+    )
 
 
 def _show(classified: list[tuple[str, Any]], top: int | None, *, as_csv: bool, as_json: bool) -> None:
@@ -100,6 +127,9 @@ def _show(classified: list[tuple[str, Any]], top: int | None, *, as_csv: bool, a
                     "label": prediction.label,
                     "labels": prediction.labels,
                     "index": prediction.index,
+                    "confidence": prediction.confidence,
+                    "unknown": prediction.unknown,
+                    "set": prediction.set,
                     "probabilities": prediction.probabilities,
                 }
                 for image, prediction in classified
@@ -119,6 +149,9 @@ def _show(classified: list[tuple[str, Any]], top: int | None, *, as_csv: bool, a
 
 
 def _shown(prediction: Any, top: int | None) -> list[tuple[str, float]]:
-    """The most probable classes; without a number of them, those that the image is of."""
+    """The most probable classes; without a number of them, those of the set, or those that the image is of."""
+    if prediction.set is not None:
+        members = {name: prediction.probabilities[name] for name in prediction.set}
+        return sorted(members.items(), key=lambda pair: -pair[1]) or [("(none)", 0.0)]
     ordered = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])
     return ordered[: max(1, len(prediction.labels)) if top is None else top]

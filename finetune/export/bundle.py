@@ -1,6 +1,6 @@
 """The model bundle: a folder that holds all that prediction needs, and nothing that runs code.
 
-model.json    format, backbone family and configuration, head, class names, image spec, hash of the weights
+model.json    format, backbone family and configuration, head, class names, image spec, confidence, hash of the weights
 weights/      every parameter and statistic, by Orbax
 """
 
@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from finetune.checkpoint import on_this_device
 from finetune.errors import CheckpointError, first_line
+from finetune.export.confidence import Confidence
 from finetune.files import folder_written_atomically, require_space, write_json
 from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
@@ -32,13 +33,14 @@ _HEADS: dict[type, str] = {KnnConfig: "knn", TipAdapterConfig: "tip_adapter"}  #
 @dataclass(frozen=True)
 class Bundle:
     """A classifier ready to serve: module, variables, names of its outputs, how its images are prepared, and whether an
-    image may be of several classes."""
+    image may be of several classes; and what the validation images said of its confidence, where there were some."""
 
     classifier: Classifier
     variables: dict[str, Any]
     class_names: tuple[str, ...]
     image_spec: ImageSpec
     multi_label: bool = False
+    confidence: Confidence | None = None
 
 
 def save_bundle(
@@ -49,6 +51,7 @@ def save_bundle(
     backbone: Backbone,
     class_names: tuple[str, ...],
     multi_label: bool = False,
+    confidence: Confidence | None = None,
 ) -> str:
     """Writes the bundle, replacing an earlier one only once the new one is whole.
 
@@ -66,6 +69,7 @@ def save_bundle(
         "class_names": list(class_names),
         "multi_label": multi_label,
         "image_spec": backbone.image_spec.to_json(),
+        "confidence": None if confidence is None else confidence.to_json(),
         "weights_sha256": weights,
     }
     directory = directory.absolute()
@@ -100,6 +104,9 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
         classifier = _build_head(module, dict(model["head"]))
         class_names = tuple(model["class_names"])
         multi_label = bool(model.get("multi_label", False))
+        confidence = model.get("confidence")
+        if confidence is not None:
+            confidence = Confidence.from_json(confidence, len(class_names))
         expected = model["weights_sha256"]
     except FileNotFoundError:
         raise CheckpointError(f"{directory}: not a model bundle: it has no model.json") from None
@@ -108,7 +115,7 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
     variables = _load_weights(directory / "weights", classifier, spec)
     if hash_tree(variables) != expected:
         raise CheckpointError(f"{directory / 'weights'}: the weights are not those that model.json was written with")
-    return Bundle(classifier, variables, class_names, spec, multi_label)
+    return Bundle(classifier, variables, class_names, spec, multi_label, confidence)
 
 
 def _describe_head(classifier: Classifier) -> dict[str, Any]:

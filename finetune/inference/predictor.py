@@ -17,6 +17,7 @@ from PIL import Image
 from finetune.checkpoint import RunCheckpoints, find_bundle
 from finetune.errors import CheckpointError
 from finetune.export.bundle import Bundle, load_bundle
+from finetune.export.confidence import SET_KINDS, Confidence, SetKind
 from finetune.images.open import ImageLike, open_image
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier, head_paths
@@ -33,12 +34,22 @@ class Prediction:
         label, index: of the most probable class.
         probabilities: of every class, by name; they sum to one unless an image may be of several classes.
         labels: the most probable class; where an image may be of several, all those above one half.
+        unknown: the image looks less like those of any class than 95% of the validation images did (its energy is
+            higher); None where the model has seen no validation images.
+        set: with a coverage asked for, the classes that hold the true one so often; may be empty. Else None.
     """
 
     label: str
     index: int
     probabilities: dict[str, float]
     labels: tuple[str, ...]
+    unknown: bool | None = None
+    set: tuple[str, ...] | None = None
+
+    @property
+    def confidence(self) -> float:
+        """The probability of ``label``."""
+        return self.probabilities[self.label]
 
 
 class Predictor:
@@ -50,6 +61,7 @@ class Predictor:
         class_names: in the order of the outputs.
         image_spec: how images are prepared, the same as in training.
         multi_label: an image may be of several classes.
+        confidence: what the validation images said: its calibration is part of all probabilities. None without any.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -58,22 +70,63 @@ class Predictor:
         self.class_names: tuple[str, ...] = bundle.class_names
         self.image_spec: ImageSpec = bundle.image_spec
         self.multi_label: bool = bundle.multi_label
+        self.confidence: Confidence | None = bundle.confidence
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled program; a copy in another process compiles its own."""
-        state = {name: value for name, value in self.__dict__.items() if name != "_probabilities"}
+        state = {name: value for name, value in self.__dict__.items() if name != "_forward"}
         return {**state, "variables": jax.device_get(self.variables)}
 
-    def predict(self, images: Iterable[ImageLike]) -> list[Prediction]:
-        """One prediction an image; arguments and errors as in :meth:`predict_proba`."""
-        return [self._prediction(row) for row in self.predict_proba(images)]
+    def predict(
+        self, images: Iterable[ImageLike], *, coverage: float | None = None, sets: SetKind = "lac"
+    ) -> list[Prediction]:
+        """One prediction an image.
 
-    def _prediction(self, row: np.ndarray) -> Prediction:
+        Args:
+            images: as in :meth:`predict_proba`.
+            coverage: asks for sets of classes that hold the true one so often, in (0, 1).
+            sets: their kind; see :meth:`finetune.export.confidence.Confidence.sets`.
+
+        Raises:
+            CheckpointError: coverage is asked for, and the model has seen no validation images, or images of it have
+                several labels.
+            ValueError: a coverage outside of (0, 1), or another kind of sets.
+            DataError, TypeError: as in :meth:`predict_proba`.
+        """
+        if coverage is not None:
+            self._check_coverage(coverage, sets)
+        probabilities, energies = self._run(images)
+        confidence, members = self.confidence, None
+        if confidence is not None and coverage is not None:
+            members = confidence.sets(probabilities, coverage, sets)
+        predictions = []
+        for i, row in enumerate(probabilities):
+            unknown = None if confidence is None else bool(energies[i] > confidence.energy_threshold)
+            chosen = None if members is None else self._names(np.flatnonzero(members[i]))
+            predictions.append(self._prediction(row, unknown, chosen))
+        return predictions
+
+    def _check_coverage(self, coverage: float, sets: str) -> None:
+        if not 0 < coverage < 1:
+            raise ValueError(f"coverage: a share between 0 and 1; received {coverage}")
+        if sets not in SET_KINDS:
+            raise ValueError(f"sets: one of {', '.join(SET_KINDS)}; received {sets!r}")
+        if self.confidence is None:
+            raise CheckpointError(
+                "coverage: the model has seen no validation images, which sets are measured on; give the recipe some: "
+                "data.validation"
+            )
+        if self.multi_label:
+            raise CheckpointError("coverage: sets are for images of one class; this model's may be of several")
+
+    def _prediction(self, row: np.ndarray, unknown: bool | None, members: tuple[str, ...] | None) -> Prediction:
         index = int(row.argmax())
-        chosen = np.flatnonzero(row > 0.5) if self.multi_label else [index]
+        chosen = np.flatnonzero(row > 0.5) if self.multi_label else np.array([index])
         probabilities = dict(zip(self.class_names, row.tolist(), strict=True))
-        labels = tuple(self.class_names[int(i)] for i in chosen)
-        return Prediction(self.class_names[index], index, probabilities, labels)
+        return Prediction(self.class_names[index], index, probabilities, self._names(chosen), unknown, members)
+
+    def _names(self, indices: np.ndarray) -> tuple[str, ...]:
+        return tuple(self.class_names[int(i)] for i in indices)
 
     def predict_proba(self, images: Iterable[ImageLike]) -> np.ndarray:
         """Class probabilities, float32 [N, num_classes], rows in the order given.
@@ -86,12 +139,16 @@ class Predictor:
             DataError: naming an image that cannot be used.
             TypeError: one image rather than a list of them.
         """
+        return self._run(images)[0]
+
+    def _run(self, images: Iterable[ImageLike]) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities [N, num_classes] and energies [N], float32."""
         array = isinstance(images, np.ndarray) and (
             images.ndim < 3 or (images.ndim == 3 and images.shape[-1] in (1, 3))
         )
         if array or isinstance(images, str | bytes | Path | Image.Image):
             raise TypeError("predict takes a list of images; put the one image in a list")
-        rows = [np.empty((0, len(self.class_names)), np.float32)]
+        rows, energies = [np.empty((0, len(self.class_names)), np.float32)], [np.empty(0, np.float32)]
         if not isinstance(images, Iterable):
             raise TypeError(f"predict takes a list of images; received {type(images).__name__}")
         remaining = iter(images)
@@ -100,16 +157,20 @@ class Predictor:
             # Sizes are rounded up to powers of two, so that few shapes are ever compiled.
             size = 1 << (len(pixels) - 1).bit_length()
             padded = np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)])
-            rows.append(np.asarray(self._probabilities(self.variables, padded))[: len(pixels)])
-        return np.concatenate(rows)
+            shares, energy = jax.device_get(self._forward(self.variables, padded))
+            rows.append(shares[: len(pixels)])
+            energies.append(energy[: len(pixels)])
+        return np.concatenate(rows), np.concatenate(energies)
 
     @cached_property
-    def _probabilities(self) -> Any:
-        def probabilities(variables: Any, images: jax.Array) -> jax.Array:
+    def _forward(self) -> Any:
+        def forward(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = jnp.asarray(self.model.apply(variables, self.image_spec.normalize(images)))
-            return jax.nn.sigmoid(logits) if self.multi_label else jax.nn.softmax(logits, axis=-1)
+            calibrated = logits if self.confidence is None else self.confidence.calibrate(logits)
+            shares = jax.nn.sigmoid(calibrated) if self.multi_label else jax.nn.softmax(calibrated, axis=-1)
+            return shares, -jax.nn.logsumexp(logits, axis=-1)
 
-        return jax.jit(probabilities)
+        return jax.jit(forward)
 
 
 def restore(
@@ -152,4 +213,4 @@ def restore(
             f"{folder}: step {step!r} has another kind of head than the model that the run chose; use step='best'"
         )
     variables = merge(bundle.variables, changed)
-    return Predictor(replace(bundle, variables=variables))
+    return Predictor(replace(bundle, variables=variables, confidence=None))  # that is the chosen model's alone

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml.comments import CommentedMap
@@ -32,10 +32,13 @@ class EvaluateConfig(Part):
         batch_size: images at a time.
         metric: chooses among the steps of a stage, and among the stages, on the validation images; by default
             ``mean_average_precision`` for images with several labels, else ``accuracy``.
+        calibration: of the saved model's probabilities, on the validation images where there are some: by one
+            ``temperature``; by a ``vector``, a scale and a bias for each class, which needs many images; or ``none``.
     """
 
     batch_size: int = Field(256, ge=1)
     metric: Metric | None = None
+    calibration: Literal["temperature", "vector", "none"] = "temperature"
 
 
 class Recipe(Part):

@@ -27,11 +27,19 @@ class Patience:
 
 @dataclass(frozen=True)
 class Kept:
-    """The model in the folder: the stage that it is from, its validation score (None without), its weights' hash."""
+    """The model in the folder.
+
+    Attributes:
+        stage: that it is from.
+        score: on the validation images; None without any.
+        weights_sha256: hash of its weights.
+        calibration: what that came to on the validation images, where it was fitted, and on the test images.
+    """
 
     stage: str
     score: float | None
     weights_sha256: str
+    calibration: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ import numpy as np
 from finetune.checkpoint import RunCheckpoints
 from finetune.data.labeled_images import Split
 from finetune.errors import CheckpointError, Diverged, Interrupted
+from finetune.evaluation.calibration import describe_calibration, fit_confidence
 from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
 from finetune.evaluation.steps import EvalStep, make_eval_step
 from finetune.evaluation.verdict import compare_results, conclude, describe_result
 from finetune.export.bundle import save_bundle
+from finetune.export.confidence import Confidence
 from finetune.models.classifier import Classifier, without_head
 from finetune.run.curves import curves_of, draw_curves
 from finetune.run.features import FeatureEvaluator, RunFeatures
@@ -115,11 +117,33 @@ class RunSession:
         evaluation = self._measure_test(name)
         metric = evaluation.metric.replace("_", " ")
         self.display.say(f"{name}: test {metric} {evaluation.value():.4f} on {evaluation.n} images")
-        if score is None and self.setup.splits.validation is not None:
-            validation = self.evaluate(self.variables, self.setup.splits.validation, f"{name}: validation")
-            self.folder.log({"stage": name, "split": "validation", **validation.to_json()})
-            score = validation.score(self.metric)
-        self.keep(name, score)
+        confidence = calibration = None
+        if (images := self.setup.splits.validation) is not None:
+            validation = self.evaluate(self.variables, images, f"{name}: validation", keep_logits=True)
+            if score is None:
+                self.folder.log({"stage": name, "split": "validation", **validation.to_json()})
+                score = validation.score(self.metric)
+            confidence, calibration = self._calibrate(validation, evaluation)
+        self.keep(name, score, confidence, calibration)
+
+    def _calibrate(self, validation: Evaluation, test: Evaluation) -> tuple[Confidence | None, dict[str, Any] | None]:
+        """What the validation images say of the probabilities, and what it comes to on both splits."""
+        splits, method = self.setup.splits, self.setup.recipe.evaluate.calibration
+        assert splits.validation is not None
+        assert validation.logits is not None
+        assert test.logits is not None
+        if not np.isfinite(validation.logits).all():
+            return None, None
+        confidence = fit_confidence(validation.logits, splits.validation.labels, method)
+        if splits.multi_label:
+            return confidence, {"method": method}
+        parts = {"validation": (validation, splits.validation), "test": (test, splits.test)}
+        facts = {
+            name: describe_calibration(confidence, part.logits, split.labels)
+            for name, (part, split) in parts.items()
+            if part.logits is not None
+        }
+        return confidence, {"method": method, **facts}
 
     def _measure_test(self, name: str) -> Evaluation:
         """Appends the test result of the present variables, beside that of the step before."""
@@ -136,7 +160,13 @@ class RunSession:
         self.folder.log({"stage": name, **result})
         return evaluation
 
-    def keep(self, name: str, score: float | None) -> None:
+    def keep(
+        self,
+        name: str,
+        score: float | None,
+        confidence: Confidence | None = None,
+        calibration: dict[str, Any] | None = None,
+    ) -> None:
         """Saves the model of a stage, unless that of an earlier stage is better on the validation images."""
         kept = self.progress.kept
         if kept is not None and None not in (kept.score, score) and (score or 0.0) < (kept.score or 0.0):
@@ -154,8 +184,9 @@ class RunSession:
                 backbone=self.setup.backbone,
                 class_names=self.setup.splits.class_names,
                 multi_label=self.setup.splits.multi_label,
+                confidence=confidence,
             )
-        self.progress.kept = Kept(name, score, weights)
+        self.progress.kept = Kept(name, score, weights, calibration)
 
     def finish(self, frozen_sha256: dict[str, str]) -> dict[str, Any]:
         """Writes the summary and draws the curves; gives the summary."""
@@ -168,6 +199,7 @@ class RunSession:
             "status": FINISHED,
             "results": self.progress.results,
             "kept": {"stage": kept.stage, "metric": self.metric, "validation": validation},
+            "calibration": kept.calibration,
             "verdict": conclude(self.progress.results, kept.stage, chosen=kept.score is not None),
             "weights_sha256": kept.weights_sha256,
             "frozen_unchanged": not frozen["changed"],

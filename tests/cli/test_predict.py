@@ -23,6 +23,24 @@ def test_predict_prints_labels_and_json(small_run, tmp_path):
     assert records[0]["label"] == max(records[0]["probabilities"], key=records[0]["probabilities"].get)
 
 
+def test_predict_shows_the_sets_of_a_coverage_and_what_they_guarantee(small_run, tmp_path):
+    Image.fromarray(np.zeros((9, 7), np.uint8)).save(tmp_path / "a.png")
+    text = finetune("predict", small_run.directory, tmp_path / "a.png", "--coverage", "0.9", columns=300)
+    assert text.returncode == 0, text.stderr
+    assert "sets of 0.9, for images like the 65 validation images" in text.stdout
+    (record,) = json.loads(
+        finetune("predict", small_run.directory, tmp_path / "a.png", "--coverage", "0.99", "--json").stdout
+    )
+    assert len(record["set"]) == 10  # 65 images are too few for that
+    assert record["unknown"] in (True, False)
+    assert record["confidence"] == max(record["probabilities"].values())
+
+
+@pytest.mark.parametrize("options", [("--coverage", "90"), ("--coverage", "0.9", "--top", "2")])
+def test_predict_refuses_a_coverage_that_makes_no_sense(small_run, options):
+    clean_failure(finetune("predict", small_run.directory, "x.png", *options), "--coverage")
+
+
 def test_predict_with_bad_input_names_it(small_run, tmp_path):
     clean_failure(finetune("predict", tmp_path, "x.png"), "no run and no model bundle")
     clean_failure(finetune("predict", small_run.directory, "x.png", cwd=tmp_path), "x.png: no such file")

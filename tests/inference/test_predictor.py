@@ -41,14 +41,47 @@ def test_a_bundle_moved_alone_predicts_the_same_in_another_process(small_run, di
     assert names == [str(d) for d in range(10)]
 
 
-def test_probabilities_are_the_softmax_of_the_models_logits(small_run, digits):
+def test_probabilities_are_the_softmax_of_the_models_calibrated_logits(small_run, digits):
     predictor = small_run.predictor()
     pixels = np.stack([predictor.image_spec.to_uint8(Image.fromarray(i).convert("RGB")) for i in digits.images])
     logits = jax.jit(predictor.model.apply)(predictor.variables, predictor.image_spec.normalize(pixels))
     found = predictor.predict_proba(list(digits.images))
-    np.testing.assert_allclose(found, jax.nn.softmax(logits), atol=1e-5)
+    assert predictor.confidence.scale != 1
+    np.testing.assert_allclose(found, jax.nn.softmax(logits * predictor.confidence.scale), atol=1e-5)
     assert found.shape == (100, 10)
     assert found.dtype == np.float32
+
+
+def test_sets_hold_the_classes_that_the_validation_images_allow(small_run, digits):
+    predictor = small_run.predictor()
+    predictions = predictor.predict(digits.images, coverage=0.9, sets="aps")
+    members = predictor.confidence.sets(predictor.predict_proba(digits.images), 0.9, "aps")
+    for prediction, row in zip(predictions, members, strict=True):
+        assert prediction.set == tuple(str(digit) for digit in np.flatnonzero(row))
+        assert prediction.confidence == max(prediction.probabilities.values())
+    assert np.mean([str(label) in p.set for p, label in zip(predictions, digits.labels, strict=True)]) > 0.8
+    assert predictor.predict(digits.images[:1])[0].set is None
+
+
+def test_noise_is_unknown_more_often_than_digits(small_run, digits):
+    noise = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
+    predictor = small_run.predictor()
+    share = [np.mean([p.unknown for p in predictor.predict(list(images))]) for images in (digits.images, noise)]
+    assert share[0] < 0.3 < share[1]
+
+
+def test_a_saved_step_has_no_confidence_since_that_is_the_chosen_models(small_run, digits):
+    predictor = finetune.restore(small_run.directory, step="last")
+    assert predictor.confidence is None
+    assert predictor.predict(digits.images[:1])[0].unknown is None
+    with pytest.raises(CheckpointError, match="coverage: the model has seen no validation images"):
+        predictor.predict(digits.images[:1], coverage=0.9)
+
+
+@pytest.mark.parametrize("options", [{"coverage": 1.0}, {"coverage": 0.9, "sets": "all"}])
+def test_a_coverage_or_kind_of_sets_that_does_not_exist_is_refused(small_run, digits, options):
+    with pytest.raises(ValueError, match="received"):
+        small_run.predictor().predict(digits.images[:1], **options)
 
 
 def test_every_way_of_giving_an_image_gives_the_same(small_run, digits, tmp_path):
