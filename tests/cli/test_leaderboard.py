@@ -1,8 +1,10 @@
 import json
 
+import pytest
 from command_line import clean_failure, finetune, read_table
 
 
+@pytest.mark.slow  # tests/report/test_leaderboard.py measures the same
 def test_leaderboard_prints_one_row_for_each_pair_and_how_to_go_on(tmp_path):
     arguments = ["digits", "data.fraction=0.2", "--heads", "knn", "--output", tmp_path / "board"]
     shown = finetune("leaderboard", *arguments)

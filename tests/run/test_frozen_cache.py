@@ -68,6 +68,7 @@ def assert_close(one, other, tolerance):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow  # tests/training/test_frozen_prefix.py shows the same of single steps
 @pytest.mark.usefixtures("cache")
 def test_a_run_from_kept_features_has_the_weights_of_one_from_images_and_a_second_run_reuses_them(run):
     images, shown = run("images", "stages.0.frozen_cache=off")

@@ -155,7 +155,12 @@ PUBLISHED = {
 SIGLIP_NAMES = {"patch_embed.proj.bias", "blocks.0.attn.qkv.bias", "attn_pool.latent"}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+QUICK = {"ViT-bigG-14", "ViT-B-16-SigLIP2"}  # the others are left to CI
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
+)
 def test_a_published_configuration_gives_the_published_number_of_parameters(name):
     width, vision, text, parameters, statistics = PUBLISHED[name]
     names = {f"visual.trunk.{n}" for n in SIGLIP_NAMES} | {"logit_bias"} if "SigLIP" in name else set()
