@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from finetune.cli.options import AsJson, LocalCode
-from finetune.cli.tables import METRICS, number, print_json, print_table
+from finetune.cli.tables import print_json, print_rows, result_cells
 
 _NAMES_SHOWN = 20
 
@@ -50,8 +50,12 @@ def evaluate(
         print_json(result)
         return
     metric = result["metric"]
-    row = [result["split"], f"{result['n']:,}", number(result[metric]), number(result["loss"])]
-    print_table(["split", "images", METRICS[metric], "loss"], [row])
+    print_rows([{"split": result["split"], "images": f"{result['n']:,}", **result_cells(result, [metric])}])
+    if calibration := result["calibration"]:
+        typer.echo(
+            f"calibrated, as predict shows it: loss {calibration['loss_after']:.4f}, calibration error "
+            f"{calibration['expected_calibration_error_after']:.4f}"
+        )
     for line in result["notes"]:
         typer.echo(f"note: {line}")
     if metric == "mean_average_precision":

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from finetune.cli.options import LocalCode, Overrides, RecipeName
+from finetune.cli.tables import metrics_of, print_rows, result_cells
 
 
 def run(
@@ -32,34 +33,23 @@ def run(
     except Diverged:
         typer.echo("diverged: the run is not finished")
         raise
-    _print_results(result.summary["results"])
+    results = result.summary["results"]
+    metrics = metrics_of(results)
+    print_rows(
+        [
+            {
+                "result": record["name"],
+                "test images": f"{record['n']:,}",
+                **result_cells(record, metrics),
+                "against the step before": _paired(record.get("paired")),
+            }
+            for record in results
+        ]
+    )
     if verdict := result.summary.get("verdict"):
         typer.echo(verdict)
     typer.echo(f"saved in {result.directory}")
 
 
-def _print_results(results: list[dict[str, Any]]) -> None:
-    from finetune.cli.tables import METRICS, metrics_of, number, print_table
-
-    metrics = metrics_of(results)
-    columns = ["result", "test images", *(METRICS[metric] for metric in metrics), "95% interval", "macro F1", "loss"]
-    rows = []
-    for record in results:
-        low, high = record["accuracy_interval"]
-        interval = f"{low:.3f} - {high:.3f}" if record["metric"] == "accuracy" else ""
-        test = record.get("paired")
-        rows.append(
-            [
-                record["name"],
-                f"{record['n']:,}",
-                *(number(record[metric]) for metric in metrics),
-                interval,
-                number(record["macro_f1"]),
-                number(record["loss"]),
-                number(record.get("expected_calibration_error")),
-                f"+{test['gained']} -{test['lost']} (p = {test['p_value']:.2g})" if test else "",
-            ]
-        )
-    columns += ["calibration error", "against the step before"]
-    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    print_table([columns[i] for i in used], [[row[i] for i in used] for row in rows])
+def _paired(test: dict[str, Any] | None) -> str:
+    return f"+{test['gained']} -{test['lost']} (p = {test['p_value']:.2g})" if test else ""

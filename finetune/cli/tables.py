@@ -33,6 +33,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
 
 
+def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
+    """A table of rows with the same columns, without the columns that are empty in all of them."""
+    columns = [column for column in rows[0] if any(row[column] for row in rows)]
+    print_table(columns, [[row[column] for column in columns] for row in rows])
+
+
 def metrics_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The deciding metrics of results such as those of summary.json, each once: one, unless the runs differ."""
     return list(dict.fromkeys(result["metric"] for result in results))
@@ -41,6 +47,18 @@ def metrics_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def number(value: float | None, digits: int = 4) -> str:
     """A number for a table; empty for None."""
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def result_cells(result: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, str]:
+    """The columns that a result such as those of summary.json has; empty where it has no such figure."""
+    interval = result.get("accuracy_interval") if result["metric"] == "accuracy" else None
+    return {
+        **{METRICS[metric]: number(result[metric]) for metric in metrics},
+        "95% interval": " - ".join(number(end, 3) for end in interval or ()),
+        "macro F1": number(result.get("macro_f1")),
+        "loss": number(result["loss"]),
+        "calibration error": number(result.get("expected_calibration_error")),
+    }
 
 
 def shape(dimensions: Sequence[int]) -> str:

@@ -14,8 +14,10 @@ from finetune.data.labeled_images import LabeledImages, Split, concatenate
 from finetune.data.sources import read_source
 from finetune.data.splits import Splits, drop_broken, load_splits
 from finetune.errors import CheckpointError, DataError, listed
+from finetune.evaluation.calibration import describe_calibration
 from finetune.evaluation.metrics import evaluate
 from finetune.evaluation.steps import make_eval_step
+from finetune.evaluation.verdict import describe_result
 from finetune.files import cache_folder
 from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import DataConfig, Recipe, load_recipe, read_data_config
@@ -54,9 +56,11 @@ def evaluate_run(
     Returns:
         Plain JSON values: ``data`` (the source), ``split`` (``all`` for all images), what :meth:`Evaluation.to_json`
         gives (``n``, ``accuracy``, ``loss``, for several labels ``mean_average_precision``, and ``metric``, the name of
-        the deciding one), ``skipped`` and ``left_out``, the numbers of broken images and of other files that are left
-        out, ``trained_on``, the number of images that the model was trained on (None where the run's own images cannot
-        be read any more), ``notes`` about the source, and ``class_names``, the labels that the model knows.
+        the deciding one) and what :func:`describe_result` adds, ``calibration`` (expected calibration error and loss
+        before and after the model's calibration; None where it has none, or for several labels), ``skipped`` and
+        ``left_out``, the numbers of broken images and of other files that are left out, ``trained_on``, the number of
+        images that the model was trained on (None where the run's own images cannot be read any more), ``notes`` about
+        the source, and ``class_names``, the labels that the model knows.
 
     Raises:
         CheckpointError: the folder has no finished model.
@@ -88,11 +92,16 @@ def evaluate_run(
         recipe.evaluate.batch_size,
         track,
         "evaluation",
+        keep_logits=True,
     )
+    labels, calibration = measured.images.labels, None
+    if predictor.confidence is not None and labels.ndim == 1 and evaluation.logits is not None:
+        calibration = describe_calibration(predictor.confidence, evaluation.logits, labels)
     return {
         "data": name,
         "split": split or "all",
-        **evaluation.to_json(),
+        **describe_result(evaluation, labels),
+        "calibration": calibration,
         "skipped": measured.skipped,
         "left_out": measured.left_out,
         "trained_on": None if own is None else _count_shared(measured.images, own.train),

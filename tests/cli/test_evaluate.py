@@ -15,10 +15,13 @@ def test_evaluate_shows_the_metric_that_decides(small_run, multi_label_run):
     _, directory = multi_label_run
     (result,) = json.loads((directory / "summary.json").read_text())["results"]
     (row,) = read_table(finetune("evaluate", directory).stdout)
-    assert list(row) == ["split", "images", "mean average precision", "loss"]
+    assert list(row) == ["split", "images", "mean average precision", "macro F1", "loss"]
     assert row["mean average precision"] == f"{result['mean_average_precision']:.4f}"
-    (row,) = read_table(finetune("evaluate", small_run.directory).stdout)
-    assert list(row) == ["split", "images", "accuracy", "loss"]
+    text = finetune("evaluate", small_run.directory).stdout
+    row = read_table(text)[0]
+    assert list(row) == ["split", "images", "accuracy", "95% interval", "macro F1", "loss", "calibration error"]
+    after = small_run.summary["calibration"]["test"]
+    assert f"calibrated, as predict shows it: loss {after['loss_after']:.4f}" in text
 
 
 def test_columns_of_another_table_can_be_named(small_run, tmp_path):
