@@ -42,7 +42,11 @@ class Predictions:
 
         kept = {step: self.logits(step) for step in earlier if step != name}
         labels = self._test.labels
-        columns: dict[str, Any] = {"path": [self._test.name(i) for i in range(len(labels))], "label": _array(labels)}
+        names = [self._test.name(i) for i in range(len(labels))]
+        columns: dict[str, Any] = {
+            "path": [name.encode(errors="backslashreplace").decode() for name in names],  # some are not UTF-8
+            "label": _array(labels),
+        }
         for step, values in {**kept, name: logits}.items():
             if values is not None:
                 columns[f"logits.{step}"] = _array(values)
