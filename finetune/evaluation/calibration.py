@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from finetune.evaluation.statistics import expected_calibration_error
 from finetune.evaluation.verdict import probabilities
 from finetune.export.confidence import SET_KINDS, Confidence, energy, set_scores
+from finetune.recipe.recipe import CalibrationMethod
 
-Method = Literal["temperature", "vector", "none"]
 
-
-def fit_confidence(logits: np.ndarray, labels: np.ndarray, method: Method = "temperature") -> Confidence:
+def fit_confidence(logits: np.ndarray, labels: np.ndarray, method: CalibrationMethod = "temperature") -> Confidence:
     """What the validation images say of a model.
 
     Args:
@@ -31,7 +30,7 @@ def fit_confidence(logits: np.ndarray, labels: np.ndarray, method: Method = "tem
     return Confidence(scale, bias, scores, np.sort(energy(logits)).astype(np.float32))
 
 
-def _fit_scale(logits: np.ndarray, labels: np.ndarray, method: Method) -> tuple[np.ndarray, np.ndarray]:
+def _fit_scale(logits: np.ndarray, labels: np.ndarray, method: CalibrationMethod) -> tuple[np.ndarray, np.ndarray]:
     """The scale and bias of the least cross-entropy (Guo et al. 2017, arXiv:1706.04599, section 4.2), float32.
 
     A standard normal prior on the bias and on the logarithm of the scale, which weighs as much as one image, keeps them

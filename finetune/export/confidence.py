@@ -41,9 +41,13 @@ class Confidence:
 
     def threshold(self, coverage: float, kind: SetKind = "lac") -> float:
         """What the score of a class in a set is at most; infinite where there are too few validation images."""
-        scores = self.scores[kind]
-        rank = math.ceil(round((len(scores) + 1) * coverage, 9))
-        return float(scores[rank - 1]) if rank <= len(scores) else math.inf
+        rank, count = self._rank(coverage, kind)
+        return float(self.scores[kind][rank - 1]) if rank <= count else math.inf
+
+    def _rank(self, coverage: float, kind: SetKind) -> tuple[int, int]:
+        """Which of the scores, in ascending order, is the threshold; and how many there are."""
+        count = len(self.scores[kind])
+        return math.ceil(round((count + 1) * coverage, 9)), count
 
     def sets(self, probabilities: np.ndarray, coverage: float, kind: SetKind = "lac") -> np.ndarray:
         """bool [n, num_classes]: the classes in each set. It may be empty: no class is as likely as true ones are.
@@ -61,8 +65,7 @@ class Confidence:
         """Between what the coverage of this very model is with 90% certainty: it varies with the validation images."""
         from scipy.stats import beta
 
-        count = len(self.scores[kind])
-        rank = math.ceil(round((count + 1) * coverage, 9))
+        rank, count = self._rank(coverage, kind)
         if rank > count:
             return 1.0, 1.0
         low, high = beta.ppf([0.05, 0.95], rank, count + 1 - rank)

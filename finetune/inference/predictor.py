@@ -96,15 +96,15 @@ class Predictor:
         if coverage is not None:
             self._check_coverage(coverage, sets)
         probabilities, energies = self._run(images)
-        confidence, members = self.confidence, None
-        if confidence is not None and coverage is not None:
-            members = confidence.sets(probabilities, coverage, sets)
-        predictions = []
-        for i, row in enumerate(probabilities):
-            unknown = None if confidence is None else bool(energies[i] > confidence.energy_threshold)
-            chosen = None if members is None else self._names(np.flatnonzero(members[i]))
-            predictions.append(self._prediction(row, unknown, chosen))
-        return predictions
+        count = len(probabilities)
+        unknown: list[bool | None] = [None] * count
+        members: list[tuple[str, ...] | None] = [None] * count
+        if self.confidence is not None:
+            unknown = (energies > self.confidence.energy_threshold).tolist()
+            if coverage is not None:
+                rows = self.confidence.sets(probabilities, coverage, sets)
+                members = [self._names(np.flatnonzero(row)) for row in rows]
+        return [self._prediction(*each) for each in zip(probabilities, unknown, members, strict=True)]
 
     def _check_coverage(self, coverage: float, sets: str) -> None:
         if not 0 < coverage < 1:

@@ -25,6 +25,9 @@ _PATHS: tuple[KeyPath, ...] = (("data", "source"), ("backbone", "source"), ("bac
 _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"}  # for the error that names the key
 
 
+CalibrationMethod = Literal["temperature", "vector", "none"]
+
+
 class EvaluateConfig(Part):
     """How models are evaluated.
 
@@ -38,7 +41,7 @@ class EvaluateConfig(Part):
 
     batch_size: int = Field(256, ge=1)
     metric: Metric | None = None
-    calibration: Literal["temperature", "vector", "none"] = "temperature"
+    calibration: CalibrationMethod = "temperature"
 
 
 class Recipe(Part):
