@@ -20,6 +20,7 @@ import numpy as np
 import finetune
 from finetune.evaluation.steps import make_feature_step
 from finetune.images.spec import ImageSpec
+from finetune.models.classifier import Classifier
 from finetune.training.heads.linear_probe import fit_linear_probe
 
 SIZE, COUNT, BATCH = 96, 2000, 100
@@ -40,12 +41,12 @@ def main() -> None:
     args.output.write_text(json.dumps({"images": COUNT, "size": SIZE, "accuracy": accuracy}, indent=1) + "\n")
 
 
-def photographs(folder: Path, split: str, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [COUNT, SIZE, SIZE, 3] and their labels."""
+def photographs(folder: Path, split: str, spec: ImageSpec, count: int = COUNT) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [count, *spec.shape] and their labels."""
     from datasets import load_dataset
 
     rows = load_dataset("parquet", data_files=str(folder / f"{split}-*.parquet"), split="train")
-    rows = rows.shuffle(seed=0).select(range(COUNT))
+    rows = rows.shuffle(seed=0).select(range(count))
     return np.stack([spec.to_uint8(image.convert("RGB")) for image in rows["image"]]), np.array(rows["label"])
 
 
@@ -59,15 +60,15 @@ def random_network(backbone: finetune.Backbone, images: np.ndarray) -> Any:
     return {**variables, "batch_stats": jax.tree.map(lambda o, n: (n - keep * o) / (1 - keep), old, new)}
 
 
+def features(classifier: Classifier, variables: Any, spec: ImageSpec, images: np.ndarray) -> np.ndarray:
+    """What the head reads of uint8 [n, *spec.shape], float32 [n, num_features]."""
+    step = make_feature_step(classifier, spec)
+    return np.concatenate([step(variables, images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
+
+
 def probe(backbone: finetune.Backbone, variables: Any, data: dict[str, tuple[np.ndarray, np.ndarray]]) -> float:
     classifier, whole = finetune.build_classifier((backbone.module, variables), 10, image_size=SIZE)
-    step = make_feature_step(classifier, backbone.image_spec)
-
-    def features(split: str) -> np.ndarray:
-        images = data[split][0]
-        return np.concatenate([step(whole, images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
-
-    train, test = features("train"), features("test")
+    train, test = (features(classifier, whole, backbone.image_spec, data[split][0]) for split in ("train", "test"))
     scale = train.std()  # one number for all features, so that one strength suits both networks
     fitted = fit_linear_probe(train / scale, data["train"][1], 10, l2=100.0)
     logits = test / scale @ np.asarray(fitted.kernel) + np.asarray(fitted.bias)

@@ -19,10 +19,9 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import finetune
-from benchmarks.mobilenet_probe import BATCH, SIZE
+from benchmarks.mobilenet_probe import SIZE, features, photographs
 from benchmarks.step import ROOT
 from finetune.evaluation.calibration import describe_calibration, fit_confidence
-from finetune.evaluation.steps import make_feature_step
 from finetune.evaluation.verdict import probabilities
 from finetune.export.confidence import SET_KINDS, energy
 from finetune.training.heads.linear_probe import fit_linear_probe
@@ -48,11 +47,11 @@ def main() -> None:
 
 def sets(mobilenetv2: Path, cifar10: Path) -> dict[str, Any]:
     backbone = finetune.load_backbone(mobilenetv2, image_size=SIZE)
-    images, labels = photographs(cifar10, TRAIN + 2 * HELD_OUT)
-    features = features_of(backbone, [backbone.image_spec.to_uint8(image) for image in images])
-    features /= features[:TRAIN].std()
-    fitted = fit_linear_probe(features[:TRAIN], labels[:TRAIN], 10, l2=100.0)
-    logits = features[TRAIN:] @ np.asarray(fitted.kernel) + np.asarray(fitted.bias)
+    images, labels = photographs(cifar10, "train", backbone.image_spec, TRAIN + 2 * HELD_OUT)
+    x = features_of(backbone, images)
+    x /= x[:TRAIN].std()
+    fitted = fit_linear_probe(x[:TRAIN], labels[:TRAIN], 10, l2=100.0)
+    logits = x[TRAIN:] @ np.asarray(fitted.kernel) + np.asarray(fitted.bias)
     labels = labels[TRAIN:]
     rows: dict[str, list[float]] = {}
     for seed in range(SPLITS):
@@ -78,29 +77,18 @@ def unknown(fashion_mnist: Path) -> dict[str, float]:
     backbone = finetune.load_backbone("builtin:tiny-clip")
     digits = load_digits()
     pixels = [Image.fromarray(np.uint8(image * 255 / 16)).convert("RGB") for image in digits.images]
-    clothes, _ = photographs(fashion_mnist, 1000)
-    features = features_of(backbone, [backbone.image_spec.to_uint8(image) for image in (*pixels, *clothes)])
-    train, known = features[:800], len(pixels)
-    fitted = fit_linear_probe(train, digits.target[:800], 10)
-    energies = energy(features @ np.asarray(fitted.kernel) + np.asarray(fitted.bias))
-    is_clothes = np.arange(len(features)) >= known
+    known = np.stack([backbone.image_spec.to_uint8(image) for image in pixels])
+    clothes, _ = photographs(fashion_mnist, "train", backbone.image_spec, 1000)
+    x = features_of(backbone, np.concatenate([known, clothes]))
+    fitted = fit_linear_probe(x[:800], digits.target[:800], 10)
+    energies = energy(x @ np.asarray(fitted.kernel) + np.asarray(fitted.bias))
+    is_clothes = np.arange(len(x)) >= len(known)
     return {"energy": float(roc_auc_score(is_clothes[800:], energies[800:]))}
 
 
-def photographs(folder: Path, count: int) -> tuple[list[Any], np.ndarray]:
-    from datasets import load_dataset
-
-    rows = load_dataset(str(folder), split="train").shuffle(seed=0).select(range(count))
-    return [image.convert("RGB") for image in rows["image"]], np.array(rows["label"])
-
-
-def features_of(backbone: finetune.Backbone, images: list[np.ndarray]) -> np.ndarray:
+def features_of(backbone: finetune.Backbone, images: np.ndarray) -> np.ndarray:
     classifier, variables = finetune.build_classifier(backbone, 10)
-    step = make_feature_step(classifier, backbone.image_spec)
-    stacked = np.stack(images)
-    padded = np.concatenate([stacked, np.zeros((-len(stacked) % BATCH, *stacked.shape[1:]), np.uint8)])
-    blocks = [np.asarray(step(variables, padded[i : i + BATCH])) for i in range(0, len(padded), BATCH)]
-    return np.concatenate(blocks)[: len(images)]
+    return features(classifier, variables, backbone.image_spec, images)
 
 
 if __name__ == "__main__":
