@@ -25,12 +25,12 @@ from finetune.weights.layout import open_checkpoint
 from finetune.weights.license import read_license
 from finetune.weights.locate import locate
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 
 @dataclass(frozen=True)
 class Clip(Pretrained):
-    """A CLIP or SigLIP with both towers.
+    """A CLIP, or a model like it, with both towers.
 
     ``.module`` is a CLIPModule or SiglipModule, whose ``.apply(variables, input_ids, pixel_values)`` returns logits and
     embeddings; ``.config`` has ``vision_config`` and ``text_config``.
@@ -51,18 +51,29 @@ class Clip(Pretrained):
         Raises:
             ModelError: the checkpoint has no tokenizer, or one that cannot be read.
         """
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+        from transformers import AutoTokenizer
 
         if not any((self.folder / name).is_file() for name in _TOKENIZER_FILES):  # transformers would make an empty one
             raise ModelError(f"{self.folder}: has no tokenizer; it needs one of {', '.join(_TOKENIZER_FILES)}")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
-            if type(tokenizer).__name__.startswith("Gemma"):
-                # transformers 5 makes Gemma's anew, without the lower-casing that SigLIP 2's file asks for
-                tokenizer = PreTrainedTokenizerFast.from_pretrained(str(self.folder), local_files_only=True)
-            return tokenizer
+            tokenizer = self._tokenizer_as_saved()
+            return tokenizer or AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ModelError(f"{self.folder}: its tokenizer cannot be read: {first_line(error)}") from None
+
+    def _tokenizer_as_saved(self) -> Any:
+        """The tokenizer of ``tokenizer.json``, where transformers would make another of it or does not know its class.
+
+        transformers 5 makes Gemma's anew, without the lower-casing that SigLIP 2's file asks for; transformers 4 does
+        not know TIPSv2's.
+        """
+        from transformers import PreTrainedTokenizerFast
+        from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+        name = get_tokenizer_config(str(self.folder), local_files_only=True).get("tokenizer_class") or ""
+        if not name.startswith(("Gemma", "Tipsv2")) or not (self.folder / "tokenizer.json").is_file():
+            return None
+        return PreTrainedTokenizerFast.from_pretrained(str(self.folder), local_files_only=True)
 
     def embed_texts(self, texts: Sequence[str]) -> jax.Array:
         """Text embeddings of length one, float32 [texts, width]; texts beyond the tower's length are truncated."""
@@ -74,8 +85,8 @@ class Clip(Pretrained):
         ids = tokens["input_ids"]
         if config.drop_separator:
             ids = np.where(ids == self.tokenizer.sep_token_id, 0, ids)
-        # No mask: to a causal tower it makes no difference, and the others, such as SigLIP's, read the padding too.
-        return l2_normalize(self._text_features(self.variables, ids))
+        mask = tokens["attention_mask"] if config.padding_hidden else None
+        return l2_normalize(self._text_features(self.variables, ids, mask))
 
     @cached_property
     def _text_features(self) -> Callable[..., jax.Array]:

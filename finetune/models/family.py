@@ -24,6 +24,7 @@ class Reading:
         config: the module's configuration, a frozen dataclass of plain values.
         names: the rows that map the checkpoint's tensor names to the module's tree.
         tower: the family of the vision module, where it is not the reader's own.
+        defaults: path of a scalar parameter, keys separated by dots -> its value where the checkpoint leaves it out.
 
     A configuration with a ``vision_config`` and a ``text_config`` is one of a model with both towers.
     """
@@ -31,6 +32,7 @@ class Reading:
     config: Any
     names: Sequence[Row]
     tower: Family | None = None
+    defaults: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def has_text(self) -> bool:

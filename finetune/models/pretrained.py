@@ -193,8 +193,13 @@ def _transfer(checkpoint: Checkpoint, reading: Reading, shapes: Any) -> tuple[di
             f"{checkpoint.folder}: none of its {len(named.unknown)} tensors belong to the model that its "
             f"{checkpoint.file.name} names"
         )
-    source = unflatten_dict(named.leaves)
+    leaves: dict[tuple[str, ...], Any] = dict(named.leaves)
     names = dict(named.names)
+    for path, value in reading.defaults.items():
+        key = ("params", *path.split("."))
+        if key not in leaves:
+            leaves[key], names[key] = np.float32(value), f"{checkpoint.file.name}: {path}"
+    source = unflatten_dict(leaves)
     for name in named.unknown:  # no row matches it; transplant lists it among all that does not fit
         source.setdefault("unknown", {})[name] = tensors[name]
         names["unknown", name] = name

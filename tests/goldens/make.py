@@ -315,12 +315,32 @@ def dinov3_convnext(folder: Path, rng: Generator) -> Arrays:
 def tipsv2(folder: Path, rng: Generator) -> Arrays:
     sizes = SMALL_ENCODER | {"mlp_ratio": 2}
     del sizes["intermediate_size"]
-    text = ENCODER | {"vocab_size": 16, "max_position_embeddings": 4, "num_hidden_layers": 1}
+    words = ["<pad>", "<unk>", "\u2581", "a", "b", "c", "d", "\u2581a"]
+    tokenizer = transformers.Tipsv2Tokenizer({word: i for i, word in enumerate(words)}, [("\u2581", "a")])
+    tokenizer.save_pretrained(folder)
+    text = ENCODER | {"vocab_size": 16, "max_position_embeddings": 8, "num_hidden_layers": 1}
     model = randomize(transformers.Tipsv2Model(transformers.Tipsv2Config(vision_config=sizes, text_config=text)), rng)
+    model.temperature.fill_(0.01)
     model.save_pretrained(folder)
     vision = model.vision_model
     smaller, larger = hidden_states(vision, rng, 24, "_24"), hidden_states(vision, rng, 48, "_48")
-    return hidden_states(vision, rng, 32) | smaller | larger
+    texts = ["a Bd", "c", "dad ab cab bad"]  # the last is cut
+    tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=8, return_tensors="pt")
+    pixels = images(rng, 32)
+    output = model(**tokens, pixel_values=nchw(pixels))
+    return {
+        "input_ids": tokens["input_ids"],
+        "attention_mask": tokens["attention_mask"],
+        "text_pooler_output": output.text_model_output.pooler_output,
+        "text_embeds": output.text_embeds,
+        "image_embeds": output.image_embeds,
+        "logits_per_image": output.logits_per_image,
+        "pixel_values": pixels,
+        "last_hidden_state": output.vision_model_output.last_hidden_state,
+        "pooler_output": output.vision_model_output.pooler_output,
+        **smaller,
+        **larger,
+    }
 
 
 def aimv2_step(folder: Path, rng: Generator) -> Arrays:

@@ -98,7 +98,7 @@ def compare_embeddings(
 
 
 class CLIPTextTransformer(nn.Module):
-    """The text tower: int [M, length] -> BackboneOutput, pooled at the end-of-text token or where ``pooling`` says."""
+    """The text tower: int [M, length] -> BackboneOutput, pooled as ``pooling`` says."""
 
     config: TextConfig
     dtype: jnp.dtype = jnp.float32
@@ -117,8 +117,14 @@ class CLIPTextTransformer(nn.Module):
         if attention_mask is not None:
             mask = mask & attention_mask[:, None, None, :].astype(bool)
         hidden = self.final_layer_norm(self.encoder(self.embeddings(input_ids), mask, train=train))
-        pooled = hidden[jnp.arange(hidden.shape[0]), self._position(input_ids)]
-        return BackboneOutput(last_hidden_state=hidden, pooler_output=pooled)
+        return BackboneOutput(last_hidden_state=hidden, pooler_output=self._pool(hidden, input_ids, attention_mask))
+
+    def _pool(self, hidden: jax.Array, input_ids: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
+        if self.config.pooling != "mean":
+            return hidden[jnp.arange(hidden.shape[0]), self._position(input_ids)]
+        if attention_mask is None:
+            return hidden.mean(axis=1)
+        return hidden.mean(axis=1, where=attention_mask[..., None].astype(bool))
 
     def _position(self, input_ids: jax.Array) -> jax.Array | int:
         """Position of the token that is pooled, int [M], or the same in each row."""

@@ -16,8 +16,8 @@ from finetune.models.layers.transformer import VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, Split, convolution, linear, nested, scalar, weight_and_bias
 
 
-def _block_rows(theirs: str, ours: str) -> tuple[Row, ...]:
-    """The rows of one tower's blocks, whose names begin with ``theirs`` in open_clip and with ``ours`` here."""
+def block_rows(theirs: str, ours: str) -> tuple[Row, ...]:
+    """The rows of a tower's blocks, whose names begin with ``theirs`` in open_clip and with ``ours`` here."""
     block, layer = rf"{theirs}\.resblocks\.(\d+)\.", rf"{ours}.encoder.layers.\1."
     packed = tuple(rf"{layer}self_attn.{letter}_proj." for letter in "qkv")
     return (
@@ -38,7 +38,7 @@ VISION_NAMES: tuple[Row, ...] = (
     *weight_and_bias(r"visual\.ln_pre", r"vision_model.pre_layrnorm", "scale"),
     *weight_and_bias(r"visual\.ln_post", r"vision_model.post_layernorm", "scale"),
     Rename(r"visual\.proj", r"visual_projection.kernel"),
-    *_block_rows(r"visual\.transformer", "vision_model"),
+    *block_rows(r"visual\.transformer", "vision_model"),
 )
 # Everything but the vision tower. `text.` is in the names where the configuration says `custom_text`.
 TEXT_NAMES: tuple[Row, ...] = (
@@ -49,7 +49,7 @@ TEXT_NAMES: tuple[Row, ...] = (
     *weight_and_bias(r"(?:text\.)?ln_final", r"text_model.final_layer_norm", "scale"),
     Rename(r"(?:text\.)?text_projection", r"text_projection.kernel"),
     *weight_and_bias(r"(?:text\.)?text_projection", r"text_projection", "kernel", linear),
-    *_block_rows(r"(?:text\.)?transformer", "text_model"),
+    *block_rows(r"(?:text\.)?transformer", "text_model"),
 )
 
 # The defaults of open_clip's towers. Any other option would change what they compute, and is refused.
