@@ -170,7 +170,7 @@ FAMILY = Family(
             antialias=True,
             bilinear=True,
             any_size=True,
-            verified=("features", "other image sizes"),
+            verified=("features",),
         ),
         Reader(
             "timm",
