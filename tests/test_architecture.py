@@ -19,6 +19,7 @@ ROOMS = [  # from top to bottom
     "weights",
     "checkpoint",
     "recipe",
+    "page",
     "images",
     "resources",
     "signals",

@@ -1,0 +1,1 @@
+"""Self-contained HTML pages: templates, pictures and charts. Knows nothing of runs."""

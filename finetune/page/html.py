@@ -1,0 +1,56 @@
+"""HTML from the templates of this room: one file, which loads nothing else."""
+
+from __future__ import annotations
+
+import base64
+from functools import cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+_EDGE = 112  # of pictures, in pixels: enough to see what is on them
+
+
+def render(template: str, **facts: Any) -> str:
+    """A page. Whatever the facts hold is escaped, but for charts and pictures made here."""
+    return _environment().get_template(template).render(**facts)
+
+
+def picture(image: Image.Image | np.ndarray, alt: str, edge: int = _EDGE) -> Markup:
+    """An ``<img>`` with its pixels inside, no larger than ``edge``.
+
+    Args:
+        image: or uint8 [H, W, 3] or [H, W, 1].
+        alt: what it shows, for those who do not see it.
+    """
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
+    image = image.convert("RGB")
+    scale = edge / max(image.size)
+    if scale < 1:
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    buffer = BytesIO()
+    image.save(buffer, "WEBP", quality=80)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    size = Markup('width="{}" height="{}"').format(image.width, image.height)
+    return Markup('<img src="data:image/webp;base64,{}" {} alt="{}">').format(data, size, alt)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("finetune.page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda value, digits=1: "–" if value is None else f"{100 * value:.{digits}f}%"
+    environment.filters["number"] = lambda value, digits=4: "–" if value is None else f"{value:.{digits}f}"
+    environment.filters["count"] = lambda value: "–" if value is None else f"{value:,}"
+    return environment
