@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from typing import Any
 
@@ -37,7 +37,7 @@ def picture(image: Image.Image | np.ndarray, alt: str, edge: int = _EDGE) -> Mar
     buffer = BytesIO()
     image.save(buffer, "WEBP", quality=80)
     data = base64.b64encode(buffer.getvalue()).decode()
-    size = Markup('width="{}" height="{}"').format(image.width, image.height)
+    edges = Markup('width="{}" height="{}"').format(image.width, image.height)
     return Markup('<img src="data:image/webp;base64,{}" {} alt="{}">').format(data, size, alt)
 
 
@@ -50,7 +50,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda value, digits=1: "–" if value is None else f"{100 * value:.{digits}f}%"
-    environment.filters["number"] = lambda value, digits=4: "–" if value is None else f"{value:.{digits}f}"
-    environment.filters["count"] = lambda value: "–" if value is None else f"{value:,}"
+    for name, form in {"percent": "{:.1%}", "number": "{:.4f}", "count": "{:,}"}.items():
+        environment.filters[name] = partial(_formatted, form)
     return environment
+
+
+def _formatted(form: str, value: float | None) -> str:
+    return "-" if value is None else form.format(value)
