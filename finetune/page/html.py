@@ -38,7 +38,7 @@ def picture(image: Image.Image | np.ndarray, alt: str, edge: int = _EDGE) -> Mar
     image.save(buffer, "WEBP", quality=80)
     data = base64.b64encode(buffer.getvalue()).decode()
     edges = Markup('width="{}" height="{}"').format(image.width, image.height)
-    return Markup('<img src="data:image/webp;base64,{}" {} alt="{}">').format(data, size, alt)
+    return Markup('<img src="data:image/webp;base64,{}" {} alt="{}">').format(data, edges, alt)
 
 
 @cache
