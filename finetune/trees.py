@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -43,6 +44,15 @@ def merge(*trees: Tree) -> dict[str, Any]:
 def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
     """``function(path, leaf)`` of every leaf of nested dicts; what optax masks out stays masked."""
     return jax.tree_util.tree_map_with_path(lambda keys, leaf: function("/".join(key.key for key in keys), leaf), tree)
+
+
+def interpolate(start: Any, end: Any, share: float) -> Any:
+    """``start + share * (end - start)`` of every leaf: where both are equal, exactly that. Integers are the end's."""
+
+    def mixed(first: Any, second: Any) -> Any:
+        return first + share * (second - first) if jnp.issubdtype(second.dtype, jnp.inexact) else second
+
+    return jax.tree.map(mixed, start, end)
 
 
 def module_of(path: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from finetune.evaluation.metrics import Evaluation
 from finetune.evaluation.statistics import compare_paired, expected_calibration_error, macro_f1, wilson_interval
 
+INTERPOLATED = "interpolated"  # name of the step between the weights before and after fine-tuning
 _LEVEL = 0.05  # of the test: from here on, a difference may be chance
 
 
@@ -40,28 +41,40 @@ def compare_results(before: str, first: np.ndarray, second: np.ndarray, labels: 
     return {"before": before, **asdict(compare_paired(*right))}
 
 
-def conclude(results: Sequence[Mapping[str, Any]], kept: str, *, chosen: bool) -> str:
-    """Sentences for a person: did the last step help, and whose weights are kept.
+def conclude(
+    results: Sequence[Mapping[str, Any]], kept: str, *, chosen: bool, interpolation: Mapping[str, Any] | None = None
+) -> str:
+    """Sentences for a person: did the last stage help, and what was made of it; and whose weights are kept.
 
     Args:
         results: those of a run, in order.
         kept: name of the step whose weights are kept.
         chosen: validation images decided that.
+        interpolation: what the summary says of it.
     """
-    last = results[-1]
-    sentences = []
-    if test := last.get("paired"):
-        points = 100 * (test["gained"] - test["lost"]) / last["n"]
-        numbers = f"{points:+.1f} points of accuracy over {test['before']} (p = {test['p_value']:.2g})"
-        if test["p_value"] >= _LEVEL:
-            sentences.append(f"{last['name']}: {numbers}, no difference that {last['n']:,} test images can show.")
+    last = [result for result in results if result["name"] != INTERPOLATED][-1]
+    sentences = [_describe_change(last)] if "paired" in last else []
+    if interpolation:
+        (first, second), share = interpolation["between"], interpolation["best"]
+        if 0 < share < 1:
+            sentences.append(_describe_change(results[-1]))
         else:
-            sentences.append(f"{last['name']} {'helped' if points > 0 else 'hurt'}: {numbers}.")
+            best = second if share else first
+            sentences.append(f"{INTERPOLATED}: no mixture of {first} and {second} is better on validation than {best}.")
     if chosen:
         sentences.append(f"Kept: {kept}, the best on the validation images.")
     elif len(results) > 1:
         sentences.append(f"Kept: {kept}, the last; without validation images nothing was chosen.")
     return " ".join(sentences)
+
+
+def _describe_change(result: Mapping[str, Any]) -> str:
+    test, name = result["paired"], result["name"]
+    points = 100 * (test["gained"] - test["lost"]) / result["n"]
+    numbers = f"{points:+.1f} points of accuracy over {test['before']} (p = {test['p_value']:.2g})"
+    if test["p_value"] >= _LEVEL:
+        return f"{name}: {numbers}, no difference that {result['n']:,} test images can show."
+    return f"{name} {'helped' if points > 0 else 'hurt'}: {numbers}."
 
 
 def predicted(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size
 
 
 CalibrationMethod = Literal["temperature", "vector", "none"]
+Interpolation = Literal["reestimate", "average", "off"]
 
 
 class EvaluateConfig(Part):
@@ -37,11 +38,15 @@ class EvaluateConfig(Part):
             ``mean_average_precision`` for images with several labels, else ``accuracy``.
         calibration: of the saved model's probabilities, on the validation images where there are some: by one
             ``temperature``; by a ``vector``, a scale and a bias for each class, which needs many images; or ``none``.
+        interpolation: of the weights before and after fine-tuning, as the last step of a run whose validation images
+            can choose the share of each. Statistics of batch normalization are ``reestimate``d on training images, or
+            ``average``d like the weights; ``off`` leaves the step out.
     """
 
     batch_size: int = Field(256, ge=1)
     metric: Metric | None = None
     calibration: CalibrationMethod = "temperature"
+    interpolation: Interpolation = "reestimate"
 
 
 class Recipe(Part):

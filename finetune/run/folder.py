@@ -12,16 +12,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import CheckpointError, listed
-from finetune.files import REPLACED, UNFINISHED, json_text, write_json, write_text
+import numpy as np
+
+from finetune.errors import CheckpointError, first_line, listed
+from finetune.files import REPLACED, UNFINISHED, json_text, write_json, write_text, written_atomically
 from finetune.recipe import Recipe, load_recipe
 from finetune.recipe.source import dump_recipe
+from finetune.trees import Variables, flatten, unflatten
 
 _RECIPE, _RUN, _SUMMARY, _METRICS = "recipe.yaml", "run.json", "summary.json", "metrics.jsonl"
 _STATE, _MODEL, _FIGURES, _SKIPPED = "state", "model", "figures", "skipped_images.txt"
-_PREDICTIONS = "predictions.parquet"
+_PREDICTIONS, _START = "predictions.parquet", "start.safetensors"
 FINISHED = "finished"  # status of a run in its summary
-_WRITTEN = (_RECIPE, _RUN, _SUMMARY, _METRICS, _STATE, _MODEL, _FIGURES, _SKIPPED, _PREDICTIONS)
+_WRITTEN = (_RECIPE, _RUN, _SUMMARY, _METRICS, _STATE, _MODEL, _FIGURES, _SKIPPED, _PREDICTIONS, _START)
 
 
 class RunFolder:
@@ -42,6 +45,7 @@ class RunFolder:
         self.figures = self.directory / _FIGURES
         self.predictions = self.directory / _PREDICTIONS
         self._metrics = self.directory / _METRICS
+        self._start = self.directory / _START
 
     def check_free(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Before anything is loaded.
@@ -149,6 +153,28 @@ class RunFolder:
 
     def list_skipped(self, lines: Sequence[str]) -> None:
         write_text(self.directory / _SKIPPED, "".join(f"{line}\n" for line in lines))
+
+    def save_start(self, head: Variables) -> None:
+        """Keeps the head before fine-tuning; the backbone before it is the pretrained one."""
+        from safetensors.numpy import save_file
+
+        arrays = {path: np.ascontiguousarray(leaf) for path, leaf in flatten(head).items()}
+        with written_atomically(self._start) as file:
+            save_file(arrays, file)
+
+    def load_start(self) -> dict[str, Any]:
+        """What :meth:`save_start` kept.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return unflatten(load_file(self._start))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self._start}: cannot be read: {first_line(error)}") from None
 
     def figure(self, name: str) -> Path:
         return self.figures / f"{name}.png"

@@ -13,6 +13,7 @@ from finetune.errors import CheckpointError
 from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import ModuleConfig, Recipe
 from finetune.run.folder import RunFolder, about_run
+from finetune.run.interpolation import interpolate_weights
 from finetune.run.progress import Progress
 from finetune.run.resume import RunProgress
 from finetune.run.session import RunSession
@@ -88,6 +89,7 @@ def run(
                 run_stage(session, index)
                 if index < len(recipe.stages) - 1:
                     session.stop_if_asked(f"at the end of stage {recipe.stages[index].name!r}")
+            interpolate_weights(session)
             checkpoints.wait()
         return RunResult(folder.directory, session.finish(frozen_sha256), allow_local_code)
 

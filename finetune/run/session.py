@@ -39,6 +39,7 @@ class RunSession:
         evaluator: for as long as a stage evaluates from what is frozen; None where it evaluates images.
         progress: how far that is.
         carried: the optimizer state that the stage before left for the next one; None where there is none.
+        interpolation: what the summary says of it; None where there was none.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class RunSession:
         self.classifier: Classifier = setup.classifier
         self.variables: Variables = setup.variables
         self.carried: Any = None
+        self.interpolation: dict[str, Any] | None = None
         self.features = RunFeatures(setup.spec, setup.recipe.evaluate.batch_size, display, self.stop_if_asked)
         self.evaluator: FeatureEvaluator | None = None
         self._predictions = Predictions(folder.predictions, setup.splits.test)
@@ -108,15 +110,18 @@ class RunSession:
             self.diverge(f"{name}: the backbone's features are not finite: its weights are not, or they overflow")
         return features
 
-    def measure(self, name: str, score: float | None = None) -> None:
+    def measure(self, name: str, score: float | None = None, *, keep: bool = True) -> None:
         """Appends the test result of the present variables, and keeps them unless an earlier stage's are better.
 
         Args:
             score: on the validation images, where it is known already.
+            keep: they are not those of an earlier stage.
         """
         evaluation = self._measure_test(name)
         metric = evaluation.metric.replace("_", " ")
         self.display.say(f"{name}: test {metric} {evaluation.value():.4f} on {evaluation.n} images")
+        if not keep:
+            return
         confidence = calibration = None
         if (images := self.setup.splits.validation) is not None:
             validation = self.evaluate(self.variables, images, f"{name}: validation", keep_logits=True)
@@ -200,7 +205,13 @@ class RunSession:
             "results": self.progress.results,
             "kept": {"stage": kept.stage, "metric": self.metric, "validation": validation},
             "calibration": kept.calibration,
-            "verdict": conclude(self.progress.results, kept.stage, chosen=kept.score is not None),
+            "interpolation": self.interpolation,
+            "verdict": conclude(
+                self.progress.results,
+                kept.stage,
+                chosen=kept.score is not None,
+                interpolation=self.interpolation,
+            ),
             "weights_sha256": kept.weights_sha256,
             "frozen_unchanged": not frozen["changed"],
             "frozen": frozen,

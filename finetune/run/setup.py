@@ -83,6 +83,10 @@ class RunSetup:
         """The part of the variables that some stage changes; the head is always among it."""
         return pick(variables, self.changing | head_paths(variables))
 
+    def changes_backbone(self, index: int) -> bool:
+        """Whether a training stage does."""
+        return bool(self.plans[index].changes(without_head(self.variables)) - head_paths(self.variables))
+
     def hash_frozen(self, variables: Variables) -> dict[str, str]:
         """Hashes of the parameters and statistics that no stage changes."""
         backbone = without_head(variables)

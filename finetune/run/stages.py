@@ -8,6 +8,7 @@ from finetune.models.classifier import head_paths, without_head
 from finetune.models.zero_shot import text_classifier
 from finetune.recipe import HeadStage
 from finetune.run.heads import FittingData, fit_head
+from finetune.run.interpolation import remember_start
 from finetune.run.session import RunSession
 from finetune.run.train_stage import TrainStageRun
 from finetune.trees import merge
@@ -23,6 +24,7 @@ def measure_first_head(session: RunSession) -> None:
             _zero_shot(session)
         session.evaluate_from_features(head_paths(session.variables))
     session.measure(name)
+    remember_start(session, -1)
 
 
 def _zero_shot(session: RunSession) -> None:
@@ -52,6 +54,7 @@ def run_stage(session: RunSession, index: int) -> None:
         else:
             score = TrainStageRun(session, stage, index).run()
     session.measure(stage.name, score)
+    remember_start(session, index)
     session.save_end(index)
 
 
