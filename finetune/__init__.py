@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from finetune.report.plan import plan_recipe as plan_recipe
     from finetune.run.run import RunResult as RunResult
     from finetune.run.run import run as run
+    from finetune.run.soup import make_soup as make_soup
     from finetune.training.stage_trainer import StageTrainer as StageTrainer
     from finetune.training.state import TrainState as TrainState
     from finetune.trees import merge as merge
@@ -84,6 +85,7 @@ _HOME = {
     "load_clip": "models.backbone",
     "load_recipe": "recipe",
     "make_leaderboard": "report.leaderboard",
+    "make_soup": "run.soup",
     "merge": "trees",
     "plan_recipe": "report.plan",
     "recipe_schema": "recipe.schema",

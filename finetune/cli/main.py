@@ -21,6 +21,7 @@ from finetune.cli.plan import plan
 from finetune.cli.predict import predict
 from finetune.cli.run import run
 from finetune.cli.schema import schema
+from finetune.cli.soup import soup
 
 app = typer.Typer(
     name="finetune",
@@ -34,6 +35,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "evaluate": evaluate,
     "compare": compare,
+    "soup": soup,
     "leaderboard": leaderboard,
     "check-data": check_data,
     "plan": plan,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from finetune.cli.options import LocalCode, Overrides, RecipeName
-from finetune.cli.tables import metrics_of, print_rows, result_cells
+from finetune.cli.tables import print_results
 
 
 def run(
@@ -33,23 +33,7 @@ def run(
     except Diverged:
         typer.echo("diverged: the run is not finished")
         raise
-    results = result.summary["results"]
-    metrics = metrics_of(results)
-    print_rows(
-        [
-            {
-                "result": record["name"],
-                "test images": f"{record['n']:,}",
-                **result_cells(record, metrics),
-                "against the step before": _paired(record.get("paired")),
-            }
-            for record in results
-        ]
-    )
+    print_results(result.summary["results"])
     if verdict := result.summary.get("verdict"):
         typer.echo(verdict)
     typer.echo(f"saved in {result.directory}")
-
-
-def _paired(test: dict[str, Any] | None) -> str:
-    return f"+{test['gained']} -{test['lost']} (p = {test['p_value']:.2g})" if test else ""

@@ -61,5 +61,25 @@ def result_cells(result: Mapping[str, Any], metrics: Sequence[str]) -> dict[str,
     }
 
 
+def print_results(results: Sequence[Mapping[str, Any]]) -> None:
+    """The closing table of a run: what each step came to on the same images."""
+    metrics = metrics_of(results)
+    print_rows(
+        [
+            {
+                "result": result["name"],
+                "test images": f"{result['n']:,}",
+                **result_cells(result, metrics),
+                "against the step before": _paired(result.get("paired")),
+            }
+            for result in results
+        ]
+    )
+
+
+def _paired(test: Mapping[str, Any] | None) -> str:
+    return f"+{test['gained']} -{test['lost']} (p = {test['p_value']:.2g})" if test else ""
+
+
 def shape(dimensions: Sequence[int]) -> str:
     return "x".join(map(str, dimensions))

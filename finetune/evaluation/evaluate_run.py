@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from finetune.data.classes import classes_present, relabel
-from finetune.data.image_scan import scan_images
-from finetune.data.labeled_images import LabeledImages, Split, concatenate
-from finetune.data.sources import read_source
-from finetune.data.splits import Splits, drop_broken, load_splits
-from finetune.errors import CheckpointError, DataError, listed
+from finetune.data.classes import relabel
+from finetune.data.known_classes import KnownImages, read_known_images
+from finetune.data.labeled_images import Split
+from finetune.data.splits import Splits, load_splits
+from finetune.errors import CheckpointError, DataError
 from finetune.evaluation.calibration import describe_calibration
 from finetune.evaluation.metrics import evaluate
 from finetune.evaluation.steps import make_eval_step
 from finetune.evaluation.verdict import describe_result
-from finetune.files import cache_folder
 from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import DataConfig, Recipe, load_recipe, read_data_config
 from finetune.tracking import Track, untracked
 
 SplitName = Literal["train", "validation", "test"]
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What is measured: images with the model's labels, and what is said of them."""
-
-    images: Split
-    skipped: int
-    left_out: int
-    notes: tuple[str, ...]
 
 
 def evaluate_run(
@@ -81,7 +69,10 @@ def evaluate_run(
     else:
         config = read_data_config(source) if isinstance(source, str) else source
         config = config.with_columns_of(recipe.data)
-        name, measured = config.source, _other_source(config, split, predictor, track)
+        name, measured = (
+            config.source,
+            read_known_images(config, split, predictor.class_names, predictor.multi_label, track),
+        )
         own = _training_images(recipe, track)
     step = make_eval_step(predictor.model, predictor.image_spec)
     evaluation = evaluate(
@@ -110,45 +101,12 @@ def evaluate_run(
     }
 
 
-def _own_split(splits: Splits, name: SplitName, predictor: Predictor) -> _Measured:
+def _own_split(splits: Splits, name: SplitName, predictor: Predictor) -> KnownImages:
     if name not in splits.named():
         raise DataError(f"the run has no {name} images; it has: {', '.join(splits.named())}")
     images = splits.named()[name]
     labels = relabel(images.labels, splits.class_names, predictor.class_names)
-    return _Measured(replace(images, labels=labels), splits.skipped_from(name), 0, ())
-
-
-def _other_source(config: DataConfig, name: SplitName | None, predictor: Predictor, track: Track) -> _Measured:
-    """All images of a source, or those of one of its splits."""
-    sources = read_source(config)
-    if name is not None and name not in sources:
-        raise DataError(f"{config.source}: has no {name} split; it has: {', '.join(sources)}")
-    chosen: dict[str, LabeledImages] = sources if name is None else {name: sources[name]}
-    _check_classes(config, chosen, predictor)
-    relabeled = {
-        split: Split(images.images, relabel(images.labels, images.names, predictor.class_names))
-        for split, images in chosen.items()
-    }
-    scanned = {split: scan_images(images, cache_folder(), track, split) for split, images in relabeled.items()}
-    usable, skipped = drop_broken(scanned, skip=config.on_broken_image == "skip")
-    left_out = sum(len(images.left_out) for images in sources.values())
-    notes = tuple(line for images in sources.values() for line in images.notes)
-    return _Measured(concatenate(list(usable.values())), len(skipped), left_out, notes)
-
-
-def _check_classes(config: DataConfig, sources: dict[str, LabeledImages], predictor: Predictor) -> None:
-    used = {name for images in sources.values() for name in classes_present(images)}
-    if unknown := sorted(used - set(predictor.class_names)):
-        raise DataError(
-            f"{config.source}: classes that the model does not know: {listed(unknown)}; "
-            f"it knows: {', '.join(predictor.class_names)}"
-        )
-    multi_label = any(images.labels.ndim == 2 for images in sources.values())
-    if multi_label != predictor.multi_label:
-        labels = {False: "one class for each image", True: "several classes for an image"}
-        raise DataError(
-            f"{config.source}: has {labels[multi_label]}; the model was trained for {labels[predictor.multi_label]}"
-        )
+    return KnownImages(replace(images, labels=labels), splits.skipped_from(name), 0, ())
 
 
 def _training_images(recipe: Recipe, track: Track) -> Splits | None:

@@ -7,6 +7,7 @@ weights/      every parameter and statistic, by Orbax
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,6 @@ def save_bundle(
     Raises:
         CheckpointError: it cannot be written, for example because the disk is full.
     """
-    weights = hash_tree(variables)
     model = {
         "format": FORMAT,
         "backbone": describe(backbone),
@@ -69,9 +69,25 @@ def save_bundle(
         "class_names": list(class_names),
         "multi_label": multi_label,
         "image_spec": backbone.image_spec.to_json(),
-        "confidence": None if confidence is None else confidence.to_json(),
-        "weights_sha256": weights,
     }
+    return _write(directory, model, variables, confidence)
+
+
+def save_bundle_like(directory: Path, like: Path, variables: Any, confidence: Confidence | None = None) -> str:
+    """Writes a bundle that is another one but for its weights and what validation images said of them.
+
+    Returns:
+        The hash of the weights.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    return _write(directory, json.loads((like / "model.json").read_text(encoding="utf-8")), variables, confidence)
+
+
+def _write(directory: Path, model: Mapping[str, Any], variables: Any, confidence: Confidence | None) -> str:
+    weights = hash_tree(variables)
+    described = {"confidence": None if confidence is None else confidence.to_json(), "weights_sha256": weights}
     directory = directory.absolute()
     require_space(directory, sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     with folder_written_atomically(directory) as folder:
@@ -80,7 +96,7 @@ def save_bundle(
                 checkpointer.save(folder / "weights", variables)
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise CheckpointError(f"{directory}: cannot save the model: {first_line(error)}; make room") from None
-        write_json(folder / "model.json", model)
+        write_json(folder / "model.json", {**model, **described})
     return weights
 
 

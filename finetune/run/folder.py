@@ -128,7 +128,7 @@ class RunFolder:
                 f"{self.directory}: cannot resume: the run was started with another {', '.join(differing[:5])}; "
                 "give the same recipe and overrides, or another --output"
             )
-        about = self._read(_RUN)
+        about = self.about()
         if about.get("backbone_sha256") != backbone_sha256:
             raise CheckpointError(
                 f"{self.directory}: cannot resume: the backbone has other weights than at the start; "
@@ -150,6 +150,14 @@ class RunFolder:
         if not file.is_file():
             raise CheckpointError(f"{self.directory}: has no {_RECIPE}; give the folder of a run")
         return load_recipe(file)
+
+    def about(self) -> dict[str, Any]:
+        """What the run was made with, as :func:`about_run` gives it.
+
+        Raises:
+            CheckpointError: damaged.
+        """
+        return self._read(_RUN)
 
     def list_skipped(self, lines: Sequence[str]) -> None:
         write_text(self.directory / _SKIPPED, "".join(f"{line}\n" for line in lines))
