@@ -34,6 +34,8 @@ def run(
         typer.echo("diverged: the run is not finished")
         raise
     print_results(result.summary["results"])
+    for name, results in result.summary.get("also", {}).items():
+        print_results(results, f"{name} images")
     if verdict := result.summary.get("verdict"):
         typer.echo(verdict)
     typer.echo(f"saved in {result.directory}")

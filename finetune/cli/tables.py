@@ -61,14 +61,14 @@ def result_cells(result: Mapping[str, Any], metrics: Sequence[str]) -> dict[str,
     }
 
 
-def print_results(results: Sequence[Mapping[str, Any]]) -> None:
+def print_results(results: Sequence[Mapping[str, Any]], images: str = "test images") -> None:
     """The closing table of a run: what each step came to on the same images."""
     metrics = metrics_of(results)
     print_rows(
         [
             {
                 "result": result["name"],
-                "test images": f"{result['n']:,}",
+                images: f"{result['n']:,}",
                 **result_cells(result, metrics),
                 "against the step before": _paired(result.get("paired")),
             }

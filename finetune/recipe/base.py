@@ -135,7 +135,8 @@ def takes_text(root: type[Part], keys: KeyPath) -> bool:
     for key in keys:
         parts = [part for annotation in annotations for part in _parts_in(annotation)]
         if isinstance(key, str):
-            annotations = [part.model_fields[key].annotation for part in parts if key in part.model_fields]
+            values = [value for annotation in annotations for value in _values_of(annotation)]
+            annotations = [part.model_fields[key].annotation for part in parts if key in part.model_fields] or values
         else:
             annotations = [item for annotation in annotations for item in _items_of(annotation)]
     kinds = {kind for annotation in annotations for kind in _scalars_in(annotation)}
@@ -149,6 +150,12 @@ def _items_of(annotation: Any) -> Iterator[Any]:
     else:
         for inner in get_args(annotation):
             yield from _items_of(inner)
+
+
+def _values_of(annotation: Any) -> Iterator[Any]:
+    """The type of the values of a field that is a dict."""
+    if get_origin(annotation) is dict:
+        yield get_args(annotation)[1]
 
 
 def _scalars_in(annotation: Any) -> Iterator[Any]:

@@ -41,12 +41,15 @@ class EvaluateConfig(Part):
         interpolation: of the weights before and after fine-tuning, as the last step of a run whose validation images
             can choose the share of each. Statistics of batch normalization are ``reestimate``d on training images, or
             ``average``d like the weights; ``off`` leaves the step out.
+        also: further sets of test images, such as sketches of the same classes: name -> source. Every step is measured
+            on all images of each; they choose nothing.
     """
 
     batch_size: int = Field(256, ge=1)
     metric: Metric | None = None
     calibration: CalibrationMethod = "temperature"
     interpolation: Interpolation = "reestimate"
+    also: dict[Name, str] = Field(default_factory=dict)
 
 
 class Recipe(Part):
@@ -161,7 +164,8 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Reci
     for override in overrides:
         source.override(override, partial(takes_text, Recipe))
     if file not in resources.recipes().values():  # these leave the place of your files to you
-        source.make_paths_absolute(_PATHS, _is_name)
+        further = [("evaluate", "also", name) for name in source.keys_at(("evaluate", "also"))]
+        source.make_paths_absolute([*_PATHS, *further], _is_name)
     source.document.setdefault("name", source.path.stem)
     try:
         return Recipe.model_validate(source.plain())

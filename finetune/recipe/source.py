@@ -103,6 +103,13 @@ class RecipeSource:
             node = node[key]
         return True
 
+    def keys_at(self, at: KeyPath) -> list[str]:
+        """The keys of the mapping at a path; none where there is no mapping."""
+        node: Any = self.document
+        for key in at:
+            node = node.get(key) if isinstance(node, CommentedMap) else None
+        return list(node) if isinstance(node, CommentedMap) else []
+
     def make_paths_absolute(self, keys: Iterable[KeyPath], is_name: Callable[[str], bool]) -> None:
         """Paths that stand in the file are relative to its folder; those of overrides, to the working directory.
 

@@ -90,6 +90,7 @@ class RunProgress:
         stage: index of the stage under way, or of the last one that has ended; -1 before the first.
         point: where in the stage; None where it has ended.
         results: test results, in the order measured.
+        also: the same of each further set.
         kept: the model that is saved; None before there is one.
         weight_change: by stage, by partition.
         seconds: by phase.
@@ -99,6 +100,7 @@ class RunProgress:
     stage: int = -1
     point: ResumePoint | None = None
     results: list[dict[str, Any]] = field(default_factory=list)
+    also: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     kept: Kept | None = None
     weight_change: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -119,5 +119,13 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
         return config.model_copy(update={key: str(Path(source).expanduser().absolute())})
 
     weights = "weights" if isinstance(recipe.backbone, ModuleConfig) else "source"
-    parts = {"backbone": absolute(recipe.backbone, weights), "data": absolute(recipe.data, "source")}
+    further = {
+        name: str(Path(source).expanduser().absolute()) if is_path(source) else source
+        for name, source in recipe.evaluate.also.items()
+    }
+    parts = {
+        "backbone": absolute(recipe.backbone, weights),
+        "data": absolute(recipe.data, "source"),
+        "evaluate": recipe.evaluate.model_copy(update={"also": further}),
+    }
     return recipe.model_copy(update=parts)

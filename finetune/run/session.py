@@ -120,6 +120,7 @@ class RunSession:
         evaluation = self._measure_test(name)
         metric = evaluation.metric.replace("_", " ")
         self.display.say(f"{name}: test {metric} {evaluation.value():.4f} on {evaluation.n} images")
+        self._measure_also(name)
         if not keep:
             return
         confidence = calibration = None
@@ -165,6 +166,14 @@ class RunSession:
         self.folder.log({"stage": name, **result})
         return evaluation
 
+    def _measure_also(self, name: str) -> None:
+        """Appends the results on the further sets."""
+        for further, images in self.setup.also.items():
+            evaluation = self.evaluate(self.variables, images, f"{name}: {further}", keep_logits=True)
+            result = {"name": name, "split": further, **describe_result(evaluation, images.labels)}
+            self.progress.also.setdefault(further, []).append(result)
+            self.folder.log({"stage": name, **result})
+
     def keep(
         self,
         name: str,
@@ -203,6 +212,7 @@ class RunSession:
             "name": self.setup.recipe.name,
             "status": FINISHED,
             "results": self.progress.results,
+            "also": self.progress.also,
             "kept": {"stage": kept.stage, "metric": self.metric, "validation": validation},
             "calibration": kept.calibration,
             "interpolation": self.interpolation,

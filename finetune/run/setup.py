@@ -15,6 +15,7 @@ from finetune.data.augment import make_training_transform
 from finetune.data.feature_store import FeatureStore
 from finetune.data.image_cache import cached
 from finetune.data.image_scan import fingerprint
+from finetune.data.known_classes import read_known_images
 from finetune.data.labeled_images import Split
 from finetune.data.leakage import describe_leakage
 from finetune.data.loader import kept_batches, steps_per_epoch, training_batches
@@ -47,6 +48,7 @@ class RunSetup:
     Attributes:
         backbone, splits: as the recipe asks for; images and weights have been checked.
         train: the training split, its images from the cache where the recipe asks for one.
+        also: further sets that every step is measured on, by name.
         classifier, variables: with the head before the first stage.
         classifiers: with the head after each stage.
         plans: by number of a training stage.
@@ -58,6 +60,7 @@ class RunSetup:
     backbone: Backbone
     splits: Splits
     train: Split
+    also: Mapping[str, Split]
     classifier: Classifier
     variables: Variables
     classifiers: tuple[Classifier, ...]
@@ -162,6 +165,7 @@ class RunSetup:
             lines.append(f"{len(splits.skipped)} broken images are left out: see skipped_images.txt")
         if leaks := describe_leakage(splits):
             lines.append(leaks)
+        lines += [f"{name}: {len(images):,} further test images" for name, images in self.also.items()]
         return [*lines, *self.partition_lines]
 
 
@@ -192,7 +196,8 @@ def prepare_run(
     lengths = tuple(stage_length(stage, splits.train) for stage in recipe.stages)
     classifiers, plans, lines = _follow_stages(recipe, backbone, classifier, variables, splits.train.labels, lengths)
     train = _training_images(recipe.data, splits.train)
-    return RunSetup(recipe, backbone, splits, train, classifier, variables, classifiers, plans, lengths, lines)
+    also = {name: _further_images(recipe, name, splits, track) for name in recipe.evaluate.also}
+    return RunSetup(recipe, backbone, splits, train, also, classifier, variables, classifiers, plans, lengths, lines)
 
 
 def _pretrained_head(recipe: Recipe, backbone: Backbone, class_names: Sequence[str]) -> dict[str, Any]:
@@ -315,6 +320,27 @@ def _training_images(config: DataConfig, train: Split) -> Split:
     if config.cache_shortest_edge is None or (key := fingerprint(train.images)) is None:
         return train
     return cached(train, config.cache_shortest_edge, cache_folder(), key)
+
+
+def _further_images(recipe: Recipe, name: str, splits: Splits, track: Track) -> Split:
+    """All images of a set of ``evaluate.also``.
+
+    Raises:
+        DataError: it cannot be read, or some are training images, or of other classes.
+    """
+    config = DataConfig(source=recipe.evaluate.also[name]).with_columns_of(recipe.data)
+    try:
+        images = read_known_images(config, None, splits.class_names, splits.multi_label, track).images
+    except DataError as error:
+        raise DataError(f"evaluate.also.{name}: {error}") from None
+    assert images.stats is not None
+    assert splits.train.stats is not None
+    if shared := int(np.isin(images.stats.pixel_hash, splits.train.stats.pixel_hash).sum()):
+        raise DataError(
+            f"evaluate.also.{name}: {shared} of its {len(images)} images are training images, which measure nothing; "
+            "give others"
+        )
+    return images
 
 
 def _on_host(backbone: Backbone) -> Backbone:

@@ -93,8 +93,9 @@ def test_a_first_stage_that_diverges_in_its_first_epoch_leaves_no_model(small, t
 def test_a_stage_that_is_worse_on_validation_does_not_replace_an_earlier_one(small, tmp_path, capsys):
     recipe = small("stages.1.epochs=1", "stages.1.partitions.0.learning_rate=3")
     result = finetune.run(recipe, output=tmp_path / "run")
-    probe, worse = result.summary["results"]
+    probe, worse, _ = result.summary["results"]
     assert worse["accuracy"] < probe["accuracy"]
+    assert result.summary["interpolation"]["best"] == 0
     assert result.summary["kept"]["stage"] == "probe"
     said = capsys.readouterr().err
     assert "finetune: worse on the validation images than probe" in said
@@ -112,7 +113,9 @@ def test_a_stage_ends_where_it_has_not_improved_for_the_patience(small, tmp_path
 
 
 def test_the_metric_that_chooses_is_the_recipes(small, tmp_path):
-    result = finetune.run(small("evaluate.metric=loss"), output=tmp_path / "run", quiet=True)
+    result = finetune.run(
+        small("evaluate.metric=loss", "evaluate.interpolation=off"), output=tmp_path / "run", quiet=True
+    )
     records = strict_json(result.directory / "metrics.jsonl")
     losses = [r["loss"] for r in records if r["stage"] == "finetune" and r["split"] == "validation"]
     (probe,) = [r["loss"] for r in records if r["stage"] == "probe" and r["split"] == "validation"]

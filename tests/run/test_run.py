@@ -26,13 +26,13 @@ def small(*overrides):
 
 def test_a_run_leaves_everything_its_folder_promises(small_run):
     names = {path.name for path in small_run.directory.iterdir()}
-    files = {"recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "predictions.parquet"}
+    files = {"recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "predictions.parquet", "start.safetensors"}
     assert names == files | {"state", "model", "figures"}
     summary = json.loads((small_run.directory / "summary.json").read_text())
-    assert [r["name"] for r in summary["results"]] == ["zero_shot", "probe", "finetune"]
+    assert [r["name"] for r in summary["results"]] == ["zero_shot", "probe", "finetune", "interpolated"]
     assert {"name", "split", "n", "accuracy"} <= summary["results"][0].keys()
     assert summary["frozen_unchanged"] is True
-    assert set(summary["seconds"]) == {"load", "zero_shot", "probe", "finetune"}
+    assert set(summary["seconds"]) == {"load", "zero_shot", "probe", "finetune", "interpolated"}
     about = json.loads((small_run.directory / "run.json").read_text())
     assert about["versions"]["jax"] == jax.__version__
 
@@ -66,7 +66,7 @@ def test_metrics_tell_loss_accuracy_rate_and_speed_of_every_epoch(small_run):
     partitions = {"head/.*", "backbone/encoder/layers/3/.*"}
     assert set(train[0]["learning_rate"]) == set(train[0]["grad_norm"]) == partitions
     assert all(norm > 0 for record in train for norm in record["grad_norm"].values())
-    validations = [r["stage"] for r in records if r["split"] == "validation"]
+    validations = [r["stage"] for r in records if r["split"] == "validation" and "share" not in r]
     assert validations == ["zero_shot", "probe", "finetune", "finetune", "finetune"]
 
 
