@@ -5,6 +5,7 @@ They are often better than either, most of all on images of another kind than th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 from finetune.errors import CheckpointError
@@ -65,8 +66,7 @@ def interpolate_weights(session: RunSession) -> None:
     with session.progress.timed(INTERPOLATED):
         mixtures = _Mixtures(session, start, end)
         found = [mixtures.measure(share) for share in SHARES]
-        order = [(evaluation.score(session.metric), -evaluation.loss) for evaluation in found]
-        best = SHARES[order.index(max(order))]
+        best = _choose([(evaluation.score(session.metric), evaluation.loss) for evaluation in found])
         session.variables = mixtures.at(best)
     names = [setup.recipe.head.init, *(stage.name for stage in setup.recipe.stages)]
     session.interpolation = {
@@ -81,6 +81,20 @@ def interpolate_weights(session: RunSession) -> None:
     session.display.say(f"{INTERPOLATED}: {best:.1f} of {last}, {1 - best:.1f} of {first} is best on validation")
     at_an_end = best in (SHARES[0], SHARES[-1])
     session.measure(INTERPOLATED, found[SHARES.index(best)].score(session.metric), keep=not at_an_end)
+
+
+def _choose(found: Sequence[tuple[float, float]]) -> float:
+    """The share with the best score; of equals a mixture, which bears more under shift, then the one of least loss.
+
+    Args:
+        found: score and loss of each of the shares.
+    """
+
+    def rank(share: float) -> tuple[float, bool, bool, float]:
+        score, loss = found[SHARES.index(share)]
+        return score, SHARES[0] < share < SHARES[-1], share == SHARES[-1], -loss
+
+    return max(SHARES, key=rank)
 
 
 class _Mixtures:

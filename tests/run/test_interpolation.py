@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 import finetune
 from finetune.checkpoint import RunCheckpoints
-from finetune.run.interpolation import start_of_interpolation
+from finetune.run.interpolation import _choose, start_of_interpolation
 from finetune.run.setup import prepare_run
 from finetune.trees import flatten, interpolate, unflatten
 
@@ -90,6 +90,14 @@ def test_the_ends_are_measured_again_and_agree(overshot):
 def test_a_finished_run_is_measured_again_to_the_same_figures(overshot):
     again = finetune.evaluate_run(overshot.directory)
     assert again["accuracy"] == overshot.summary["results"][-1]["accuracy"]
+
+
+def test_of_equal_shares_a_mixture_of_the_least_loss_is_chosen():
+    shares = [(0.9, 1.0)] * 11
+    shares[4] = (0.9, 0.5)
+    assert _choose(shares) == 0.4
+    assert _choose([(0.9, 1.0), *[(0.8, 0.1)] * 9, (0.9, 2.0)]) == 1.0
+    assert _choose([(0.91, 1.0), *[(0.8, 0.1)] * 9, (0.9, 2.0)]) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_a_stage_that_is_worse_on_validation_does_not_replace_an_earlier_one(sma
     result = finetune.run(recipe, output=tmp_path / "run")
     probe, worse, _ = result.summary["results"]
     assert worse["accuracy"] < probe["accuracy"]
-    assert result.summary["interpolation"]["best"] == 0
+    assert result.summary["interpolation"]["best"] < 1
     assert result.summary["kept"]["stage"] == "probe"
     said = capsys.readouterr().err
     assert "finetune: worse on the validation images than probe" in said

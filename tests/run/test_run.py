@@ -87,7 +87,7 @@ def test_the_summary_proves_what_was_frozen_and_tells_how_far_the_rest_moved(sma
     moved = summary["weight_change"]["finetune"]
     assert set(moved) == {"head/.*", "backbone/encoder/layers/3/.*", "frozen"}
     assert moved["frozen"]["distance"] == 0.0
-    trained = flatten_dict(small_run.predictor().variables["params"]["backbone"], sep="/")
+    trained = flatten_dict(finetune.restore(small_run.directory, step="last").variables["params"]["backbone"], sep="/")
     squares = [np.square(trained[path] - leaf).sum() for path, leaf in source.items() if path not in still]
     block = moved["backbone/encoder/layers/3/.*"]
     np.testing.assert_allclose(block["distance"], np.sqrt(sum(squares)), rtol=1e-4)
