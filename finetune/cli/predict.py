@@ -37,6 +37,10 @@ def predict(
         Literal["lac", "aps", "raps"],
         typer.Option(help="Kind of sets: the smallest (lac), or larger for harder images (aps, raps)."),
     ] = "lac",
+    max_error: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Answer only where sure enough that at most so many answers are wrong."),
+    ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of text.")] = False,
     as_json: AsJson = False,
     allow_local_code: LocalCode = False,
@@ -45,12 +49,13 @@ def predict(
     import finetune
     from finetune.errors import DataError, RecipeError
 
-    if coverage is not None and not 0 < coverage < 1:
-        raise RecipeError(f"--coverage: a share between 0 and 1; received {coverage:g}")
+    for option, share in (("--coverage", coverage), ("--max-error", max_error)):
+        if share is not None and not 0 < share < 1:
+            raise RecipeError(f"{option}: a share between 0 and 1; received {share:g}")
     if coverage is not None and top is not None:
         raise RecipeError("--coverage shows the classes of each set, and --top a number of them: give one of the two")
     predictor = finetune.restore(directory, allow_local_code=allow_local_code)
-    options = {"coverage": coverage, "sets": sets}
+    options = {"coverage": coverage, "sets": sets, "max_error": max_error}
     names = list(_expand(images))
     if not names:
         raise DataError(f"{', '.join(images)}: no images there")
@@ -63,6 +68,8 @@ def predict(
             typer.echo(f"error: {problem}", err=True)
     if coverage is not None and not (as_csv or as_json):
         _say_what_is_guaranteed(predictor.confidence, coverage, sets)
+    if max_error is not None and not (as_csv or as_json):
+        _say_what_is_accepted(predictor.confidence, max_error)
     _show(classified, top, as_csv=as_csv, as_json=as_json)
     if broken:
         raise typer.Exit(2)
@@ -118,6 +125,19 @@ def _say_what_is_guaranteed(confidence: Any, coverage: float, sets: Any) -> None
     )
 
 
+def _say_what_is_accepted(confidence: Any, max_error: float) -> None:
+    certainties = confidence.certainties
+    threshold = confidence.acceptance_threshold(max_error)
+    share = (certainties >= threshold).mean()
+    if not share:
+        typer.echo(f"no answer is sure enough for an error of {max_error:g}: {len(certainties)} validation images show")
+        return
+    typer.echo(
+        f"answers of probability {threshold:.4f} and more: at most {max_error:g} of them wrong (90% certainty), for "
+        f"images like the {len(certainties):,} validation images, of which it answers {share:.1%}"
+    )
+
+
 def _show(classified: list[tuple[str, Any]], top: int | None, *, as_csv: bool, as_json: bool) -> None:
     if as_json:
         print_json(
@@ -130,6 +150,7 @@ def _show(classified: list[tuple[str, Any]], top: int | None, *, as_csv: bool, a
                     "confidence": prediction.confidence,
                     "unknown": prediction.unknown,
                     "set": prediction.set,
+                    "accepted": prediction.accepted,
                     "probabilities": prediction.probabilities,
                 }
                 for image, prediction in classified
@@ -150,8 +171,12 @@ def _show(classified: list[tuple[str, Any]], top: int | None, *, as_csv: bool, a
 
 def _shown(prediction: Any, top: int | None) -> list[tuple[str, float]]:
     """The most probable classes; without a number of them, those of the set, or those that the image is of."""
+    if prediction.accepted is False:
+        return [("(not sure enough)", prediction.confidence)]
     if prediction.set is not None:
         members = {name: prediction.probabilities[name] for name in prediction.set}
         return sorted(members.items(), key=lambda pair: -pair[1]) or [("(none)", 0.0)]
     ordered = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])
-    return ordered[: max(1, len(prediction.labels)) if top is None else top]
+    if top is None:
+        return [pair for pair in ordered if pair[0] in prediction.labels] or ordered[:1]
+    return ordered[:top]

@@ -6,13 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from finetune.evaluation.statistics import expected_calibration_error
+from finetune.evaluation.novelty import score_all
+from finetune.evaluation.statistics import expected_calibration_error, macro_f1
 from finetune.evaluation.verdict import probabilities
-from finetune.export.confidence import SET_KINDS, Confidence, energy, set_scores
+from finetune.export.confidence import SET_KINDS, Confidence, set_scores
+from finetune.export.novelty import Novelty
 from finetune.recipe.recipe import CalibrationMethod
 
 
-def fit_confidence(logits: np.ndarray, labels: np.ndarray, method: CalibrationMethod = "temperature") -> Confidence:
+def fit_confidence(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    method: CalibrationMethod = "temperature",
+    novelty: Novelty | None = None,
+    features: np.ndarray | None = None,
+) -> Confidence:
     """What the validation images say of a model.
 
     Args:
@@ -20,14 +28,42 @@ def fit_confidence(logits: np.ndarray, labels: np.ndarray, method: CalibrationMe
         labels: int [n], or 0 and 1 of shape [n, num_classes].
         method: ``temperature``, one scale for all logits, which changes no decision between classes; ``vector``, a
             scale and a bias of each class; or ``none``.
+        novelty: the score that tells what is unknown; by default the energy.
+        features: float32 [n, num_features] of the same images, where that score reads them.
     """
+    novelty = novelty or Novelty()
+    novelties = np.sort(score_all(novelty, logits, features))
     scale, bias = _fit_scale(logits.astype(np.float64), labels, method)
     calibrated = probabilities(logits * scale + bias, labels)
-    scores: dict[str, np.ndarray] = {}
-    if labels.ndim == 1:
-        own = np.arange(len(labels)), labels
-        scores = {kind: np.sort(set_scores(calibrated, kind)[own]).astype(np.float32) for kind in SET_KINDS}
-    return Confidence(scale, bias, scores, np.sort(energy(logits)).astype(np.float32))
+    if labels.ndim == 2:
+        thresholds = choose_thresholds(calibrated, labels)
+        return Confidence(scale, bias, {}, novelties, thresholds=thresholds, novelty=novelty)
+    own = np.arange(len(labels)), labels
+    scores: dict[str, np.ndarray] = {
+        kind: np.sort(set_scores(calibrated, kind)[own]).astype(np.float32) for kind in SET_KINDS
+    }
+    certainties, right = calibrated.max(1).astype(np.float32), calibrated.argmax(1) == labels
+    return Confidence(scale, bias, scores, novelties, certainties, right, novelty=novelty)
+
+
+def choose_thresholds(shares: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """For each class the probability from which on an image is of it: the one of the highest F1; float32 [num_classes].
+
+    It lies halfway between two of the images. A class that no image has, or that all have, keeps 0.5.
+
+    Args:
+        shares: probabilities [n, num_classes].
+        labels: 0 and 1, of the same shape.
+    """
+    thresholds = np.full(shares.shape[1], 0.5, np.float32)
+    for i in np.flatnonzero(labels.any(0) & ~labels.all(0)):
+        order = np.argsort(-shares[:, i], kind="stable")
+        values, hits = shares[order, i], np.cumsum(labels[order, i])
+        f1 = 2 * hits / (np.arange(1, len(order) + 1) + hits[-1])
+        ends = np.append(values[:-1] > values[1:], True)  # equal values are of a class together
+        last = int(np.argmax(np.where(ends, f1, -1)))
+        thresholds[i] = (values[last] + (values[last + 1] if last + 1 < len(values) else 0.0)) / 2
+    return thresholds
 
 
 def _fit_scale(logits: np.ndarray, labels: np.ndarray, method: CalibrationMethod) -> tuple[np.ndarray, np.ndarray]:
@@ -75,3 +111,17 @@ def describe_calibration(confidence: Confidence, logits: np.ndarray, labels: np.
         facts[f"expected_calibration_error_{when}"] = expected_calibration_error(shares, labels)
         facts[f"loss_{when}"] = float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
     return facts
+
+
+def describe_thresholds(confidence: Confidence, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Macro F1 of images with several labels at one half, and at the thresholds that validation images chose.
+
+    Args:
+        logits: before calibration.
+    """
+    shares = probabilities(confidence.calibrate(logits), labels)
+    return {
+        "thresholds": confidence.thresholds.tolist(),
+        "macro_f1_before": macro_f1((logits > 0).astype(labels.dtype), labels),
+        "macro_f1_after": macro_f1((shares > confidence.thresholds).astype(labels.dtype), labels),
+    }

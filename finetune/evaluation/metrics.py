@@ -127,7 +127,20 @@ def evaluate_batches(
 
 def _mean_average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
     """The mean over the classes that some image has; labels and scores are [N, num_classes]."""
+    return float(np.mean([value for value in average_precisions(labels, scores) if value is not None]))
+
+
+def average_precisions(labels: np.ndarray, scores: np.ndarray) -> list[float | None]:
+    """Average precision of each class; None for a class that no image has.
+
+    Args:
+        labels: 0 and 1, [N, num_classes].
+        scores: of the same shape, such as logits.
+    """
     from sklearn.metrics import average_precision_score
 
     scores = np.nan_to_num(scores, nan=float(np.finfo(np.float32).min))  # a model that has diverged ranks nothing
-    return float(np.mean([average_precision_score(labels[:, i], scores[:, i]) for i in np.flatnonzero(labels.any(0))]))
+    return [
+        float(average_precision_score(of_class, score)) if of_class.any() else None
+        for of_class, score in zip(labels.T, scores.T, strict=True)
+    ]

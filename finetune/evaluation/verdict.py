@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.evaluation.metrics import Evaluation
+from finetune.evaluation.metrics import Evaluation, average_precisions
 from finetune.evaluation.statistics import compare_paired, expected_calibration_error, macro_f1, wilson_interval
 
 INTERPOLATED = "interpolated"  # name of the step between the weights before and after fine-tuning
@@ -17,7 +17,8 @@ _LEVEL = 0.05  # of the test: from here on, a difference may be chance
 
 def describe_result(evaluation: Evaluation, labels: np.ndarray) -> dict[str, Any]:
     """Plain JSON values: what :meth:`Evaluation.to_json` gives, ``accuracy_interval`` (95%, Wilson), ``macro_f1`` and
-    ``expected_calibration_error`` (of 15 bins; not for images with several labels).
+    ``expected_calibration_error`` (of 15 bins), or for images with several labels ``average_precision``, a list with
+    that of each class, None where no image is of it.
 
     Args:
         evaluation: with its logits.
@@ -32,6 +33,8 @@ def describe_result(evaluation: Evaluation, labels: np.ndarray) -> dict[str, Any
         shares = probabilities(evaluation.logits, labels)
         finite = bool(np.isfinite(shares).all())
         facts["expected_calibration_error"] = expected_calibration_error(shares, labels) if finite else None
+    else:
+        facts["average_precision"] = average_precisions(labels, evaluation.logits)
     return facts
 
 

@@ -2,6 +2,7 @@
 
 model.json    format, backbone family and configuration, head, class names, image spec, confidence, hash of the weights
 weights/      every parameter and statistic, by Orbax
+novelty.safetensors    what tells unknown images by their features, where it does
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from finetune.checkpoint import on_this_device
 from finetune.errors import CheckpointError, first_line
@@ -27,7 +31,8 @@ from finetune.models.classifier import Classifier, init_shapes
 from finetune.models.heads import KnnConfig, TipAdapterConfig
 from finetune.trees import hash_tree
 
-FORMAT = 3
+FORMAT = 4
+_NOVELTY = "novelty.safetensors"
 _HEADS: dict[type, str] = {KnnConfig: "knn", TipAdapterConfig: "tip_adapter"}  # those that are not linear
 
 
@@ -88,6 +93,8 @@ def save_bundle_like(directory: Path, like: Path, variables: Any, confidence: Co
 def _write(directory: Path, model: Mapping[str, Any], variables: Any, confidence: Confidence | None) -> str:
     weights = hash_tree(variables)
     described = {"confidence": None if confidence is None else confidence.to_json(), "weights_sha256": weights}
+    arrays = {} if confidence is None else dict(confidence.novelty.arrays)
+    described["novelty_sha256"] = hash_tree(arrays)
     directory = directory.absolute()
     require_space(directory, sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     with folder_written_atomically(directory) as folder:
@@ -96,6 +103,8 @@ def _write(directory: Path, model: Mapping[str, Any], variables: Any, confidence
                 checkpointer.save(folder / "weights", variables)
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise CheckpointError(f"{directory}: cannot save the model: {first_line(error)}; make room") from None
+        if arrays:
+            save_file(arrays, folder / _NOVELTY)
         write_json(folder / "model.json", {**model, **described})
     return weights
 
@@ -122,7 +131,7 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
         multi_label = bool(model.get("multi_label", False))
         confidence = model.get("confidence")
         if confidence is not None:
-            confidence = Confidence.from_json(confidence, len(class_names))
+            confidence = Confidence.from_json(confidence, len(class_names), _read_novelty(directory, model))
         expected = model["weights_sha256"]
     except FileNotFoundError:
         raise CheckpointError(f"{directory}: not a model bundle: it has no model.json") from None
@@ -132,6 +141,17 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
     if hash_tree(variables) != expected:
         raise CheckpointError(f"{directory / 'weights'}: the weights are not those that model.json was written with")
     return Bundle(classifier, variables, class_names, spec, multi_label, confidence)
+
+
+def _read_novelty(directory: Path, model: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    file = directory / _NOVELTY
+    try:
+        arrays = load_file(file) if file.is_file() else {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: damaged: {first_line(error)}") from None
+    if hash_tree(arrays) != model["novelty_sha256"]:
+        raise CheckpointError(f"{file}: {'not what' if arrays else 'missing; it is what'} model.json was written with")
+    return arrays
 
 
 def _describe_head(classifier: Classifier) -> dict[str, Any]:

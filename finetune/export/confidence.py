@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from finetune.export.novelty import Novelty
+
 SetKind = Literal["lac", "aps", "raps"]
 SET_KINDS: tuple[SetKind, ...] = get_args(SetKind)
 KNOWN_SHARE = 0.95  # of the validation images, which are not called unknown
+_CERTAINTY = 0.9  # of the error of what is accepted
 _PENALTY, _FREE_RANKS = 0.01, 5  # of RAPS, for each class beyond so many
 
 
@@ -27,13 +30,21 @@ class Confidence:
         scale: float32 [1] or [num_classes], what logits are multiplied with; and bias of the same shape, added then.
         scores: float32 [n] for each kind of sets: how unusual the true class of each validation image is, ascending.
             Empty where images have several labels.
-        energies: float32 [n] of the validation images, ascending.
+        novelties: float32 [n] of the validation images, ascending, by the score of ``novelty``.
+        certainties: float32 [n], the probability of the answer for each validation image; and right, bool [n], whether
+            it was right. Empty where images have several labels.
+        thresholds: float32 [num_classes], the probabilities from which on an image is of a class, where images have
+            several labels; else empty.
     """
 
     scale: np.ndarray
     bias: np.ndarray
     scores: Mapping[str, np.ndarray]
-    energies: np.ndarray
+    novelties: np.ndarray
+    certainties: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    right: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    thresholds: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    novelty: Novelty = field(default_factory=Novelty)
 
     def calibrate(self, logits: Any) -> Any:
         """Calibrated logits of the same shape; of NumPy or JAX."""
@@ -72,9 +83,35 @@ class Confidence:
         return float(low), float(high)
 
     @property
-    def energy_threshold(self) -> float:
+    def novelty_threshold(self) -> float:
         """Images above it are called unknown."""
-        return float(np.quantile(self.energies, KNOWN_SHARE, method="higher"))
+        return float(np.quantile(self.novelties, KNOWN_SHARE, method="higher"))
+
+    def acceptance_threshold(self, max_error: float) -> float:
+        """The least certainty with which answers are wrong in at most a share ``max_error`` of the cases.
+
+        That holds with 90% certainty for images like the validation images (Geifman & El-Yaniv 2017, arXiv:1705.08500,
+        algorithm 1, with the exact binomial bound). Infinite where no threshold can promise it.
+        """
+        from scipy.stats import beta
+
+        order = np.argsort(-self.certainties, kind="stable")
+        wrong, certainties = np.cumsum(~self.right[order]), self.certainties[order]
+        low, high, found = 0, len(order), math.inf  # of images accepted
+        tries = max(1, math.ceil(math.log2(len(order) + 1)))
+        for _ in range(tries):
+            middle = (low + high + 1) // 2
+            if middle == 0:
+                break
+            threshold = certainties[middle - 1]
+            accepted = int((certainties >= threshold).sum())
+            errors = int(wrong[accepted - 1])
+            bound = 1.0 if errors == accepted else beta.isf((1 - _CERTAINTY) / tries, errors + 1, accepted - errors)
+            if bound <= max_error:
+                low, found = middle, float(threshold)
+            else:
+                high = middle - 1
+        return found
 
     def to_json(self) -> dict[str, Any]:
         scores = {kind: values.tolist() for kind, values in self.scores.items()}
@@ -82,22 +119,35 @@ class Confidence:
             "scale": self.scale.tolist(),
             "bias": self.bias.tolist(),
             "scores": scores,
-            "energies": self.energies.tolist(),
+            "novelty": self.novelty.kind,
+            "novelties": self.novelties.tolist(),
+            "certainties": self.certainties.tolist(),
+            "right": self.right.tolist(),
+            "thresholds": self.thresholds.tolist(),
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], num_classes: int) -> Confidence:
+    def from_json(cls, data: Mapping[str, Any], num_classes: int, arrays: Mapping[str, np.ndarray]) -> Confidence:
         """
+        Args:
+            arrays: of the novelty, which are not in the JSON.
+
         Raises:
             ValueError, KeyError, TypeError: not what :meth:`to_json` gives.
         """
-        scale, bias, energies = (np.asarray(data[key], np.float32) for key in ("scale", "bias", "energies"))
+        names = ("scale", "bias", "novelties", "certainties", "thresholds")
+        scale, bias, novelties, certainties, thresholds = (np.asarray(data[name], np.float32) for name in names)
+        right = np.asarray(data["right"], bool)
         scores = {kind: np.asarray(values, np.float32) for kind, values in data["scores"].items()}
         if scale.shape not in ((1,), (num_classes,)) or bias.shape != scale.shape:
             raise ValueError(f"confidence: scale {scale.shape}, bias {bias.shape} for {num_classes} classes")
-        if not scores.keys() <= set(SET_KINDS) or any(values.ndim != 1 for values in (energies, *scores.values())):
+        lists = (novelties, certainties, right, thresholds, *scores.values())
+        if not scores.keys() <= set(SET_KINDS) or any(values.ndim != 1 for values in lists):
             raise ValueError("confidence: scores")
-        return cls(scale, bias, scores, energies)
+        if certainties.shape != right.shape or len(thresholds) not in (0, num_classes):
+            raise ValueError("confidence: certainties or thresholds")
+        novelty = Novelty(data["novelty"], arrays)
+        return cls(scale, bias, scores, novelties, certainties, right, thresholds, novelty)
 
 
 def set_scores(probabilities: np.ndarray, kind: SetKind) -> np.ndarray:
@@ -111,10 +161,3 @@ def set_scores(probabilities: np.ndarray, kind: SetKind) -> np.ndarray:
     scores = np.empty_like(ordered)
     np.put_along_axis(scores, order, ordered, 1)
     return scores
-
-
-def energy(logits: np.ndarray) -> np.ndarray:
-    """[n]; the higher, the less the image looks like those of any class (Liu et al. 2020, arXiv:2010.03759)."""
-    from scipy.special import logsumexp
-
-    return -np.asarray(logsumexp(logits, axis=1))

@@ -18,6 +18,7 @@ from finetune.checkpoint import RunCheckpoints, find_bundle
 from finetune.errors import CheckpointError
 from finetune.export.bundle import Bundle, load_bundle
 from finetune.export.confidence import SET_KINDS, Confidence, SetKind
+from finetune.export.novelty import Novelty
 from finetune.images.open import ImageLike, open_image
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier, head_paths
@@ -33,10 +34,12 @@ class Prediction:
     Attributes:
         label, index: of the most probable class.
         probabilities: of every class, by name; they sum to one unless an image may be of several classes.
-        labels: the most probable class; where an image may be of several, all those above one half.
-        unknown: the image looks less like those of any class than 95% of the validation images did (its energy is
-            higher); None where the model has seen no validation images.
+        labels: the most probable class; where an image may be of several, all those above their thresholds, which the
+            validation images chose, or above one half.
+        unknown: the image looks less like those of any class than 95% of the validation images did (see
+            :class:`finetune.export.novelty.Novelty`); None where the model has seen no validation images.
         set: with a coverage asked for, the classes that hold the true one so often; may be empty. Else None.
+        accepted: with a greatest error asked for, whether the answer is sure enough for it. Else None.
     """
 
     label: str
@@ -45,6 +48,7 @@ class Prediction:
     labels: tuple[str, ...]
     unknown: bool | None = None
     set: tuple[str, ...] | None = None
+    accepted: bool | None = None
 
     @property
     def confidence(self) -> float:
@@ -78,7 +82,12 @@ class Predictor:
         return {**state, "variables": jax.device_get(self.variables)}
 
     def predict(
-        self, images: Iterable[ImageLike], *, coverage: float | None = None, sets: SetKind = "lac"
+        self,
+        images: Iterable[ImageLike],
+        *,
+        coverage: float | None = None,
+        sets: SetKind = "lac",
+        max_error: float | None = None,
     ) -> list[Prediction]:
         """One prediction an image.
 
@@ -86,44 +95,57 @@ class Predictor:
             images: as in :meth:`predict_proba`.
             coverage: asks for sets of classes that hold the true one so often, in (0, 1).
             sets: their kind; see :meth:`finetune.export.confidence.Confidence.sets`.
+            max_error: asks which answers to accept, so that at most such a share of those is wrong, in (0, 1); see
+                :meth:`finetune.export.confidence.Confidence.acceptance_threshold`.
 
         Raises:
-            CheckpointError: coverage is asked for, and the model has seen no validation images, or images of it have
-                several labels.
-            ValueError: a coverage outside of (0, 1), or another kind of sets.
+            CheckpointError: coverage or max_error is asked for, and the model has seen no validation images, or images
+                of it have several labels.
+            ValueError: a share outside of (0, 1), or another kind of sets.
             DataError, TypeError: as in :meth:`predict_proba`.
         """
-        if coverage is not None:
-            self._check_coverage(coverage, sets)
-        probabilities, energies = self._run(images)
-        count = len(probabilities)
-        unknown: list[bool | None] = [None] * count
-        members: list[tuple[str, ...] | None] = [None] * count
-        if self.confidence is not None:
-            unknown = (energies > self.confidence.energy_threshold).tolist()
-            if coverage is not None:
-                rows = self.confidence.sets(probabilities, coverage, sets)
-                members = [self._names(np.flatnonzero(row)) for row in rows]
-        return [self._prediction(*each) for each in zip(probabilities, unknown, members, strict=True)]
-
-    def _check_coverage(self, coverage: float, sets: str) -> None:
-        if not 0 < coverage < 1:
-            raise ValueError(f"coverage: a share between 0 and 1; received {coverage}")
         if sets not in SET_KINDS:
             raise ValueError(f"sets: one of {', '.join(SET_KINDS)}; received {sets!r}")
+        for option, share in (("coverage", coverage), ("max_error", max_error)):
+            if share is not None:
+                self._check_promise(option, share)
+        probabilities, novelties = self._run(images)
+        count, confidence = len(probabilities), self.confidence
+        unknown: list[bool | None] = [None] * count
+        members: list[tuple[str, ...] | None] = [None] * count
+        accepted: list[bool | None] = [None] * count
+        if confidence is not None:
+            unknown = (novelties > confidence.novelty_threshold).tolist()
+            if coverage is not None:
+                rows = confidence.sets(probabilities, coverage, sets)
+                members = [self._names(np.flatnonzero(row)) for row in rows]
+            if max_error is not None:
+                accepted = (probabilities.max(1) >= confidence.acceptance_threshold(max_error)).tolist()
+        return [self._prediction(*each) for each in zip(probabilities, unknown, members, accepted, strict=True)]
+
+    def _check_promise(self, option: str, share: float) -> None:
+        """Raises for what validation images cannot promise."""
+        if not 0 < share < 1:
+            raise ValueError(f"{option}: a share between 0 and 1; received {share}")
         if self.confidence is None:
             raise CheckpointError(
-                "coverage: the model has seen no validation images, which sets are measured on; give the recipe some: "
+                f"{option}: the model has seen no validation images, which it is measured on; give the recipe some: "
                 "data.validation"
             )
         if self.multi_label:
-            raise CheckpointError("coverage: sets are for images of one class; this model's may be of several")
+            raise CheckpointError(f"{option}: is for images of one class; this model's may be of several")
 
-    def _prediction(self, row: np.ndarray, unknown: bool | None, members: tuple[str, ...] | None) -> Prediction:
+    def _prediction(
+        self, row: np.ndarray, unknown: bool | None, members: tuple[str, ...] | None, accepted: bool | None
+    ) -> Prediction:
         index = int(row.argmax())
-        chosen = np.flatnonzero(row > 0.5) if self.multi_label else np.array([index])
+        chosen = np.array([index])
+        if self.multi_label:
+            thresholds = 0.5 if self.confidence is None else self.confidence.thresholds
+            chosen = np.flatnonzero(row > thresholds)
         probabilities = dict(zip(self.class_names, row.tolist(), strict=True))
-        return Prediction(self.class_names[index], index, probabilities, self._names(chosen), unknown, members)
+        label = self.class_names[index]
+        return Prediction(label, index, probabilities, self._names(chosen), unknown, members, accepted)
 
     def _names(self, indices: np.ndarray) -> tuple[str, ...]:
         return tuple(self.class_names[int(i)] for i in indices)
@@ -142,13 +164,13 @@ class Predictor:
         return self._run(images)[0]
 
     def _run(self, images: Iterable[ImageLike]) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities [N, num_classes] and energies [N], float32."""
+        """Probabilities [N, num_classes] and scores of novelty [N], float32."""
         array = isinstance(images, np.ndarray) and (
             images.ndim < 3 or (images.ndim == 3 and images.shape[-1] in (1, 3))
         )
         if array or isinstance(images, str | bytes | Path | Image.Image):
             raise TypeError("predict takes a list of images; put the one image in a list")
-        rows, energies = [np.empty((0, len(self.class_names)), np.float32)], [np.empty(0, np.float32)]
+        rows, novelties = [np.empty((0, len(self.class_names)), np.float32)], [np.empty(0, np.float32)]
         if not isinstance(images, Iterable):
             raise TypeError(f"predict takes a list of images; received {type(images).__name__}")
         remaining = iter(images)
@@ -157,18 +179,23 @@ class Predictor:
             # Sizes are rounded up to powers of two, so that few shapes are ever compiled.
             size = 1 << (len(pixels) - 1).bit_length()
             padded = np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)])
-            shares, energy = jax.device_get(self._forward(self.variables, padded))
+            shares, novelty = jax.device_get(self._forward(self.variables, padded))
             rows.append(shares[: len(pixels)])
-            energies.append(energy[: len(pixels)])
-        return np.concatenate(rows), np.concatenate(energies)
+            novelties.append(novelty[: len(pixels)])
+        return np.concatenate(rows), np.concatenate(novelties)
 
     @cached_property
     def _forward(self) -> Any:
         def forward(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            logits = jnp.asarray(self.model.apply(variables, self.image_spec.normalize(images)))
+            pixels, novelty = self.image_spec.normalize(images), Novelty()
+            features = None
+            if self.confidence is not None and self.confidence.novelty.reads_features:
+                novelty = self.confidence.novelty
+                features = self.model.apply(variables, pixels, method="features")  # XLA computes them once
+            logits = jnp.asarray(self.model.apply(variables, pixels))
             calibrated = logits if self.confidence is None else self.confidence.calibrate(logits)
             shares = jax.nn.sigmoid(calibrated) if self.multi_label else jax.nn.softmax(calibrated, axis=-1)
-            return shares, -jax.nn.logsumexp(logits, axis=-1)
+            return shares, novelty.score(logits, features)
 
         return jax.jit(forward)
 

@@ -27,6 +27,7 @@ _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size
 
 CalibrationMethod = Literal["temperature", "vector", "none"]
 Interpolation = Literal["reestimate", "average", "off"]
+UnknownScore = Literal["energy", "knn", "mahalanobis"]
 
 
 class EvaluateConfig(Part):
@@ -41,6 +42,8 @@ class EvaluateConfig(Part):
         interpolation: of the weights before and after fine-tuning, as the last step of a run whose validation images
             can choose the share of each. Statistics of batch normalization are ``reestimate``d on training images, or
             ``average``d like the weights; ``off`` leaves the step out.
+        unknown: the score by which the saved model tells images of no class: the ``energy`` of its logits, the distance
+            to the nearest training images (``knn``), or to the nearest class (``mahalanobis``), both of features.
         also: further sets of test images, such as sketches of the same classes: name -> source. Every step is measured
             on all images of each; they choose nothing.
     """
@@ -49,6 +52,7 @@ class EvaluateConfig(Part):
     metric: Metric | None = None
     calibration: CalibrationMethod = "temperature"
     interpolation: Interpolation = "reestimate"
+    unknown: UnknownScore = "energy"
     also: dict[Name, str] = Field(default_factory=dict)
 
 
@@ -139,6 +143,9 @@ class Recipe(Part):
             raise mistakes(self, {"head.init": message})
         if self.head.init != "none":
             return self
+        if self.evaluate.unknown != "energy":
+            message = f"{self.evaluate.unknown} reads the features before a head, and head.init: none adds none"
+            raise mistakes(self, {"evaluate.unknown": message})
         if isinstance(self.backbone, PretrainedConfig):
             message = "none is for a module that outputs logits itself; a pretrained backbone needs a head"
             raise mistakes(self, {"head.init": message})

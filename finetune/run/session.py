@@ -10,12 +10,14 @@ import numpy as np
 from finetune.checkpoint import RunCheckpoints
 from finetune.data.labeled_images import Split
 from finetune.errors import CheckpointError, Diverged, Interrupted
-from finetune.evaluation.calibration import describe_calibration, fit_confidence
+from finetune.evaluation.calibration import describe_calibration, describe_thresholds, fit_confidence
 from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
+from finetune.evaluation.novelty import fit_novelty, spread
 from finetune.evaluation.steps import EvalStep, make_eval_step
 from finetune.evaluation.verdict import compare_results, conclude, describe_result
 from finetune.export.bundle import save_bundle
 from finetune.export.confidence import Confidence
+from finetune.export.novelty import Novelty
 from finetune.models.classifier import Classifier, without_head
 from finetune.run.curves import curves_of, draw_curves
 from finetune.run.features import FeatureEvaluator, RunFeatures
@@ -129,10 +131,12 @@ class RunSession:
             if score is None:
                 self.folder.log({"stage": name, "split": "validation", **validation.to_json()})
                 score = validation.score(self.metric)
-            confidence, calibration = self._calibrate(validation, evaluation)
+            confidence, calibration = self._calibrate(name, validation, evaluation)
         self.keep(name, score, confidence, calibration)
 
-    def _calibrate(self, validation: Evaluation, test: Evaluation) -> tuple[Confidence | None, dict[str, Any] | None]:
+    def _calibrate(
+        self, name: str, validation: Evaluation, test: Evaluation
+    ) -> tuple[Confidence | None, dict[str, Any] | None]:
         """What the validation images say of the probabilities, and what it comes to on both splits."""
         splits, method = self.setup.splits, self.setup.recipe.evaluate.calibration
         assert splits.validation is not None
@@ -140,9 +144,10 @@ class RunSession:
         assert test.logits is not None
         if not np.isfinite(validation.logits).all():
             return None, None
-        confidence = fit_confidence(validation.logits, splits.validation.labels, method)
+        novelty, features = self._fit_novelty(name, splits.validation)
+        confidence = fit_confidence(validation.logits, splits.validation.labels, method, novelty, features)
         if splits.multi_label:
-            return confidence, {"method": method}
+            return confidence, {"method": method, **describe_thresholds(confidence, test.logits, splits.test.labels)}
         parts = {"validation": (validation, splits.validation), "test": (test, splits.test)}
         facts = {
             name: describe_calibration(confidence, part.logits, split.labels)
@@ -150,6 +155,15 @@ class RunSession:
             if part.logits is not None
         }
         return confidence, {"method": method, **facts}
+
+    def _fit_novelty(self, name: str, validation: Split) -> tuple[Novelty, np.ndarray | None]:
+        """The score of novelty, and the features of the validation images where it reads them."""
+        kind, train = self.setup.recipe.evaluate.unknown, self.setup.splits.train
+        if kind == "energy":
+            return Novelty(), None
+        shown = train.take(spread(len(train)))
+        novelty = fit_novelty(kind, self.head_inputs(shown, f"{name}: {kind}"), shown.labels)
+        return novelty, self.head_inputs(validation, f"{name}: {kind}")
 
     def _measure_test(self, name: str) -> Evaluation:
         """Appends the test result of the present variables, beside that of the step before."""

@@ -33,12 +33,24 @@ def test_predict_shows_the_sets_of_a_coverage_and_what_they_guarantee(small_run,
     )
     assert len(record["set"]) == 10  # 65 images are too few for that
     assert record["unknown"] in (True, False)
+    assert record["accepted"] is None
     assert record["confidence"] == max(record["probabilities"].values())
 
 
 @pytest.mark.parametrize("options", [("--coverage", "90"), ("--coverage", "0.9", "--top", "2")])
 def test_predict_refuses_a_coverage_that_makes_no_sense(small_run, options):
     clean_failure(finetune("predict", small_run.directory, "x.png", *options), "--coverage")
+
+
+def test_predict_answers_where_it_is_sure_enough(small_run, tmp_path):
+    Image.fromarray(np.zeros((9, 7), np.uint8)).save(tmp_path / "a.png")
+    text = finetune("predict", small_run.directory, tmp_path / "a.png", "--max-error", "0.2", columns=300)
+    assert text.returncode == 0, text.stderr
+    assert "at most 0.2 of them wrong (90% certainty), for images like the 65 validation images" in text.stdout
+    never = finetune("predict", small_run.directory, tmp_path / "a.png", "--max-error", "0.001")
+    assert "no answer is sure enough for an error of 0.001: 65 validation images" in never.stdout
+    assert "(not sure enough)" in never.stdout
+    clean_failure(finetune("predict", small_run.directory, "x.png", "--max-error", "20"), "--max-error: a share")
 
 
 def test_predict_with_bad_input_names_it(small_run, tmp_path):

@@ -1,9 +1,15 @@
 import numpy as np
 import pytest
 from scipy.special import softmax
+from sklearn.metrics import f1_score
 
-from finetune.evaluation.calibration import describe_calibration, fit_confidence
-from finetune.export.confidence import SET_KINDS, Confidence, energy, set_scores
+from finetune.evaluation.calibration import (
+    choose_thresholds,
+    describe_calibration,
+    describe_thresholds,
+    fit_confidence,
+)
+from finetune.export.confidence import SET_KINDS, Confidence, set_scores
 
 
 def sample(n=4000, classes=5, sharpness=2.0, seed=0):
@@ -92,19 +98,72 @@ def test_the_threshold_is_the_corrected_quantile():
     assert low < 0.5 < high
 
 
-def test_energy_is_minus_the_logarithm_of_the_summed_exponentials():
-    np.testing.assert_allclose(energy(np.log([[1.0, 2.0, 3.0]])), [-np.log(6.0)])
-
-
 def test_confidence_survives_json():
     confidence = fit_confidence(*sample(50), "vector")
-    again = Confidence.from_json(confidence.to_json(), 5)
+    again = Confidence.from_json(confidence.to_json(), 5, {})
     np.testing.assert_array_equal(again.scale, confidence.scale)
-    np.testing.assert_array_equal(again.energies, confidence.energies)
+    np.testing.assert_array_equal(again.novelties, confidence.novelties)
     assert again.threshold(0.9, "aps") == confidence.threshold(0.9, "aps")
+    assert again.acceptance_threshold(0.5) == confidence.acceptance_threshold(0.5)
 
 
-@pytest.mark.parametrize("change", [{"scale": [1.0, 2.0]}, {"scores": {"other": [0.1]}}, {"energies": [[1.0]]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": [1.0, 2.0]},
+        {"scores": {"other": [0.1]}},
+        {"novelties": [[1.0]]},
+        {"right": [True]},
+        {"thresholds": [0.5]},
+        {"novelty": "other"},
+        {"novelty": "knn"},
+    ],
+)
 def test_a_damaged_description_is_refused(change):
-    with pytest.raises(ValueError, match="confidence"):
-        Confidence.from_json({**fit_confidence(*sample(50)).to_json(), **change}, 5)
+    with pytest.raises(ValueError, match="confidence|novelty"):
+        Confidence.from_json({**fit_confidence(*sample(50)).to_json(), **change}, 5, {})
+
+
+def test_what_is_accepted_is_wrong_as_seldom_as_asked_for():
+    kept = []
+    for seed in range(20):
+        confidence = fit_confidence(*sample(1000, seed=seed))
+        logits, labels = sample(2000, seed=100 + seed)
+        shares = softmax(confidence.calibrate(logits), axis=1)
+        accepted = shares.max(1) >= confidence.acceptance_threshold(0.3)
+        assert 0.1 < accepted.mean() < 0.9
+        kept.append((shares.argmax(1) != labels)[accepted].mean() <= 0.3)
+    assert sum(kept) >= 18
+
+
+def test_with_few_images_or_a_hopeless_model_nothing_is_accepted():
+    assert fit_confidence(*sample(5)).acceptance_threshold(0.01) == np.inf
+    logits, labels = sample(500)
+    assert fit_confidence(-logits, labels).acceptance_threshold(0.05) == np.inf
+
+
+def test_a_model_that_is_always_right_is_accepted_as_far_as_the_binomial_bound_allows():
+    labels = np.arange(100) % 5
+    confidence = fit_confidence(np.eye(5, dtype=np.float32)[labels] * 9, labels)
+    tries = 7  # of the search among 100 images
+    assert confidence.acceptance_threshold(1 - (0.1 / tries) ** (1 / 100) + 1e-6) < 1
+    assert confidence.acceptance_threshold(1 - (0.1 / tries) ** (1 / 100) - 1e-4) == np.inf
+
+
+def test_thresholds_are_those_of_the_highest_f1():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((60, 3)) < 0.3).astype(np.float32)
+    shares = np.clip(0.3 * labels + 0.6 * rng.random((60, 3)), 0, 1).round(1)  # many are equal
+    for i, threshold in enumerate(choose_thresholds(shares, labels)):
+        best = max(f1_score(labels[:, i], shares[:, i] > t) for t in np.linspace(-0.05, 0.95, 11))
+        assert f1_score(labels[:, i], shares[:, i] > threshold) == best
+    assert (choose_thresholds(shares, np.zeros_like(labels)) == 0.5).all()
+    assert (choose_thresholds(shares, np.ones_like(labels)) == 0.5).all()
+
+
+def test_images_with_several_labels_are_told_by_their_thresholds():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((200, 3)) < 0.1).astype(np.float32)
+    logits = (2 * labels - 3 + rng.normal(0, 0.5, labels.shape)).astype(np.float32)
+    facts = describe_thresholds(fit_confidence(logits, labels), logits, labels)
+    assert facts["macro_f1_after"] > 0.8 > facts["macro_f1_before"]

@@ -70,6 +70,17 @@ def test_noise_is_unknown_more_often_than_digits(small_run, digits):
     assert share[0] < 0.3 < share[1]
 
 
+def test_answers_are_accepted_where_they_are_sure_enough(small_run, digits):
+    predictor = small_run.predictor()
+    predictions = predictor.predict(digits.images, max_error=0.2)
+    threshold = predictor.confidence.acceptance_threshold(0.2)
+    assert [p.accepted for p in predictions] == [p.confidence >= threshold for p in predictions]
+    assert any(p.accepted for p in predictions)
+    assert predictor.predict(digits.images[:1])[0].accepted is None
+    with pytest.raises(ValueError, match="max_error: a share between 0 and 1; received 5"):
+        predictor.predict(digits.images[:1], max_error=5)
+
+
 def test_a_saved_step_has_no_confidence_since_that_is_the_chosen_models(small_run, digits):
     predictor = finetune.restore(small_run.directory, step="last")
     assert predictor.confidence is None
@@ -136,10 +147,14 @@ def test_a_file_that_is_no_image_is_named(small_run, tmp_path):
 
 def test_saved_steps_restore_by_number_and_as_the_last(small_run):
     last = finetune.restore(small_run.directory, step="last")
-    best = finetune.restore(small_run.directory)
-    np.testing.assert_array_equal(
-        last.variables["params"]["head"]["kernel"], best.variables["params"]["head"]["kernel"]
-    )
+    number = max(int(folder.name) for folder in (small_run.directory / "state").iterdir())
+    same = finetune.restore(small_run.directory, step=number)
+    with finetune.RunCheckpoints(small_run.directory / "state", read_only=True) as states:
+        saved = states.variables(number)
+    for predictor in (last, same):
+        np.testing.assert_array_equal(
+            predictor.variables["params"]["head"]["kernel"], saved["params"]["head"]["kernel"]
+        )
     with pytest.raises(CheckpointError, match="no saved step 99999; there are: "):
         finetune.restore(small_run.directory, step=99999)
 
@@ -151,7 +166,7 @@ def test_saved_steps_restore_by_number_and_as_the_last(small_run):
         (lambda d: (d / "model.json").write_text("{"), "not a model description"),
         (lambda d: shutil.rmtree(d / "weights"), "the weights cannot be read"),
         (lambda d: _rewrite(d, weights_sha256="0"), "not those that model.json was written with"),
-        (lambda d: _rewrite(d, format=99), "format 99, made by another version; this one reads 3"),
+        (lambda d: _rewrite(d, format=99), "format 99, made by another version; this one reads 4"),
         (lambda d: _rewrite(d, head={"num_classes": 7, "pool": None, "dropout": 0.0}), "the weights cannot be read"),
     ],
 )

@@ -54,11 +54,15 @@ def test_images_with_several_labels_are_learned_and_measured_by_average_precisio
 
 def test_the_model_of_such_a_run_gives_each_class_its_own_probability(many):
     result, images, labels = many
-    predictions = result.predictor().predict(list(images[:100]))
+    predictor = result.predictor()
+    predictions, thresholds = predictor.predict(list(images[:100])), predictor.confidence.thresholds
     sums = [sum(p.probabilities.values()) for p in predictions]
     assert max(sums) > 1.5
     for p in predictions:
-        assert set(p.labels) == {name for name, value in p.probabilities.items() if value > 0.5}
+        above = {
+            name for (name, value), least in zip(p.probabilities.items(), thresholds, strict=True) if value > least
+        }
+        assert set(p.labels) == above
     right = [
         [name in p.labels for name in ("even", "odd", "small")] == row.astype(bool).tolist()
         for p, row in zip(predictions, labels, strict=False)
