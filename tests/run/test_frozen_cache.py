@@ -147,6 +147,7 @@ def test_on_a_full_disk_features_stay_in_memory_or_the_run_goes_on_without(run, 
     assert_close(weights(kept), weights(images), 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cache")
 def test_more_than_max_gb_is_computed_in_each_step(run):
     _, shown = run("run", "stages.0.frozen_cache={max_gb: 0.000001}", "stages.0.epochs=1")

@@ -25,8 +25,14 @@ def saved(name, folder, change):
     return folder
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "ema_model.module."])
+PREFIXES = ["module.", "_orig_mod.", "model.", "module._orig_mod.", "ema_model.module."]
+PAIRS = [(name, prefix) for name in CHECKPOINTS for prefix in PREFIXES]
+QUICK = {("vit", "module."), ("open-clip", "_orig_mod."), ("timm-convnext", "ema_model.module.")}
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"), [pytest.param(*pair, marks=[] if pair in QUICK else pytest.mark.slow) for pair in PAIRS]
+)
 def test_a_wrappers_prefix_is_left_out_and_said(tmp_path, name, prefix):
     wrapped = saved(name, tmp_path / "m", lambda tensors: {prefix + key: value for key, value in tensors.items()})
     backbone, plain = load_backbone(wrapped), load_backbone(GOLDENS / name)

@@ -52,13 +52,20 @@ CASES = [("own", name) for name in OWN if name != "batchnorm-step"] + [("shared"
 QUICK = {"clip", "resnet", "vit"}  # the families whose routine is not left to CI
 
 
-def routine():
-    """The goldens that stand for their families in the tests below."""
+def first_of_each_family():
     first = {}
     for name in sorted(OWN, key=lambda name: "classifier" in name or name == "batchnorm-step"):
         first.setdefault(family_and_reader(GOLDENS / name)[0].name, name)
-    quick = {name for family, name in first.items() if family in QUICK}
-    names = sorted({*first.values(), *VARIANTS})
+    return first
+
+
+FIRST = first_of_each_family()
+
+
+def routine():
+    """The goldens that stand for their families in the tests below."""
+    quick = {name for family, name in FIRST.items() if family in QUICK}
+    names = sorted({*FIRST.values(), *VARIANTS})
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
@@ -73,7 +80,8 @@ def outputs(backbone, pixels):
 
 
 def case(where, name):
-    return pytest.param((where, name), id=f"{where}/{name}", marks=[pytest.mark.slow] if where == "shared" else [])
+    quick = where == "own" and name in {*FIRST.values(), *VARIANTS}
+    return pytest.param((where, name), id=f"{where}/{name}", marks=[] if quick else [pytest.mark.slow])
 
 
 @pytest.fixture(params=[case(*pair) for pair in CASES])
