@@ -12,6 +12,7 @@ from finetune.errors import CheckpointError
 from finetune.evaluation.metrics import Evaluation
 from finetune.evaluation.verdict import INTERPOLATED
 from finetune.models.classifier import head_paths
+from finetune.recipe import TrainStage
 from finetune.run.session import RunSession
 from finetune.run.setup import RunSetup
 from finetune.training.running_statistics import differing_statistics, make_estimator
@@ -61,7 +62,9 @@ def interpolate_weights(session: RunSession) -> None:
         return
     end = session.variables
     start = merge(end, pick(setup.variables, setup.changing), head)
-    if session.evaluator is not None:
+    stage = setup.recipe.stages[-1]
+    session.evaluator = None
+    if isinstance(stage, TrainStage) and stage.frozen_cache.mode != "off":
         session.evaluate_from_features(setup.changing | head_paths(end))
     with session.progress.timed(INTERPOLATED):
         mixtures = _Mixtures(session, start, end)

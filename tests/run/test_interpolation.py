@@ -1,10 +1,14 @@
 """The last step of a run: weights between those before and after fine-tuning."""
 
 import json
+import signal
+import subprocess
+import time
 
 import jax
 import numpy as np
 import pytest
+from command_line import FINETUNE
 from safetensors.numpy import load_file
 
 import finetune
@@ -138,3 +142,19 @@ def test_running_statistics_are_estimated_anew_or_averaged(tmp_path, goldens, ho
     if 0 < run.summary["interpolation"]["best"] < 1:
         leaves = jax.tree.leaves(run.predictor().variables["batch_stats"])
         assert all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_within_it_goes_on_to_the_same_weights(file, overshot, tmp_path):
+    running = subprocess.Popen(
+        [*FINETUNE, "run", file, "--output", tmp_path / "run"], stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "run" / "metrics.jsonl"
+    while running.poll() is None and not (log.is_file() and '"share": 0.2' in log.read_text()):
+        time.sleep(0.002)
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=60)
+    assert "SIGTERM while weights were interpolated; saved: continue with --resume" in said
+    again = finetune.run(finetune.load_recipe(file), output=tmp_path / "run", resume=True, quiet=True)
+    assert again.summary["interpolation"] == overshot.summary["interpolation"]
+    assert again.summary["weights_sha256"] == overshot.summary["weights_sha256"]
