@@ -1,12 +1,20 @@
-"""The saved states of a run, by Orbax: what it takes to go on exactly where it stopped."""
+"""The saved states of a run, by Orbax: what it takes to go on exactly where it stopped.
+
+Every array and the progress record are under digests that are checked before anything of a state is used: a flipped bit
+is an error, and never other weights.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -18,15 +26,15 @@ class RunCheckpoints:
     """The folder ``state/`` of a run: one folder for each saved step, written atomically.
 
     Each holds ``variables`` (everything that the run changes, as it is measured; frozen weights are never written),
-    ``state`` (what else resuming needs, such as the optimizer's) and ``progress`` (JSON: stage, results, loader
-    position). The newest is kept, and the one with the best validation score.
+    ``state`` (what else resuming needs, such as the optimizer's), ``progress`` (JSON: stage, results, loader position)
+    and ``manifest``, their digests. The newest two are kept, and the one with the best validation score.
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False) -> None:
         self.directory = directory.absolute()
         keep = policies.AnyPreservationPolicy(
             [
-                policies.LatestN(1),
+                policies.LatestN(2),  # should the newest be damaged
                 policies.BestN(
                     get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
                 ),
@@ -42,6 +50,7 @@ class RunCheckpoints:
             "variables": ocp.StandardCheckpointHandler(),
             "state": ocp.StandardCheckpointHandler(),
             "progress": ocp.JsonCheckpointHandler(),
+            "manifest": ocp.JsonCheckpointHandler(),
         }
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
@@ -68,7 +77,11 @@ class RunCheckpoints:
         """
         if step in self._manager.all_steps():
             return
-        items = {"variables": ocp.args.StandardSave(variables), "progress": ocp.args.JsonSave(progress)}
+        items = {
+            "variables": ocp.args.StandardSave(variables),
+            "progress": ocp.args.JsonSave(progress),
+            "manifest": ocp.args.JsonSave(_make_manifest(variables, state, progress)),
+        }
         if state is not None:
             items["state"] = ocp.args.StandardSave(state)
         require_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves((variables, state))))
@@ -88,25 +101,58 @@ class RunCheckpoints:
             raise self._unwritten(error) from None
 
     def progress(self, step: int) -> dict[str, Any]:
-        return self._restore(step, progress=ocp.args.JsonRestore())["progress"]
+        progress = self._restore(step, progress=ocp.args.JsonRestore())["progress"]
+        if _hash_json(progress) != self._manifest(step)["progress"]:
+            raise self._damaged(step, "its progress record is not what was saved")
+        return progress
 
     def variables(self, step: int) -> dict[str, Any]:
         """The saved variables, on this process's default device."""
-        try:
-            saved = self._manager.item_metadata(step)["variables"]
-        except (KeyError, ValueError, OSError) as error:
-            raise self._damaged(step, error) from None
-        return self._restore(step, variables=ocp.args.StandardRestore(on_this_device(saved)))["variables"]
+        return self._arrays(step, "variables", self._saved(step)["variables"])
 
     def state(self, step: int, like: Any) -> Any:
         """What was saved as ``state``, in the structure of a tree."""
-        return self._restore(step, state=ocp.args.StandardRestore(on_this_device(like)))["state"]
+        return self._arrays(step, "state", like)
+
+    def verify(self, step: int) -> None:
+        """Reads all of a step.
+
+        Raises:
+            CheckpointError: something of it is not what was saved.
+        """
+        self.progress(step)
+        saved = self._saved(step)
+        for item in ("variables", "state"):
+            if item in self._manifest(step):
+                self._arrays(step, item, saved[item])
+
+    def delete(self, step: int) -> None:
+        self._manager.delete(step)
+
+    def _saved(self, step: int) -> Any:
+        """The shapes of what was saved, by item."""
+        try:
+            return self._manager.item_metadata(step)
+        except (KeyError, ValueError, OSError) as error:
+            raise self._damaged(step, first_line(error)) from None
+
+    def _arrays(self, step: int, item: str, like: Any) -> Any:
+        tree = self._restore(step, **{item: ocp.args.StandardRestore(on_this_device(like))})[item]
+        if Counter(_hash_arrays(tree)) != Counter(self._manifest(step).get(item, ())):
+            raise self._damaged(step, f"its {item} are not what was saved")
+        return tree
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        manifest = self._restore(step, manifest=ocp.args.JsonRestore())["manifest"]
+        if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _hash_json(manifest):
+            raise self._damaged(step, "its manifest is not what was saved")
+        return manifest
 
     def _restore(self, step: int, **items: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax and TensorStore raise many kinds; all mean that the files are not whole
-            raise self._damaged(step, error) from None
+            raise self._damaged(step, first_line(error)) from None
 
     def _unwritten(self, error: Exception) -> CheckpointError:
         return CheckpointError(
@@ -114,11 +160,30 @@ class RunCheckpoints:
             "make room, then continue with --resume"
         )
 
-    def _damaged(self, step: int, error: Exception) -> CheckpointError:
-        return CheckpointError(
-            f"{self.directory / str(step)}: cannot be restored: {first_line(error)}; "
-            "delete that folder to go on from an earlier step, or start anew"
-        )
+    def _damaged(self, step: int, reason: str) -> CheckpointError:
+        return CheckpointError(f"{self.directory / str(step)}: cannot be restored: {reason}")
+
+
+def _make_manifest(variables: Any, state: Any, progress: dict[str, Any]) -> dict[str, Any]:
+    manifest = {"progress": _hash_json(progress), "variables": _hash_arrays(variables)}
+    if state is not None:
+        manifest["state"] = _hash_arrays(state)
+    return {**manifest, "sha256": _hash_json(manifest)}
+
+
+def _hash_arrays(tree: Any) -> list[str]:
+    """SHA-256 over dtype, shape and bytes of every array, in no order that a restored tree would have to keep."""
+    digests = []
+    for leaf in jax.tree.leaves(tree):
+        array = np.ascontiguousarray(leaf)
+        digest = hashlib.sha256(f"{array.dtype} {np.shape(leaf)}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+        digests.append(digest.hexdigest())
+    return digests
+
+
+def _hash_json(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def find_bundle(folder: Path) -> Path | None:

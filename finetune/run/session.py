@@ -65,10 +65,20 @@ class RunSession:
         self._eval_step: tuple[Classifier, EvalStep] | None = None
 
     def restore(self) -> None:
-        """Goes to the newest saved state, if there is one."""
-        steps = self.checkpoints.steps()
+        """Goes to the newest saved state, if there is one; those that are damaged are named, and removed.
+
+        Raises:
+            CheckpointError: all are damaged.
+        """
+        steps = self._whole_states()
         if steps:
             saved = RunProgress.from_json(self.checkpoints.progress(steps[-1]))
+            point = saved.point
+            if point is not None and point.best is not None:
+                best = self.setup.first_step(saved.stage) + point.best.step
+                if best not in steps:
+                    self.display.say(f"step {best}, the best so far, is damaged: it is no longer the one to improve on")
+                    saved = replace(saved, point=replace(point, best=None))
             self.variables = merge(without_head(self.variables), self.checkpoints.variables(steps[-1]))
             if saved.stage >= 0:
                 self.classifier = self.setup.classifiers[saved.stage]
@@ -76,6 +86,23 @@ class RunSession:
             if saved.point is not None:
                 self.display.say(f"resuming at step {steps[-1]}")
         self.folder.cut_log(self.progress.log_lines)
+
+    def _whole_states(self) -> list[int]:
+        """The saved steps, without those that are damaged."""
+        steps, whole = self.checkpoints.steps(), []
+        problems = []
+        for step in steps:
+            try:
+                self.checkpoints.verify(step)
+                whole.append(step)
+            except CheckpointError as error:
+                problems.append((step, str(error)))
+        if problems and not whole:
+            raise CheckpointError(f"{problems[-1][1]}; no state is whole: start anew with --overwrite")
+        for step, problem in problems:
+            self.display.say(f"{problem}; it is removed")
+            self.checkpoints.delete(step)
+        return whole
 
     @property
     def metric(self) -> str:

@@ -185,6 +185,24 @@ def test_a_half_written_state_does_not_stand_in_the_way(small_run, tmp_path):
     assert resumed["results"] == small_run.summary["results"]
 
 
+def test_a_damaged_newest_state_is_named_and_the_one_before_it_is_used(small_run, tmp_path, capsys):
+    output = shutil.copytree(small_run.directory, tmp_path / "run")
+    (output / "summary.json").unlink()
+    newest = max(complete(output / "state"), key=lambda path: int(path.name))
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    resumed = finetune.run(small(), output=output, resume=True).summary
+    assert f"{newest}: cannot be restored: " in capsys.readouterr().err
+    assert resumed["weights_sha256"] == small_run.summary["weights_sha256"]
+    for state in complete(output / "state"):
+        shutil.rmtree(state / "manifest")
+    (output / "summary.json").unlink()
+    with pytest.raises(CheckpointError, match="no state is whole: start anew with --overwrite"):
+        finetune.run(small(), output=output, resume=True, quiet=True)
+
+
 def test_a_class_count_that_contradicts_the_data_stops_the_run_before_anything_is_written(tmp_path):
     with pytest.raises(DataError, match=r"head\.num_classes: 7, but digits has 10 classes"):
         finetune.run(small("head.num_classes=7"), output=tmp_path / "run", quiet=True)
