@@ -7,7 +7,6 @@ is an error, and never other weights.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from finetune.errors import CheckpointError, first_line
-from finetune.files import require_space
+from finetune.files import hash_json, require_space
 
 
 class RunCheckpoints:
@@ -102,7 +101,7 @@ class RunCheckpoints:
 
     def progress(self, step: int) -> dict[str, Any]:
         progress = self._restore(step, progress=ocp.args.JsonRestore())["progress"]
-        if _hash_json(progress) != self._manifest(step)["progress"]:
+        if hash_json(progress) != self._manifest(step)["progress"]:
             raise self._damaged(step, "its progress record is not what was saved")
         return progress
 
@@ -144,7 +143,7 @@ class RunCheckpoints:
 
     def _manifest(self, step: int) -> dict[str, Any]:
         manifest = self._restore(step, manifest=ocp.args.JsonRestore())["manifest"]
-        if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _hash_json(manifest):
+        if not isinstance(manifest, dict) or manifest.pop("sha256", None) != hash_json(manifest):
             raise self._damaged(step, "its manifest is not what was saved")
         return manifest
 
@@ -165,10 +164,10 @@ class RunCheckpoints:
 
 
 def _make_manifest(variables: Any, state: Any, progress: dict[str, Any]) -> dict[str, Any]:
-    manifest = {"progress": _hash_json(progress), "variables": _hash_arrays(variables)}
+    manifest = {"progress": hash_json(progress), "variables": _hash_arrays(variables)}
     if state is not None:
         manifest["state"] = _hash_arrays(state)
-    return {**manifest, "sha256": _hash_json(manifest)}
+    return {**manifest, "sha256": hash_json(manifest)}
 
 
 def _hash_arrays(tree: Any) -> list[str]:
@@ -180,10 +179,6 @@ def _hash_arrays(tree: Any) -> list[str]:
         digest.update(array.reshape(-1).view(np.uint8).data)
         digests.append(digest.hexdigest())
     return digests
-
-
-def _hash_json(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def find_bundle(folder: Path) -> Path | None:

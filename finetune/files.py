@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -41,6 +42,11 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 def json_text(data: Any, indent: int | None = None) -> str:
     """Valid JSON, which has no numbers that are not finite: they become null."""
     return json.dumps(_finite(data), indent=indent, allow_nan=False)
+
+
+def hash_json(data: Any) -> str:
+    """SHA-256 over JSON data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(_finite(data), sort_keys=True).encode()).hexdigest()
 
 
 def _finite(data: Any) -> Any:

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from finetune.checkpoint import on_this_device
 from finetune.errors import CheckpointError, first_line
 from finetune.export.confidence import Confidence
-from finetune.files import folder_written_atomically, require_space, write_json
+from finetune.files import folder_written_atomically, hash_json, require_space, write_json
 from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import build_module, describe
@@ -33,6 +33,7 @@ from finetune.trees import hash_tree
 
 FORMAT = 4
 _NOVELTY = "novelty.safetensors"
+_DIGEST = "sha256"  # of all else in model.json, which has those of the other files
 _HEADS: dict[type, str] = {KnnConfig: "knn", TipAdapterConfig: "tip_adapter"}  # those that are not linear
 
 
@@ -105,7 +106,8 @@ def _write(directory: Path, model: Mapping[str, Any], variables: Any, confidence
             raise CheckpointError(f"{directory}: cannot save the model: {first_line(error)}; make room") from None
         if arrays:
             save_file(arrays, folder / _NOVELTY)
-        write_json(folder / "model.json", {**model, **described})
+        description = {**{key: value for key, value in model.items() if key != _DIGEST}, **described}
+        write_json(folder / "model.json", {**description, _DIGEST: hash_json(description)})
     return weights
 
 
@@ -124,6 +126,8 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
         model = json.loads(file.read_text(encoding="utf-8"))
         if model["format"] != FORMAT:
             raise CheckpointError(f"{file}: format {model['format']}, made by another version; this one reads {FORMAT}")
+        if model.pop(_DIGEST) != hash_json(model):
+            raise CheckpointError(f"{file}: changed since it was written; restore it from a copy, or train again")
         spec = ImageSpec.from_json(model["image_spec"])
         module = build_module(**model["backbone"], allow_local_code=allow_local_code)
         classifier = _build_head(module, dict(model["head"]))

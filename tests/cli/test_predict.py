@@ -11,6 +11,8 @@ import pytest
 from command_line import FINETUNE, clean_failure, finetune, in_a_process, read_table
 from PIL import Image
 
+from finetune.files import hash_json
+
 
 def test_predict_prints_labels_and_json(small_run, tmp_path):
     Image.fromarray(np.zeros((9, 7), np.uint8)).save(tmp_path / "a.png")
@@ -101,7 +103,8 @@ def test_names_in_any_script_are_printed_to_any_pipe(small_run, images):
     model = shutil.copytree(small_run.directory / "model", images / "model")
     about = json.loads((model / "model.json").read_text())
     about["class_names"] = [f"猫 \U0001f436 été {i}" for i in range(10)]
-    (model / "model.json").write_text(json.dumps(about))
+    del about["sha256"]
+    (model / "model.json").write_text(json.dumps({**about, "sha256": hash_json(about)}))
     command = [*FINETUNE, "predict", "model", "in/a.png", "nope\u732b.png"]
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     done = subprocess.run(command, cwd=images, capture_output=True, env=environment)

@@ -12,6 +12,7 @@ from PIL import Image
 import finetune
 from finetune.data.splits import load_splits
 from finetune.errors import CheckpointError, DataError
+from finetune.files import hash_json
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +165,7 @@ def test_saved_steps_restore_by_number_and_as_the_last(small_run):
     [
         (lambda d: (d / "model.json").unlink(), "no run and no model bundle"),
         (lambda d: (d / "model.json").write_text("{"), "not a model description"),
+        (lambda d: _flip(d / "model.json", b'"3"', b'"2"'), "model.json: changed since it was written"),
         (lambda d: shutil.rmtree(d / "weights"), "the weights cannot be read"),
         (lambda d: _rewrite(d, weights_sha256="0"), "not those that model.json was written with"),
         (lambda d: _rewrite(d, format=99), "format 99, made by another version; this one reads 4"),
@@ -187,6 +189,15 @@ def test_truncated_weights_are_an_error_and_never_a_wrong_answer(small_run, tmp_
         finetune.restore(tmp_path / "model")
 
 
+def _flip(file, old, new):
+    data = file.read_bytes()
+    assert old in data
+    file.write_bytes(data.replace(old, new, 1))
+
+
 def _rewrite(folder, **changes):
+    """As a hostile hand would: with a digest that fits."""
     file = folder / "model.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    model = {**json.loads(file.read_text()), **changes}
+    del model["sha256"]
+    file.write_text(json.dumps({**model, "sha256": hash_json(model)}))
