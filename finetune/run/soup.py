@@ -83,6 +83,8 @@ def make_soup(
     track = track or untracked
     folder = RunFolder(output)
     folder.check_free(overwrite=overwrite)
+    if any(Path(directory).resolve() == folder.directory.resolve() for directory in directories):
+        raise CheckpointError(f"{output}: one of the runs; the soup needs a folder of its own")
     runs = _open(directories, track)
     pot = _Pot(runs, data, batch_norm, allow_local_code, track)
     order = sorted(runs, key=lambda run: -pot.scores[run.name])
@@ -96,7 +98,9 @@ def make_soup(
     if overwrite:
         folder.clear()
     folder.start(runs[0].recipe, {**runs[0].folder.about(), "soup_of": [str(run.folder.directory) for run in runs]})
-    return RunResult(folder.directory, _finish(folder, pot, members, pot.served(soup), best), allow_local_code)
+    if len(members) > 1:
+        soup = pot.served(soup)
+    return RunResult(folder.directory, _finish(folder, pot, members, soup, best), allow_local_code)
 
 
 def _open(directories: Sequence[str | Path], track: Track) -> list[_Run]:
@@ -170,6 +174,10 @@ class _Pot:
                     f"{run.name}: has another {_WORDS[what]} than {self.runs[0].name}: their weights have no mean; "
                     "give runs of one network on the same classes"
                 )
+        if bundle.classifier.head_config is not None:
+            raise CheckpointError(
+                f"{run.name}: its head holds features of images, which have no mean; a linear one has"
+            )
         return bundle.variables
 
     def served(self, soup: Variables) -> Variables:

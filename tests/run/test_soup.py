@@ -99,3 +99,6 @@ def test_what_has_no_mean_is_refused(runs, small_run, tmp_path):
         with pytest.raises(CheckpointError, match=said):
             finetune.make_soup(folders, tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
+    with pytest.raises(CheckpointError, match="one of the runs; the soup needs a folder of its own"):
+        finetune.make_soup([first, runs["second"]], first, overwrite=True)
+    assert finetune.restore(first)
