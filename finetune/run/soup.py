@@ -175,9 +175,7 @@ class _Pot:
                     "give runs of one network on the same classes"
                 )
         if bundle.classifier.head_config is not None:
-            raise CheckpointError(
-                f"{run.name}: its head holds features of images, which have no mean; a linear one has"
-            )
+            raise CheckpointError(f"{run.name}: its head holds features of images, and these have no mean")
         return bundle.variables
 
     def served(self, soup: Variables) -> Variables:
