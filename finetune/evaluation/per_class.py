@@ -1,0 +1,107 @@
+"""What a model says class by class: precision and recall with their intervals, and which classes it confuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune.evaluation.statistics import wilson_interval
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """One class on test images; what is not defined is None.
+
+    Attributes:
+        images: that have the class.
+        predicted: images that the model gives it to, rightly or not.
+        recall: the share of its images that it is given to, with its 95% interval (Wilson).
+        precision: the share of those predicted that have it.
+        average_precision: the area under the precision-recall curve; only for images with several labels.
+    """
+
+    images: int
+    predicted: int
+    recall: float | None
+    recall_interval: tuple[float, float] | None
+    precision: float | None
+    f1: float | None
+    average_precision: float | None = None
+
+
+def class_results(predictions: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> list[ClassResult]:
+    """One result for each class.
+
+    Args:
+        predictions, labels: int [n], or 0 and 1 of shape [n, num_classes] where images have several labels.
+        scores: float [n, num_classes]; their order makes the average precision.
+    """
+    classes = scores.shape[1]
+    if labels.ndim == 1:
+        right, has, given = (
+            np.bincount(values, minlength=classes) for values in (labels[predictions == labels], labels, predictions)
+        )
+        precisions: list[float | None] = [None] * classes
+    else:
+        right, has, given = (values.sum(0).astype(int) for values in (predictions * labels, labels, predictions))
+        precisions = average_precisions(labels, scores)
+    counts = zip(right.tolist(), has.tolist(), given.tolist(), precisions, strict=True)
+    return [_result(*each) for each in counts]
+
+
+def _result(right: int, has: int, given: int, average_precision: float | None) -> ClassResult:
+    return ClassResult(
+        has,
+        given,
+        right / has if has else None,
+        wilson_interval(right, has) if has else None,
+        right / given if given else None,
+        2 * right / (has + given) if has + given else None,
+        average_precision,
+    )
+
+
+def average_precisions(labels: np.ndarray, scores: np.ndarray) -> list[float | None]:
+    """Of each class; None for one that no image has. Labels are 0 and 1, and both are [n, num_classes]."""
+    from sklearn.metrics import average_precision_score
+
+    scores = np.nan_to_num(scores, nan=float(np.finfo(np.float32).min))  # a model that has diverged ranks nothing
+    return [
+        float(average_precision_score(labels[:, i], scores[:, i])) if labels[:, i].any() else None
+        for i in range(labels.shape[1])
+    ]
+
+
+def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """int [num_classes, num_classes]: how many images of each class (row) were taken for each class (column)."""
+    pairs = labels.astype(np.int64) * num_classes + predictions
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def most_confused(matrix: np.ndarray, count: int) -> list[tuple[int, int]]:
+    """(class, what it was taken for) of the largest counts off the diagonal, in descending order; without zeros."""
+    wrong = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    pairs = (divmod(int(place), len(matrix)) for place in order)
+    return [(row, column) for row, column in pairs if wrong[row, column]]
+
+
+def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the images about which the model is most confidently wrong, the worst first.
+
+    An image with one label is as wrong as the probability of the class that it is taken for; one with several as the
+    probability of a class that it does not have, or the lack of one that it has, whichever is larger.
+
+    Args:
+        probabilities: [n, num_classes]; images for which they are not finite come last.
+        labels: int [n], or 0 and 1 of shape [n, num_classes].
+    """
+    if labels.ndim == 1:
+        wrong = np.where(probabilities.argmax(1) != labels, probabilities.max(1), 0.0)
+    else:
+        wrong = np.abs(probabilities - labels).max(1)
+        wrong = np.where(wrong > 0.5, wrong, 0.0)
+    wrong = np.nan_to_num(wrong, nan=np.finfo(np.float64).tiny)
+    order = np.argsort(-wrong, kind="stable")[:count]
+    return order[wrong[order] > 0]

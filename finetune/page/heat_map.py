@@ -1,0 +1,104 @@
+"""A confusion matrix: as SVG in a page, where each cell says what it counts, and as a PNG file."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from finetune.images.fonts import font_for
+from finetune.page.figures import Chart, save_charts
+
+_NUMBERED = 15  # classes up to which each cell shows its count
+_LABEL = 18  # characters of a class name; a cell's title has all of them
+_GAP = 5  # pixels between labels and cells
+
+
+def heat_map(counts: np.ndarray, names: Sequence[str], alt: str) -> Markup:
+    """The matrix with a cell for each pair of classes that occurs, stronger the larger its share of the row.
+
+    Args:
+        counts: int [n, n], true classes by row and answers by column.
+        names: of the n classes.
+        alt: what it shows, for those who do not see it.
+    """
+    size = max(9, min(36, 720 // len(names)))
+    font = min(12, size - 1)
+    labels = [_short(name) for name in names]
+    margin = round(0.6 * font * max(map(_width, labels))) + 2 * _GAP
+    edge = margin + size * len(names)
+    svg = '<svg class="matrix" viewBox="0 0 {0} {0}" width="{0}" height="{0}" role="img" aria-label="{1}">'
+    parts = [
+        Markup(svg).format(edge, alt),
+        Markup('<rect class="frame" x="{0}" y="{0}" width="{1}" height="{1}"/>').format(margin, edge - margin),
+        Markup('<g font-size="{}" text-anchor="end">').format(font),
+    ]
+    for i, label in enumerate(labels):
+        middle, end = margin + size * (i + 0.5), margin - _GAP
+        parts.append(Markup('<text x="{}" y="{}" dy=".35em">{}</text>').format(end, middle, label))
+        turned = '<text transform="translate({},{}) rotate(90)" dy=".35em">{}</text>'
+        parts.append(Markup(turned).format(middle, end, label))
+    parts.append(Markup('</g><g font-size="{}" text-anchor="middle">').format(font))
+    parts += [_cell(counts, names, int(row), int(column), size, margin) for row, column in np.argwhere(counts)]
+    return Markup("").join([*parts, Markup("</g></svg>")])
+
+
+def _cell(counts: np.ndarray, names: Sequence[str], row: int, column: int, size: int, margin: int) -> Markup:
+    count, total = int(counts[row, column]), int(counts[row].sum())
+    kind, what = ("right", "recognized") if row == column else ("wrong", f"taken for {names[column]}")
+    x, y = margin + size * column, margin + size * row
+    opacity = 0.15 + 0.85 * (count / total) ** 0.5
+    rect = '<rect class="{}" x="{}" y="{}" width="{}" height="{}" fill-opacity="{:.2f}"><title>{}</title></rect>'
+    title = f"{names[row]}: {count:,} of {total:,} {what}"
+    cell = Markup(rect).format(kind, x, y, size - 1, size - 1, opacity, title)
+    if len(names) > _NUMBERED:
+        return cell
+    shade = "on-strong" if opacity > 0.6 else "on-weak"
+    number = Markup('<text class="{}" x="{}" y="{}" dy=".35em">{}</text>')
+    return cell + number.format(shade, x + size / 2, y + size / 2, count)
+
+
+def save_heat_map(path: Path, counts: np.ndarray, names: Sequence[str]) -> None:
+    """Writes the same matrix as a PNG file."""
+    edge = max(4.5, 1.8 + 0.1 * len(names))
+    save_charts(path, [_drawn(counts, names)], (edge, edge))
+
+
+def _drawn(counts: np.ndarray, names: Sequence[str]) -> Chart:
+    shares = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
+    places, numbered = range(len(names)), len(names) <= _NUMBERED
+    fonts = [font_for(_short(name)) for name in names]
+    labels = [_short(name) if fonts[i] else f"class {i}" for i, name in enumerate(names)]
+
+    def draw(axes: Any) -> None:
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set(xlabel="answer", ylabel="true class")
+        for axis, turn in ((axes.xaxis, 90), (axes.yaxis, 0)):
+            axis.set_ticks(places, labels, rotation=turn, fontsize=9 if numbered else 6)
+            for tick, font in zip(axis.get_ticklabels(), fonts, strict=True):
+                if font is not None:
+                    tick.set_fontproperties(_at_size(str(font.path), tick.get_fontsize()))
+        for row, column in np.argwhere(counts) if numbered else ():
+            color = "white" if shares[row, column] > 0.6 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=8, color=color)
+
+    return draw
+
+
+def _at_size(path: str, size: float) -> Any:
+    from matplotlib.font_manager import FontProperties
+
+    return FontProperties(fname=path, size=size)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LABEL else f"{name[: _LABEL - 1]}…"
+
+
+def _width(text: str) -> int:
+    """In narrow characters; those of East Asian scripts are as wide as two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
