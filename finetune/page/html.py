@@ -21,7 +21,7 @@ def render(template: str, **facts: Any) -> str:
 
 
 def picture(image: Image.Image | np.ndarray, alt: str, edge: int = _EDGE) -> Markup:
-    """An ``<img>`` with its pixels inside, no larger than ``edge``.
+    """An ``<img>`` with its pixels inside, no larger than ``edge``; very small ones are enlarged, pixel by pixel.
 
     Args:
         image: or uint8 [H, W, 3] or [H, W, 1].
@@ -31,7 +31,9 @@ def picture(image: Image.Image | np.ndarray, alt: str, edge: int = _EDGE) -> Mar
         image = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
     image = image.convert("RGB")
     scale = edge / max(image.size)
-    if scale < 1:
+    if scale >= 2:
+        image = image.resize((image.width * int(scale), image.height * int(scale)), Image.Resampling.NEAREST)
+    elif scale < 1:
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.BICUBIC)
     buffer = BytesIO()

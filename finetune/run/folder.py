@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,9 +21,9 @@ from finetune.recipe.source import dump_recipe
 
 _RECIPE, _RUN, _SUMMARY, _METRICS = "recipe.yaml", "run.json", "summary.json", "metrics.jsonl"
 _STATE, _MODEL, _FIGURES, _SKIPPED = "state", "model", "figures", "skipped_images.txt"
-_PREDICTIONS = "predictions.parquet"
+_PREDICTIONS, _REPORT = "predictions.parquet", "report.html"
 FINISHED = "finished"  # status of a run in its summary
-_WRITTEN = (_RECIPE, _RUN, _SUMMARY, _METRICS, _STATE, _MODEL, _FIGURES, _SKIPPED, _PREDICTIONS)
+_WRITTEN = (_RECIPE, _RUN, _SUMMARY, _METRICS, _STATE, _MODEL, _FIGURES, _SKIPPED, _PREDICTIONS, _REPORT)
 
 
 class RunFolder:
@@ -33,6 +35,7 @@ class RunFolder:
         model: the bundle.
         figures: pictures.
         predictions: what each step says of the test images.
+        report: the run as a page.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -41,6 +44,7 @@ class RunFolder:
         self.model = self.directory / _MODEL
         self.figures = self.directory / _FIGURES
         self.predictions = self.directory / _PREDICTIONS
+        self.report = self.directory / _REPORT
         self._metrics = self.directory / _METRICS
 
     def check_free(self, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -185,6 +189,14 @@ class RunFolder:
         summary = self._read(_SUMMARY) if (self.directory / _SUMMARY).is_file() else None
         return summary if summary is not None and summary.get("status") == FINISHED else None
 
+    def about(self) -> dict[str, Any]:
+        """With what the run was made, as :func:`about_run` said at its start."""
+        return self._read(_RUN)
+
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the saved model."""
+        return tuple(self._read(f"{_MODEL}/model.json")["class_names"])
+
     def _read(self, name: str) -> dict[str, Any]:
         try:
             return dict(json.loads((self.directory / name).read_text(encoding="utf-8")))
@@ -204,13 +216,22 @@ def about_run(recipe: Recipe, backbone_sha256: str, data_sha256: str) -> dict[st
     packages = ("flax-finetune", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": _command(),
         "seed": recipe.seed,
         "backbone_sha256": backbone_sha256,
         "data_sha256": data_sha256,
         "python": platform.python_version(),
+        "platform": platform.platform(),
         "versions": {name: version(name) for name in packages},
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
     }
+
+
+def _command() -> str:
+    """What this program was started with, as it would be typed."""
+    program, *arguments = sys.argv
+    name = "finetune" if program.endswith("finetune/cli/__main__.py") else Path(program).name
+    return shlex.join([name, *arguments])
 
 
 def dotted(tree: Any, path: str = "") -> dict[str, Any]:

@@ -92,6 +92,7 @@ class RunProgress:
         results: test results, in the order measured.
         kept: the model that is saved; None before there is one.
         weight_change: by stage, by partition.
+        layer_change: the same by layer.
         seconds: by phase.
         log_lines: lines of metrics.jsonl at this moment.
     """
@@ -101,6 +102,7 @@ class RunProgress:
     results: list[dict[str, Any]] = field(default_factory=list)
     kept: Kept | None = None
     weight_change: dict[str, Any] = field(default_factory=dict)
+    layer_change: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     log_lines: int = 0
 

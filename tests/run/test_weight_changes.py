@@ -29,7 +29,8 @@ def test_change_is_the_distance_from_the_pretrained_values_and_the_heads_is_from
         "head": {"kernel": np.full((3, 3), 2.0, np.float32)},
     }
     labels = {"backbone/fc/kernel": "fc", "backbone/norm/scale": "frozen", "head/kernel": "head"}
-    assert measure_change(params, VARIABLES["params"]["backbone"], labels) == {
+    (change,) = measure_change(params, VARIABLES["params"]["backbone"], labels)
+    assert change == {
         "fc": {"parameters": 4, "distance": 1.0, "relative": 0.5},
         "frozen": {"parameters": 2, "distance": 0.0, "relative": 0.0},
         "head": {"parameters": 9, "distance": 6.0, "relative": None},
