@@ -31,17 +31,18 @@ def heat_map(counts: np.ndarray, names: Sequence[str], alt: str) -> Markup:
     labels = [_short(name) for name in names]
     margin = round(0.6 * font * max(map(_width, labels))) + 2 * _GAP
     edge = margin + size * len(names)
-    svg = '<svg class="matrix" viewBox="0 0 {0} {0}" width="{0}" height="{0}" role="img" aria-label="{1}">'
+    kind = "matrix small" if len(names) <= _NUMBERED else "matrix"
+    svg = '<svg class="{2}" viewBox="0 0 {0} {0}" width="{0}" height="{0}" role="img" aria-label="{1}">'
     parts = [
-        Markup(svg).format(edge, alt),
+        Markup(svg).format(edge, alt, kind),
         Markup('<rect class="frame" x="{0}" y="{0}" width="{1}" height="{1}"/>').format(margin, edge - margin),
-        Markup('<g font-size="{}" text-anchor="end">').format(font),
+        Markup('<g font-size="{}">').format(font),
     ]
     for i, label in enumerate(labels):
         middle, end = margin + size * (i + 0.5), margin - _GAP
-        parts.append(Markup('<text x="{}" y="{}" dy=".35em">{}</text>').format(end, middle, label))
-        turned = '<text transform="translate({},{}) rotate(90)" dy=".35em">{}</text>'
-        parts.append(Markup(turned).format(middle, end, label))
+        row = '<text x="{}" y="{}" dy=".35em" text-anchor="end">{}</text>'
+        column = '<text transform="translate({},{}) rotate(-90)" dy=".35em">{}</text>'
+        parts += [Markup(row).format(end, middle, label), Markup(column).format(middle, end, label)]
     parts.append(Markup('</g><g font-size="{}" text-anchor="middle">').format(font))
     parts += [_cell(counts, names, int(row), int(column), size, margin) for row, column in np.argwhere(counts)]
     return Markup("").join([*parts, Markup("</g></svg>")])

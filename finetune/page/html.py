@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from functools import cache, partial
 from io import BytesIO
 from typing import Any
@@ -54,8 +55,21 @@ def _environment() -> Environment:
     )
     for name, form in {"percent": "{:.1%}", "number": "{:.4f}", "count": "{:,}"}.items():
         environment.filters[name] = partial(_formatted, form)
+    environment.filters |= {"interval": _interval, "p_value": _p_value, "pairs": _pairs}
     return environment
 
 
 def _formatted(form: str, value: float | None) -> str:
     return "-" if value is None else form.format(value)
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "-" if ends is None else " – ".join(f"{end:.1%}" for end in ends)
+
+
+def _p_value(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"= {value:.2g}"
+
+
+def _pairs(items: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in items.items())
