@@ -49,6 +49,8 @@ def run(
     if verdict := result.summary.get("verdict"):
         typer.echo(verdict)
     typer.echo(f"saved in {result.directory}")
+    if result.report.is_file():
+        typer.echo(f"report: {result.report}")
 
 
 def _paired(test: dict[str, Any] | None) -> str:

@@ -49,13 +49,16 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str = "epoch") -> Cha
             color = COLORS[line.color % len(COLORS)]
             handles += axes.plot(*zip(*line.points, strict=True), style, marker=marker, color=color)
         axes.set(title=title, xlabel=x_label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color=_GRID)
         axes.legend(handles, [line.label for line in lines])
 
     return draw
 
 
-def reliability_chart(title: str, curves: Mapping[str, Sequence[tuple[float, float, int]]], x_label: str) -> Chart:
+def reliability_chart(
+    title: str, curves: Mapping[str, Sequence[tuple[float, float, int]]], x_label: str, y_label: str
+) -> Chart:
     """How often a model is right against how sure it is; on the diagonal it is as often right as it says.
 
     Args:
@@ -70,7 +73,7 @@ def reliability_chart(title: str, curves: Mapping[str, Sequence[tuple[float, flo
             handles += axes.plot(confidence, right, color=COLORS[i], linewidth=1.2)
             sizes = [12 + 90 * count / sum(counts) for count in counts]
             axes.scatter(confidence, right, sizes, color=COLORS[i], alpha=0.75, linewidths=0)
-        axes.set(title=title, xlabel=x_label, ylabel="share that is right", xlim=(-0.02, 1.04), ylim=(-0.02, 1.04))
+        axes.set(title=title, xlabel=x_label, ylabel=y_label, xlim=(-0.02, 1.04), ylim=(-0.02, 1.04))
         axes.grid(color=_GRID)
         axes.legend(handles, list(curves), loc="upper left")
 
@@ -93,10 +96,10 @@ def bar_chart(title: str, bars: Mapping[str, float], x_label: str) -> Chart:
 
 def bar_chart_size(bars: Mapping[str, float]) -> tuple[float, float]:
     """Width and height in inches at which each bar has its label beside it."""
-    return 4.6, 0.9 + 0.21 * len(bars)
+    return 4.4, 0.9 + 0.21 * len(bars)
 
 
-def svg(chart: Chart, alt: str, size: tuple[float, float] = (4.6, 3.2)) -> Markup:
+def svg(chart: Chart, alt: str, size: tuple[float, float] = (4.0, 2.8)) -> Markup:
     """A chart as part of a page. Its black is the page's text colour, and its fonts are the page's.
 
     Args:

@@ -15,6 +15,7 @@ from finetune.page.figures import Chart, save_charts
 
 _NUMBERED = 15  # classes up to which each cell shows its count
 _LABEL = 18  # characters of a class name; a cell's title has all of them
+_UPRIGHT = 2  # characters up to which the labels of columns are not turned
 _GAP = 5  # pixels between labels and cells
 
 
@@ -29,7 +30,7 @@ def heat_map(counts: np.ndarray, names: Sequence[str], alt: str) -> Markup:
     size = max(9, min(36, 720 // len(names)))
     font = min(12, size - 1)
     labels = [_short(name) for name in names]
-    margin = round(0.6 * font * max(map(_width, labels))) + 2 * _GAP
+    margin = max(round(0.6 * font * max(map(_width, labels))) + 2 * _GAP, font + 2 * _GAP)
     edge = margin + size * len(names)
     kind = "matrix small" if len(names) <= _NUMBERED else "matrix"
     svg = '<svg class="{2}" viewBox="0 0 {0} {0}" width="{0}" height="{0}" role="img" aria-label="{1}">'
@@ -38,10 +39,12 @@ def heat_map(counts: np.ndarray, names: Sequence[str], alt: str) -> Markup:
         Markup('<rect class="frame" x="{0}" y="{0}" width="{1}" height="{1}"/>').format(margin, edge - margin),
         Markup('<g font-size="{}">').format(font),
     ]
+    row = '<text x="{}" y="{}" dy=".35em" text-anchor="end">{}</text>'
+    column = '<text transform="translate({},{}) rotate(-90)" dy=".35em">{}</text>'
+    if max(map(_width, labels)) <= _UPRIGHT:
+        column = '<text x="{}" y="{}" text-anchor="middle">{}</text>'
     for i, label in enumerate(labels):
         middle, end = margin + size * (i + 0.5), margin - _GAP
-        row = '<text x="{}" y="{}" dy=".35em" text-anchor="end">{}</text>'
-        column = '<text transform="translate({},{}) rotate(-90)" dy=".35em">{}</text>'
         parts += [Markup(row).format(end, middle, label), Markup(column).format(middle, end, label)]
     parts.append(Markup('</g><g font-size="{}" text-anchor="middle">').format(font))
     parts += [_cell(counts, names, int(row), int(column), size, margin) for row, column in np.argwhere(counts)]

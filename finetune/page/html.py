@@ -64,11 +64,11 @@ def _formatted(form: str, value: float | None) -> str:
 
 
 def _interval(ends: tuple[float, float] | None) -> str:
-    return "-" if ends is None else " – ".join(f"{end:.1%}" for end in ends)
+    return "-" if ends is None else " \u2013 ".join(f"{end:.1%}" for end in ends)
 
 
 def _p_value(value: float) -> str:
-    return "< 0.0001" if value < 0.0001 else f"= {value:.2g}"
+    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
 
 
 def _pairs(items: Mapping[str, Any]) -> str:

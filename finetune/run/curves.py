@@ -46,8 +46,12 @@ def curve_charts(runs: Sequence[Mapping[str, Any]]) -> dict[str, Chart]:
             if points := run["curves"].get(name):
                 label = f"{run['name']}, validation" if dashed else run["name"]
                 lines.setdefault(title, []).append(Line(label, points, i, dashed))
-    titles = {title: title.replace("train_", "training ").replace("_", " ") for title in lines}
-    return {titles[title]: line_chart(titles[title], each) for title, each in lines.items()}
+    charts = {}
+    for name, each in lines.items():
+        both = any(line.dashed for line in each)
+        title = "loss" if both else name.replace("train_", "training ").replace("_", " ")
+        charts[title] = line_chart(title, each)
+    return charts
 
 
 def curves_of(records: Sequence[Mapping[str, Any]], metric: str) -> Curves:

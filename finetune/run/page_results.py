@@ -89,15 +89,17 @@ def describe_reliability_of(
             return []
         curves = {"test": {"before": reliability_bins(probabilities(logits, labels), labels)}}
     fitted = calibration.get("method") not in (None, "none")
-    x_label = "probability of a class" if labels.ndim == 2 else "confidence"
+    several = labels.ndim == 2
+    x_label = "probability of a class" if several else "confidence"
+    y_label = "share of images that have it" if several else "share that is right"
     shown, charts = [], []
     for split, bins in curves.items():
         named = {f"{when} calibration": bins[when] for when in ("before", "after") if fitted and when in bins}
         named = named or {"the model": bins["before"]}
         title = _WITHIN[split] if fitted else f"{split} images"
-        charts.append(reliability_chart(title, named, x_label))
+        charts.append(reliability_chart(title, named, x_label, y_label))
         facts = calibration.get(split, {})
-        alt = f"Reliability diagram of the {title}: the share that is right against the {x_label}, beside the diagonal"
+        alt = f"Reliability diagram of the {title}: {y_label} by {x_label}, beside the diagonal"
         shown.append({"split": title, "chart": svg(charts[-1], alt, (4.4, 4.0)), "facts": facts})
     save_charts(folder.figure("reliability"), charts, (4.5, 4.2))
     return shown
@@ -126,9 +128,12 @@ def _in_words(shares: np.ndarray, label: Any, names: Sequence[str]) -> tuple[lis
     """Lines about a mistake, and the short caption of the file of pictures."""
     if label.ndim == 0:
         answer = int(shares.argmax())
-        return [f"is {names[label]}", f"answer {names[answer]}, {shares[answer]:.1%}"], f"{names[label]}: {names[answer]}"
+        return [
+            f"is {names[label]}",
+            f"answer {names[answer]}, {shares[answer]:.1%}",
+        ], f"{names[label]}: {names[answer]}"
     worst = int(np.abs(shares - label).argmax())
-    has = ", ".join(names[i] for i in np.flatnonzero(label)) or "no class"
+    has = ", ".join(names[int(i)] for i in np.flatnonzero(label)) or "no class"
     kind = "misses" if label[worst] else "wrongly"
     return [f"has {has}", f"{kind} {names[worst]}, {shares[worst]:.1%}"], f"{kind} {names[worst]}"
 

@@ -1,5 +1,4 @@
-"""What a run did to the weights: that frozen leaves are bit-identical, and how far each partition and each layer is from
-its start."""
+"""What a run did to the weights: that frozen leaves are bit-identical, and how far the others are from their start."""
 
 from __future__ import annotations
 
@@ -34,8 +33,8 @@ def measure_change(params: Any, pretrained: Any, *labels: Mapping[str, str]) -> 
         labels: path -> part, such as a partition or a layer; one or several ways to see the parameters.
 
     Returns:
-        For each of the ways, by part, in the order of the labels: ``parameters`` (their number), ``distance``, and ``relative`` to the norm of the
-        pretrained values (None where that is zero).
+        For each of the ways, by part, in the order of the labels: ``parameters`` (their number), ``distance``, and
+        ``relative`` to the norm of the pretrained values (None where that is zero).
     """
     source = flatten({"backbone": pretrained})
     sums: list[dict[str, list[float]]] = [{} for _ in labels]
@@ -47,12 +46,12 @@ def measure_change(params: Any, pretrained: Any, *labels: Mapping[str, str]) -> 
             total[:] = [total[0] + leaf.size, total[1] + change, total[2] + norm]
     orders = [dict.fromkeys(label.values()) for label in labels]
     return [
-        {part: _in_words(*parts[part]) for part in order if part in parts}
+        {part: _describe(*parts[part]) for part in order if part in parts}
         for order, parts in zip(orders, sums, strict=True)
     ]
 
 
-def _in_words(count: float, change: float, norm: float) -> dict[str, Any]:
+def _describe(count: float, change: float, norm: float) -> dict[str, Any]:
     return {"parameters": count, "distance": change**0.5, "relative": (change / norm) ** 0.5 if norm else None}
 
 
