@@ -12,8 +12,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-Chart = Callable[[Any], None]  # draws on matplotlib's axes
-
 # Of middling lightness, so that they are seen on white and on black, and told apart by those who see few colours.
 COLORS = ("#2f81d6", "#e07b1f", "#1f9e77", "#c2549d", "#b0920b", "#d1495b", "#17a2b8", "#8b6fd6")
 _GRID = "#80808055"
@@ -27,6 +25,20 @@ _STYLE: Mapping[str, Any] = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # a dollar in a name is a dollar
 }
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn on matplotlib's axes.
+
+    Attributes:
+        size: of the whole in inches.
+        margins: left, right, below and above the axes, in inches: matplotlib's own layout takes as long as the drawing.
+    """
+
+    draw: Callable[[Any], None]
+    size: tuple[float, float] = (4.0, 2.8)
+    margins: tuple[float, float, float, float] = (0.65, 0.12, 0.45, 0.3)
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str = "epoch") -> Cha
         axes.grid(color=_GRID)
         axes.legend(handles, [line.label for line in lines])
 
-    return draw
+    return Chart(draw)
 
 
 def reliability_chart(
@@ -77,7 +89,7 @@ def reliability_chart(
         axes.grid(color=_GRID)
         axes.legend(handles, list(curves), loc="upper left")
 
-    return draw
+    return Chart(draw, (4.3, 4.0))
 
 
 def bar_chart(title: str, bars: Mapping[str, float], x_label: str) -> Chart:
@@ -91,28 +103,19 @@ def bar_chart(title: str, bars: Mapping[str, float], x_label: str) -> Chart:
         axes.grid(axis="x", color=_GRID)
         axes.set_axisbelow(True)
 
-    return draw
+    left = 0.25 + 0.078 * max(map(len, bars))
+    return Chart(draw, (left + 3, 0.75 + 0.21 * len(bars)), (left, 0.15, 0.45, 0.3))
 
 
-def bar_chart_size(bars: Mapping[str, float]) -> tuple[float, float]:
-    """Width and height in inches at which each bar has its label beside it."""
-    return 4.4, 0.9 + 0.21 * len(bars)
-
-
-def svg(chart: Chart, alt: str, size: tuple[float, float] = (4.0, 2.8)) -> Markup:
+def svg(chart: Chart, alt: str) -> Markup:
     """A chart as part of a page. Its black is the page's text colour, and its fonts are the page's.
 
     Args:
         alt: what it shows, for those who do not see it.
-        size: in inches; the page scales it.
     """
-    from matplotlib.figure import Figure
-
     text = StringIO()
     with _styled({"svg.hashsalt": alt}):  # ids that no other chart of the page has
-        figure = Figure(figsize=size, layout="constrained")
-        chart(figure.subplots())
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        _drawn([chart]).savefig(text, format="svg", transparent=True, metadata={"Date": None})
     whole = text.getvalue()
     box = re.search(r'viewBox="([^"]+)"', whole)
     assert box is not None
@@ -124,23 +127,31 @@ def svg(chart: Chart, alt: str, size: tuple[float, float] = (4.0, 2.8)) -> Marku
     return opening + Markup(inside) + Markup("</svg>")
 
 
-def save_charts(path: Path, charts: Sequence[Chart], size: tuple[float, float] = (4.5, 3.6)) -> None:
+def save_charts(path: Path, charts: Sequence[Chart]) -> None:
     """Writes charts side by side to a file; its suffix names the format.
-
-    Args:
-        size: of each, in inches.
 
     Raises:
         ValueError: a format that matplotlib does not write.
     """
-    from matplotlib.figure import Figure
-
     with _styled({}):
-        figure = Figure(figsize=(size[0] * len(charts), size[1]), layout="constrained")
-        for axes, chart in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
-            chart(axes)
+        figure = _drawn(charts)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
+
+
+def _drawn(charts: Sequence[Chart]) -> Any:
+    """A figure of the charts side by side."""
+    from matplotlib.figure import Figure
+
+    width, height = sum(chart.size[0] for chart in charts), max(chart.size[1] for chart in charts)
+    figure, x = Figure(figsize=(width, height)), 0.0
+    for chart in charts:
+        left, right, below, above = chart.margins
+        inside = chart.size[0] - left - right, chart.size[1] - below - above
+        bottom = height - chart.size[1] + below
+        chart.draw(figure.add_axes(((x + left) / width, bottom / height, inside[0] / width, inside[1] / height)))
+        x += chart.size[0]
+    return figure
 
 
 @contextmanager

@@ -68,8 +68,7 @@ def _cell(counts: np.ndarray, names: Sequence[str], row: int, column: int, size:
 
 def save_heat_map(path: Path, counts: np.ndarray, names: Sequence[str]) -> None:
     """Writes the same matrix as a PNG file."""
-    edge = max(4.5, 1.8 + 0.1 * len(names))
-    save_charts(path, [_drawn(counts, names)], (edge, edge))
+    save_charts(path, [_drawn(counts, names)])
 
 
 def _drawn(counts: np.ndarray, names: Sequence[str]) -> Chart:
@@ -90,7 +89,8 @@ def _drawn(counts: np.ndarray, names: Sequence[str]) -> Chart:
             color = "white" if shares[row, column] > 0.6 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=8, color=color)
 
-    return draw
+    inside, label = max(3.0, 0.1 * len(names)), 0.5 + 0.08 * max(map(_width, labels))
+    return Chart(draw, (inside + label + 0.2, inside + label + 0.2), (label, 0.2, label, 0.2))
 
 
 def _at_size(path: str, size: float) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from finetune.data.labeled_images import Split, count_classes
-from finetune.page.figures import bar_chart, bar_chart_size, save_charts, svg
+from finetune.page.figures import bar_chart, save_charts, svg
 from finetune.page.html import picture
 from finetune.recipe import TrainStage
 from finetune.run.curves import curve_charts, curves_by_stage
@@ -116,7 +116,7 @@ def describe_weights(layer_change: Mapping[str, Mapping[str, Any]], folder: RunF
     Args:
         layer_change: as in summary.json.
     """
-    shown, charts, size = [], [], (0.0, 0.0)
+    shown, charts = [], []
     for stage, layers in layer_change.items():
         bars = {layer: 100 * change["relative"] for layer, change in layers.items() if change["relative"] is not None}
         drawn = None
@@ -124,10 +124,9 @@ def describe_weights(layer_change: Mapping[str, Mapping[str, Any]], folder: RunF
             most = max(bars, key=lambda layer: bars[layer])
             alt = f"Change of the weights by layer after {stage}: the most in {most}, {bars[most]:.2g}% of its norm"
             charts.append(bar_chart(f"after {stage}", bars, "change in % of the pretrained norm"))
-            size = bar_chart_size(bars)
-            drawn = svg(charts[-1], alt, size)
+            drawn = svg(charts[-1], alt)
         records = [{"name": layer, **change} for layer, change in layers.items()]
         shown.append({"stage": stage, "chart": drawn, "layers": records})
     if charts:
-        save_charts(folder.figure("weight_change"), charts, size)
+        save_charts(folder.figure("weight_change"), charts)
     return shown

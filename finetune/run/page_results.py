@@ -100,8 +100,8 @@ def describe_reliability_of(
         charts.append(reliability_chart(title, named, x_label, y_label))
         facts = calibration.get(split, {})
         alt = f"Reliability diagram of the {title}: {y_label} by {x_label}, beside the diagonal"
-        shown.append({"split": title, "chart": svg(charts[-1], alt, (4.4, 4.0)), "facts": facts})
-    save_charts(folder.figure("reliability"), charts, (4.5, 4.2))
+        shown.append({"split": title, "chart": svg(charts[-1], alt), "facts": facts})
+    save_charts(folder.figure("reliability"), charts)
     return shown
 
 
