@@ -101,7 +101,7 @@ def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) ->
         wrong = np.where(probabilities.argmax(1) != labels, probabilities.max(1), 0.0)
     else:
         wrong = np.abs(probabilities - labels).max(1)
-        wrong = np.where(wrong > 0.5, wrong, 0.0)
+        wrong = np.where(wrong <= 0.5, 0.0, wrong)
     wrong = np.nan_to_num(wrong, nan=np.finfo(np.float64).tiny)
     order = np.argsort(-wrong, kind="stable")[:count]
     return order[wrong[order] > 0]

@@ -10,11 +10,11 @@ import numpy as np
 from finetune.evaluation.verdict import probabilities
 from finetune.export.confidence import Confidence
 
-Bins = list[tuple[float, float, int]]
+Bins = list[list[float]]
 
 
 def reliability_bins(shares: np.ndarray, labels: np.ndarray, bins: int = 15) -> Bins:
-    """(mean confidence, share that is right, number) of each bin that is not empty.
+    """[mean confidence, share that is right, number] of each bin that is not empty.
 
     The bins are those of the expected calibration error: by the probability of the most probable class. Where images
     have several labels, each pair of an image and a class counts on its own: its probability, and whether the image
@@ -30,7 +30,7 @@ def reliability_bins(shares: np.ndarray, labels: np.ndarray, bins: int = 15) -> 
     groups = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # the upper edge belongs to a bin
     counts = np.bincount(groups, minlength=bins)
     means, rights = (np.bincount(groups, values, bins) for values in (confidence, right))
-    return [(means[i] / counts[i], rights[i] / counts[i], int(counts[i])) for i in np.flatnonzero(counts)]
+    return [[float(means[i] / counts[i]), float(rights[i] / counts[i]), int(counts[i])] for i in np.flatnonzero(counts)]
 
 
 def describe_reliability(

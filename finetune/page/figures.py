@@ -38,7 +38,7 @@ class Chart:
 
     draw: Callable[[Any], None]
     size: tuple[float, float] = (4.0, 2.8)
-    margins: tuple[float, float, float, float] = (0.65, 0.12, 0.45, 0.3)
+    margins: tuple[float, float, float, float] = (0.78, 0.12, 0.45, 0.3)
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,18 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str = "epoch") -> Cha
             handles += axes.plot(*zip(*line.points, strict=True), style, marker=marker, color=color)
         axes.set(title=title, xlabel=x_label)
         axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.get_major_locator().set_params(nbins=6)
         axes.grid(color=_GRID)
         axes.legend(handles, [line.label for line in lines])
 
     return Chart(draw)
 
 
-def reliability_chart(
-    title: str, curves: Mapping[str, Sequence[tuple[float, float, int]]], x_label: str, y_label: str
-) -> Chart:
+def reliability_chart(title: str, curves: Mapping[str, Sequence[Sequence[float]]], x_label: str, y_label: str) -> Chart:
     """How often a model is right against how sure it is; on the diagonal it is as often right as it says.
 
     Args:
-        curves: by name, (confidence, share that is right, number) of each bin; marks grow with the number.
+        curves: by name, [confidence, share that is right, number] of each bin; marks grow with the number.
     """
 
     def draw(axes: Any) -> None:
