@@ -23,7 +23,7 @@ def compare(
 ) -> None:
     """Set finished runs side by side: test results, paired tests, speed and curves."""
     from finetune.report.compare import compare_runs
-    from finetune.report.compare_page import setting_text, write_comparison
+    from finetune.report.compare_page import setting_text, with_unique_names, write_comparison
     from finetune.report.paired import KeptPredictions
     from finetune.run.curves import draw_curves
 
@@ -34,6 +34,7 @@ def compare(
     if as_json:
         print_json(runs)
         return
+    runs = with_unique_names(runs)
     metrics = metrics_of([run["results"] for run in runs])
     names = [METRICS[metric] for metric in metrics]
     tests, validations = [f"test {name}" for name in names], [f"best validation {name}" for name in names]

@@ -73,18 +73,38 @@ def average_precisions(labels: np.ndarray, scores: np.ndarray) -> list[float | N
     ]
 
 
-def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """int [num_classes, num_classes]: how many images of each class (row) were taken for each class (column)."""
-    pairs = labels.astype(np.int64) * num_classes + predictions
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """int [k, k]: how many images of each of k classes (row) were taken for each of them (column).
+
+    Args:
+        predictions, labels: int [n].
+        classes: int [k].
+    """
+    place = np.full(1 + max(predictions.max(), labels.max(), classes.max()), -1)
+    place[classes] = np.arange(len(classes))
+    rows, columns = place[labels], place[predictions]
+    shown = (rows >= 0) & (columns >= 0)
+    pairs = rows[shown] * len(classes) + columns[shown]
+    return np.bincount(pairs, minlength=len(classes) ** 2).reshape(len(classes), len(classes))
 
 
-def most_confused(matrix: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """(class, what it was taken for) of the largest counts off the diagonal, in descending order; without zeros."""
-    wrong = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    pairs = (divmod(int(place), len(matrix)) for place in order)
-    return [(row, column) for row, column in pairs if wrong[row, column]]
+def most_confused(predictions: np.ndarray, labels: np.ndarray, count: int) -> list[tuple[int, int, int]]:
+    """(class, what it was taken for, number of images) of the most frequent confusions, in descending order.
+
+    Args:
+        predictions, labels: int [n].
+    """
+    wrong = predictions != labels
+    pairs, numbers = np.unique(np.stack([labels[wrong], predictions[wrong]], 1), axis=0, return_counts=True)
+    order = np.argsort(-numbers, kind="stable")[:count]
+    return [(*pairs[i].tolist(), int(numbers[i])) for i in order]
+
+
+def most_mistaken(predictions: np.ndarray, labels: np.ndarray, num_classes: int, count: int) -> np.ndarray:
+    """int [count], ascending: the classes that most mistakes are about, as the true one or as the answer."""
+    wrong = predictions != labels
+    mistakes = sum(np.bincount(values[wrong], minlength=num_classes) for values in (predictions, labels))
+    return np.sort(np.argsort(-np.asarray(mistakes), kind="stable")[:count])
 
 
 def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,33 @@ _UPRIGHT = 2  # characters up to which the labels of columns are not turned
 _GAP = 5  # pixels between labels and cells
 
 
-def heat_map(counts: np.ndarray, names: Sequence[str], alt: str) -> Markup:
+@dataclass(frozen=True)
+class ConfusionMatrix:
+    """Of n classes, which may be some of more.
+
+    Attributes:
+        counts: int [n, n], true classes by row and answers by column.
+        totals: int [n], the images of each true class.
+        names: of the n classes.
+    """
+
+    counts: np.ndarray
+    totals: np.ndarray
+    names: Sequence[str]
+
+    @property
+    def shares(self) -> np.ndarray:
+        """float [n, n], of the images of each true class."""
+        return self.counts / np.maximum(self.totals[:, None], 1)
+
+
+def heat_map(matrix: ConfusionMatrix, alt: str) -> Markup:
     """The matrix with a cell for each pair of classes that occurs, stronger the larger its share of the row.
 
     Args:
-        counts: int [n, n], true classes by row and answers by column.
-        names: of the n classes.
         alt: what it shows, for those who do not see it.
     """
+    names = matrix.names
     size = max(9, min(36, 720 // len(names)))
     font = min(12, size - 1)
     labels = [_short(name) for name in names]
@@ -47,12 +67,12 @@ def heat_map(counts: np.ndarray, names: Sequence[str], alt: str) -> Markup:
         middle, end = margin + size * (i + 0.5), margin - _GAP
         parts += [Markup(row).format(end, middle, label), Markup(column).format(middle, end, label)]
     parts.append(Markup('</g><g font-size="{}" text-anchor="middle">').format(font))
-    parts += [_cell(counts, names, int(row), int(column), size, margin) for row, column in np.argwhere(counts)]
+    parts += [_cell(matrix, int(row), int(column), size, margin) for row, column in np.argwhere(matrix.counts)]
     return Markup("").join([*parts, Markup("</g></svg>")])
 
 
-def _cell(counts: np.ndarray, names: Sequence[str], row: int, column: int, size: int, margin: int) -> Markup:
-    count, total = int(counts[row, column]), int(counts[row].sum())
+def _cell(matrix: ConfusionMatrix, row: int, column: int, size: int, margin: int) -> Markup:
+    names, count, total = matrix.names, int(matrix.counts[row, column]), int(matrix.totals[row])
     kind, what = ("right", "recognized") if row == column else ("wrong", f"taken for {names[column]}")
     x, y = margin + size * column, margin + size * row
     opacity = 0.15 + 0.85 * (count / total) ** 0.5
@@ -66,13 +86,13 @@ def _cell(counts: np.ndarray, names: Sequence[str], row: int, column: int, size:
     return cell + number.format(shade, x + size / 2, y + size / 2, count)
 
 
-def save_heat_map(path: Path, counts: np.ndarray, names: Sequence[str]) -> None:
+def save_heat_map(path: Path, matrix: ConfusionMatrix) -> None:
     """Writes the same matrix as a PNG file."""
-    save_charts(path, [_drawn(counts, names)])
+    save_charts(path, [_drawn(matrix)])
 
 
-def _drawn(counts: np.ndarray, names: Sequence[str]) -> Chart:
-    shares = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
+def _drawn(matrix: ConfusionMatrix) -> Chart:
+    counts, names, shares = matrix.counts, matrix.names, np.sqrt(matrix.shares)
     places, numbered = range(len(names)), len(names) <= _NUMBERED
     fonts = [font_for(_short(name)) for name in names]
     labels = [_short(name) if fonts[i] else f"class {i}" for i, name in enumerate(names)]

@@ -32,8 +32,8 @@ def picture(image: Image.Image | np.ndarray, alt: str, edge: int = _EDGE) -> Mar
         image = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
     image = image.convert("RGB")
     scale = edge / max(image.size)
-    if scale >= 2:
-        image = image.resize((image.width * int(scale), image.height * int(scale)), Image.Resampling.NEAREST)
+    if (factor := _EDGE // max(image.size)) > 1:
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     elif scale < 1:
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.BICUBIC)

@@ -34,7 +34,9 @@ def write_comparison(directories: Sequence[str | Path], path: Path) -> None:
         runs=runs,
         several=[run["results"]["metric"] != "accuracy" for run in runs],
         verdict=_conclude(names, paired),
-        curves=[svg(chart, f"{title} by epoch, of {', '.join(names)}".capitalize()) for title, chart in charts.items()],
+        curves=[
+            svg(chart, f"Curves of the {title} by epoch, of {', '.join(names)}") for title, chart in charts.items()
+        ],
         settings=_settings(runs),
         paired=[
             {

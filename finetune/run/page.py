@@ -56,6 +56,7 @@ def _gather(setup: RunSetup, folder: RunFolder, summary: Mapping[str, Any]) -> d
         "results": results,
         "metric": metric,
         "kept": kept,
+        "calibrated": (summary.get("calibration") or {}).get("method", "none") != "none",
         "kept_result": next((result for result in results if result["name"] == kept), None),
         "shift": summary.get("shift") or {},
         "curves": _curves(folder, setup.recipe.name, metric),

@@ -30,7 +30,7 @@ def describe_curves(records: Sequence[Mapping[str, Any]], metric: str) -> list[A
     stages = curves_by_stage(records, metric)
     names = ", ".join(stage["name"] for stage in stages)
     charts = curve_charts(stages)
-    return [svg(chart, f"{title} by epoch, of {names}".capitalize()) for title, chart in charts.items()]
+    return [svg(chart, f"Curves of the {title} by epoch, of {names}") for title, chart in charts.items()]
 
 
 def describe_batches(setup: RunSetup, folder: RunFolder) -> list[tuple[str, Any]]:

@@ -11,13 +11,19 @@ from PIL import Image
 from finetune.data.labeled_images import Split, count_classes
 from finetune.data.splits import Splits
 from finetune.errors import DataError
-from finetune.evaluation.per_class import class_results, confusion_matrix, most_confused, worst_mistakes
+from finetune.evaluation.per_class import (
+    class_results,
+    confusion_matrix,
+    most_confused,
+    most_mistaken,
+    worst_mistakes,
+)
 from finetune.evaluation.reliability import reliability_bins
 from finetune.evaluation.verdict import predicted, probabilities
 from finetune.images.grid import save_image_grid
 from finetune.images.open import open_image
 from finetune.page.figures import reliability_chart, save_charts, svg
-from finetune.page.heat_map import heat_map, save_heat_map
+from finetune.page.heat_map import ConfusionMatrix, heat_map, save_heat_map
 from finetune.page.html import picture
 from finetune.run.folder import RunFolder
 
@@ -49,27 +55,19 @@ def describe_confusion(logits: np.ndarray, splits: Splits, folder: RunFolder) ->
     labels, names = splits.test.labels, splits.class_names
     if labels.ndim == 2:
         return None
-    matrix = confusion_matrix(predicted(logits, labels), labels, len(names))
+    answers, totals = predicted(logits, labels), count_classes(labels, len(names))
     pairs = [
-        {"name": names[i], "answer": names[j], "count": int(matrix[i, j]), "images": int(matrix[i].sum())}
-        for i, j in most_confused(matrix, _PAIRS)
+        {"name": names[true], "answer": names[answer], "count": count, "images": int(totals[true])}
+        for true, answer, count in most_confused(answers, labels, _PAIRS)
     ]
-    shown = _most_mistaken(matrix)
-    part, part_names = matrix[np.ix_(shown, shown)], [names[i] for i in shown]
-    right = int(np.trace(matrix))
+    shown = most_mistaken(answers, labels, len(names), _MATRIX)
+    matrix = ConfusionMatrix(confusion_matrix(answers, labels, shown), totals[shown], [names[int(i)] for i in shown])
+    right = int((answers == labels).sum())
     alt = f"Confusion matrix of {len(labels):,} test images: {right:,} are on the diagonal, where the answer is right"
     if pairs:
         alt += "; the most frequent mistake is {name} taken for {answer}, {count:,} times".format(**pairs[0])
-    save_heat_map(folder.figure("confusion"), part, part_names)
-    return {"matrix": heat_map(part, part_names, alt), "shown": len(shown), "of": len(names), "pairs": pairs}
-
-
-def _most_mistaken(matrix: np.ndarray) -> np.ndarray:
-    """Indices, ascending, of all classes or of as many as are shown: those that most mistakes are about."""
-    if len(matrix) <= _MATRIX:
-        return np.arange(len(matrix))
-    mistakes = matrix.sum(0) + matrix.sum(1) - 2 * np.diag(matrix)
-    return np.sort(np.argsort(-mistakes, kind="stable")[:_MATRIX])
+    save_heat_map(folder.figure("confusion"), matrix)
+    return {"matrix": heat_map(matrix, alt), "shown": len(shown), "of": len(names), "pairs": pairs}
 
 
 def describe_reliability_of(
@@ -98,7 +96,7 @@ def describe_reliability_of(
         named = named or {"the model": bins["before"]}
         title = _WITHIN[split] if fitted else f"{split} images"
         charts.append(reliability_chart(title, named, x_label, y_label))
-        facts = calibration.get(split, {})
+        facts = calibration.get(split, {}) if fitted else {}
         alt = f"Reliability diagram of the {title}: {y_label} by {x_label}, beside the diagonal"
         shown.append({"split": title, "chart": svg(charts[-1], alt), "facts": facts})
     save_charts(folder.figure("reliability"), charts)
@@ -114,7 +112,7 @@ def show_mistakes(logits: np.ndarray, splits: Splits, folder: RunFolder) -> list
         lines, caption = _in_words(shares[i], test.labels[i], names)
         image = _opened(test, i)
         alt = f"Test image {test.name(i)}: {'; '.join(lines)}"
-        shown.append((None if image is None else picture(image, _utf8(alt)), [*lines, _utf8(_last(test.name(i)))]))
+        shown.append((None if image is None else picture(image, alt), [*lines, _last(test.name(i))]))
         if image is not None:
             image.thumbnail((256, 256))
             pixels.append(np.asarray(image))
@@ -148,8 +146,3 @@ def _opened(split: Split, index: int) -> Image.Image | None:
 def _last(name: str) -> str:
     """The end of a path, or a name as it is."""
     return name if len(name) <= 40 else f"…{name[-39:]}"
-
-
-def _utf8(name: str) -> str:
-    """Names of files may be no UTF-8."""
-    return name.encode(errors="backslashreplace").decode()

@@ -46,13 +46,20 @@ def test_several_labels_have_an_average_precision_for_each_class():
 
 def test_confusions_are_counted_and_the_most_frequent_come_first(answers):
     predictions, labels, _ = answers
-    matrix = per_class.confusion_matrix(predictions, labels, 5)
-    np.testing.assert_array_equal(matrix, confusion_matrix(labels, predictions, labels=range(5)))
-    pairs = most_confused(matrix, 50)
-    counts = [matrix[pair] for pair in pairs]
-    assert counts == sorted(counts, reverse=True)
-    assert sum(counts) == len(labels) - np.trace(matrix)
-    assert all(true != answer for true, answer in pairs)
+    expected = confusion_matrix(labels, predictions, labels=range(5))
+    np.testing.assert_array_equal(per_class.confusion_matrix(predictions, labels, np.arange(5)), expected)
+    some = np.array([3, 1])
+    np.testing.assert_array_equal(per_class.confusion_matrix(predictions, labels, some), expected[np.ix_(some, some)])
+    pairs = most_confused(predictions, labels, 50)
+    counts = [count for *_, count in pairs]
+    assert counts == [expected[true, answer] for true, answer, _ in pairs] == sorted(counts, reverse=True)
+    assert sum(counts) == len(labels) - np.trace(expected)
+
+
+def test_the_classes_with_the_most_mistakes_count_as_the_true_one_and_as_the_answer():
+    labels, predictions = np.array([0, 1, 2, 3, 3]), np.array([4, 4, 2, 3, 0])
+    assert per_class.most_mistaken(predictions, labels, 5, 2).tolist() == [0, 4]
+    assert most_confused(labels, labels, 3) == []
 
 
 def test_the_worst_mistake_is_the_most_confident_one():

@@ -38,7 +38,7 @@ def test_a_mistake_that_cannot_be_read_any_more_keeps_its_place(tmp_path):
     first, second = page_results.show_mistakes(np.array([[0, 1.0], [0, 5.0]]), splits, RunFolder(tmp_path))
     assert first[0] is None
     assert first[1][:2] == ["is <i>", "answer dog, 99.3%"]
-    assert first[1][2].endswith("gone\\udce9.png")
+    assert first[1][2].endswith("gone\udce9.png")
     assert "is &lt;i&gt;; answer dog, 73.1%" in second[0]
     assert (tmp_path / "figures" / "mistakes.png").is_file()
 
