@@ -64,7 +64,7 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str = "epoch") -> Cha
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.get_major_locator().set_params(nbins=6)
         axes.grid(color=_GRID)
-        axes.legend(handles, [line.label for line in lines])
+        axes.legend(handles, [_utf8(line.label) for line in lines])
 
     return Chart(draw)
 
@@ -113,7 +113,7 @@ def svg(chart: Chart, alt: str) -> Markup:
         alt: what it shows, for those who do not see it.
     """
     text = StringIO()
-    with _styled({"svg.hashsalt": alt}):  # ids that no other chart of the page has
+    with _styled({"svg.hashsalt": _utf8(alt)}):  # ids that no other chart of the page has
         _drawn([chart]).savefig(text, format="svg", transparent=True, metadata={"Date": None})
     whole = text.getvalue()
     box = re.search(r'viewBox="([^"]+)"', whole)
@@ -151,6 +151,11 @@ def _drawn(charts: Sequence[Chart]) -> Any:
         chart.draw(figure.add_axes(((x + left) / width, bottom / height, inside[0] / width, inside[1] / height)))
         x += chart.size[0]
     return figure
+
+
+def _utf8(name: str) -> str:
+    """Names of folders may be no UTF-8, which matplotlib does not draw."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 @contextmanager

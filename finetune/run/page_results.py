@@ -30,7 +30,7 @@ from finetune.run.folder import RunFolder
 _PAIRS = 10  # of confused classes that are listed
 _MISTAKES = 24  # images that are shown
 _MATRIX = 100  # classes that a confusion matrix shows at most
-_WITHIN = {"validation": "validation images (the calibration was fitted to them)", "test": "test images (held out)"}
+_WITHIN = {"validation": "validation images, in-sample", "test": "test images, held out"}  # of what is calibrated
 
 
 def describe_classes(logits: np.ndarray, splits: Splits) -> list[dict[str, Any]]:
@@ -144,5 +144,6 @@ def _opened(split: Split, index: int) -> Image.Image | None:
 
 
 def _last(name: str) -> str:
-    """The end of a path, or a name as it is."""
+    """The name of the file, shortened; or the name as it is."""
+    name = name.rsplit("/")[-1]
     return name if len(name) <= 40 else f"…{name[-39:]}"

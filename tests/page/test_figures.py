@@ -18,6 +18,10 @@ def test_a_chart_is_described_and_has_the_colours_of_the_page():
     assert "#000000" not in drawn
 
 
+def test_a_name_that_is_not_utf_8_is_drawn_escaped():
+    assert "caf\\udce9" in svg(line_chart("loss", [Line("caf\udce9", [(1, 2)])]), "of caf\udce9")
+
+
 def test_ids_of_two_charts_do_not_clash():
     first, second = (svg(line_chart("loss", [Line("a", [(1, 2), (2, 1)])]), alt) for alt in ("one", "two"))
     ids = [set(re.findall(r'id="([^"]+)"', drawn)) for drawn in (first, second)]

@@ -9,6 +9,10 @@ from PIL import Image
 
 import finetune
 from finetune.run import page
+from finetune.run.folder import RunFolder
+from finetune.run.page import write_report
+from finetune.run.progress import Progress
+from finetune.run.setup import prepare_run
 
 SECTIONS = "steps curves classes confusion reliability mistakes batch data partitions weights environment reproduce"
 
@@ -48,7 +52,7 @@ def test_a_run_ends_with_a_page_that_has_everything_in_its_order(small_run):
     for result in small_run.summary["results"]:
         assert f"{result['accuracy']:.1%}" in text
     assert re.search(r'<tr class="marked"><td>\w+ \(kept\)</td>', text)
-    assert "the calibration was fitted to them" in text
+    assert "validation images, in-sample" in text
     assert small_run.summary["weights_sha256"] in text
     assert "stages:" in text
     assert len(text) < 500_000
@@ -105,3 +109,14 @@ def test_a_page_that_cannot_be_written_leaves_the_results_and_is_written_later(h
     assert "report.html: cannot be written: No space left on device; the results are saved" in capsys.readouterr().err
     assert not result.report.exists()
     assert finetune.run(recipe, output=folder, resume=True, quiet=True).report.is_file()
+
+
+def test_results_on_other_images_have_a_table_of_their_own(hostile, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(hostile.directory, folder.directory)
+    summary = hostile.summary | {"shift": {"<rainy>": hostile.summary["results"]}}
+    write_report(prepare_run(folder.recipe()), folder, summary, Progress(quiet=True))
+    text = folder.report.read_text()
+    assert "<caption>On &lt;rainy&gt;</caption>" in text
+    accuracy = f"<td>{hostile.summary['results'][0]['accuracy']:.1%}</td>"
+    assert text.count(accuracy) > hostile.report.read_text().count(accuracy)
