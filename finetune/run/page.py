@@ -20,8 +20,8 @@ from finetune.run.page_facts import (
 from finetune.run.page_results import (
     describe_classes,
     describe_confusion,
-    describe_reliability_of,
     show_mistakes,
+    show_reliability,
 )
 from finetune.run.predictions import Predictions
 from finetune.run.progress import Progress
@@ -54,7 +54,6 @@ def _gather(setup: RunSetup, folder: RunFolder, summary: Mapping[str, Any]) -> d
         "origin": setup.recipe.backbone.origin,
         "multi_label": setup.splits.multi_label,
         "results": results,
-        "metric": metric,
         "kept": kept,
         "calibrated": (summary.get("calibration") or {}).get("method", "none") != "none",
         "kept_result": next((result for result in results if result["name"] == kept), None),
@@ -90,6 +89,6 @@ def _of_kept_model(
     return {
         "classes": describe_classes(logits, splits),
         "confusion": describe_confusion(logits, splits, folder),
-        "reliability": describe_reliability_of(logits, splits.test.labels, calibration, folder),
+        "reliability": show_reliability(logits, splits.test.labels, calibration, folder),
         "mistakes": show_mistakes(logits, splits, folder),
     }

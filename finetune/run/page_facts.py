@@ -100,7 +100,7 @@ def _treatment(part: Mapping[str, Any], stage: TrainStage) -> str:
     if part["frozen"]:
         return "frozen"
     rule = next(rule for rule in stage.partitions if rule.label == part["name"])
-    words = [f"{part['optimizer']}", f"learning rate {part['learning_rate']:g} ({rule.schedule.name})"]
+    words = [part["optimizer"], f"learning rate {part['learning_rate']:g} ({rule.schedule.name})"]
     if rule.weight_decay:
         words.append(f"weight decay {rule.weight_decay:g}")
     if rule.layer_decay is not None:

@@ -42,12 +42,12 @@ def describe_classes(logits: np.ndarray, splits: Splits) -> list[dict[str, Any]]
         {"name": name, "trained": count, **vars(result)}
         for name, count, result in zip(names, trained, results, strict=True)
     ]
-    return sorted(records, key=lambda record: _value(record, 2.0))
+    return sorted(records, key=_rank)
 
 
-def _value(record: Mapping[str, Any], unknown: float) -> float:
+def _rank(record: Mapping[str, Any]) -> float:
     value = record["recall"] if record["average_precision"] is None else record["average_precision"]
-    return unknown if value is None else value
+    return 2.0 if value is None else value
 
 
 def describe_confusion(logits: np.ndarray, splits: Splits, folder: RunFolder) -> dict[str, Any] | None:
@@ -70,7 +70,7 @@ def describe_confusion(logits: np.ndarray, splits: Splits, folder: RunFolder) ->
     return {"matrix": heat_map(matrix, alt), "shown": len(shown), "of": len(names), "pairs": pairs}
 
 
-def describe_reliability_of(
+def show_reliability(
     logits: np.ndarray, labels: np.ndarray, calibration: Mapping[str, Any] | None, folder: RunFolder
 ) -> list[dict[str, Any]]:
     """A diagram for each split, with its errors where they are known; of the test images alone, before calibration,
@@ -125,11 +125,8 @@ def show_mistakes(logits: np.ndarray, splits: Splits, folder: RunFolder) -> list
 def _in_words(shares: np.ndarray, label: Any, names: Sequence[str]) -> tuple[list[str], str]:
     """Lines about a mistake, and the short caption of the file of pictures."""
     if label.ndim == 0:
-        answer = int(shares.argmax())
-        return [
-            f"is {names[label]}",
-            f"answer {names[answer]}, {shares[answer]:.1%}",
-        ], f"{names[label]}: {names[answer]}"
+        true, answer = names[int(label)], names[int(shares.argmax())]
+        return [f"is {true}", f"answer {answer}, {shares.max():.1%}"], f"{true}: {answer}"
     worst = int(np.abs(shares - label).argmax())
     has = ", ".join(names[int(i)] for i in np.flatnonzero(label)) or "no class"
     kind = "misses" if label[worst] else "wrongly"

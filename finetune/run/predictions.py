@@ -84,8 +84,12 @@ class Predictions:
 
 def _rows(column: Any) -> np.ndarray:
     """[n], or [n, length] of a column of lists."""
+    import pyarrow as pa
+
     column = column.combine_chunks()
-    return np.asarray(column.flatten()).reshape(len(column), -1) if hasattr(column, "flatten") else np.asarray(column)
+    if not pa.types.is_nested(column.type):
+        return np.asarray(column)
+    return np.asarray(column.flatten()).reshape(len(column), -1)
 
 
 def _array(values: np.ndarray) -> Any:

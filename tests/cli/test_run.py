@@ -120,4 +120,5 @@ def test_the_page_of_images_with_several_labels_has_their_forms_or_says_that_the
     ):
         assert words in text
     assert "The expected calibration error has no form" in text
+    assert '<pre tabindex="0">finetune run recipe.yaml --output run</pre>' in text
     assert "probability of a class" in text

@@ -53,6 +53,6 @@ def test_an_image_with_several_labels_is_shown_by_what_is_most_wrong_about_it(tm
 @pytest.mark.parametrize("calibration", [None, {"method": "none", "reliability": {}}])
 def test_without_calibration_the_test_images_alone_have_a_diagram(tmp_path, calibration):
     logits, labels = np.eye(3) * 2, np.array([0, 1, 1])
-    (shown,) = page_results.describe_reliability_of(logits, labels, calibration, RunFolder(tmp_path))
+    (shown,) = page_results.show_reliability(logits, labels, calibration, RunFolder(tmp_path))
     assert shown["split"] == "test images"
-    assert page_results.describe_reliability_of(logits * np.nan, labels, calibration, RunFolder(tmp_path)) == []
+    assert page_results.show_reliability(logits * np.nan, labels, calibration, RunFolder(tmp_path)) == []
