@@ -111,7 +111,8 @@ def _treatment(part: Mapping[str, Any], stage: TrainStage) -> str:
 
 
 def describe_weights(layer_change: Mapping[str, Mapping[str, Any]], folder: RunFolder) -> list[dict[str, Any]]:
-    """The stage, a chart of the relative change of each layer, and the numbers.
+    """The stage, a chart of the relative change of each layer (None where none of the pretrained ones changed), and the
+    numbers.
 
     Args:
         layer_change: as in summary.json.
@@ -120,7 +121,7 @@ def describe_weights(layer_change: Mapping[str, Mapping[str, Any]], folder: RunF
     for stage, layers in layer_change.items():
         bars = {layer: 100 * change["relative"] for layer, change in layers.items() if change["relative"] is not None}
         drawn = None
-        if bars:  # else all of it was made here
+        if any(bars.values()):
             most = max(bars, key=lambda layer: bars[layer])
             alt = f"Change of the weights by layer after {stage}: the most in {most}, {bars[most]:.2g}% of its norm"
             charts.append(bar_chart(f"after {stage}", bars, "change in % of the pretrained norm"))

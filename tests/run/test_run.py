@@ -280,6 +280,7 @@ def test_adapters_averages_and_carried_moments_resume_bit_for_bit(two_stages, tm
     resumed = finetune.run(recipe, output=tmp_path / "cut", resume=True, quiet=True)
     assert resumed.summary["weights_sha256"] == whole.summary["weights_sha256"]
     assert resumed.summary["weight_change"] == whole.summary["weight_change"]
+    assert resumed.summary["layer_change"] == whole.summary["layer_change"]
     assert resumed.summary["frozen_unchanged"]
 
 
