@@ -39,3 +39,5 @@ def run(
     if verdict := result.summary.get("verdict"):
         typer.echo(verdict)
     typer.echo(f"saved in {result.directory}")
+    if result.report.is_file():
+        typer.echo(f"report: {result.report}")

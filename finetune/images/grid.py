@@ -14,11 +14,11 @@ _CELL, _CAPTION = 128, 14  # heights in pixels; cells are square
 _COLUMNS = 8
 
 
-def save_image_grid(path: Path, images: np.ndarray, captions: Sequence[str]) -> None:
+def save_image_grid(path: Path, images: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str]) -> None:
     """Writes a PNG with each image above its caption.
 
     Args:
-        images: uint8 [N, H, W, 3] or [N, H, W, 1]; scaled to the cell's size, with their aspect ratio kept.
+        images: N of uint8 [H, W, 3] or [H, W, 1]; scaled to the cell's size, with their aspect ratio kept.
         captions: one per image, cut to 20 characters.
     """
     columns = min(_COLUMNS, len(images))

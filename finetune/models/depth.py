@@ -33,6 +33,13 @@ class DepthOrder:
             return 1, *(int(number or 0) for number in block.groups())
         return (2,) if re.fullmatch(self.top, path) else None
 
+    def layer(self, path: str) -> str | None:
+        """The path of the block that a leaf is in, such as ``encoder/layers/3``; None where it is in none."""
+        block = re.fullmatch(self.blocks, path)
+        if block is None or block.lastindex is None:
+            return None
+        return path[: block.end(block.lastindex)]
+
     def depths(self, paths: Collection[str]) -> dict[str, int]:
         """Depth of each leaf: 0 in the stem, 1 ... L in the blocks, L + 1 above them.
 

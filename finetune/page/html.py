@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from functools import cache, partial
 from io import BytesIO
 from typing import Any
@@ -21,7 +22,7 @@ def render(template: str, **facts: Any) -> str:
 
 
 def picture(image: Image.Image | np.ndarray, alt: str, edge: int = _EDGE) -> Markup:
-    """An ``<img>`` with its pixels inside, no larger than ``edge``.
+    """An ``<img>`` with its pixels inside, no larger than ``edge``; very small ones are enlarged, pixel by pixel.
 
     Args:
         image: or uint8 [H, W, 3] or [H, W, 1].
@@ -31,7 +32,9 @@ def picture(image: Image.Image | np.ndarray, alt: str, edge: int = _EDGE) -> Mar
         image = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
     image = image.convert("RGB")
     scale = edge / max(image.size)
-    if scale < 1:
+    if (factor := _EDGE // max(image.size)) > 1:
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    elif scale < 1:
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.BICUBIC)
     buffer = BytesIO()
@@ -52,8 +55,21 @@ def _environment() -> Environment:
     )
     for name, form in {"percent": "{:.1%}", "number": "{:.4f}", "count": "{:,}"}.items():
         environment.filters[name] = partial(_formatted, form)
+    environment.filters |= {"interval": _interval, "p_value": _p_value, "pairs": _pairs}
     return environment
 
 
 def _formatted(form: str, value: float | None) -> str:
     return "-" if value is None else form.format(value)
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "-" if ends is None else " \u2013 ".join(f"{end:.1%}" for end in ends)
+
+
+def _p_value(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
+
+
+def _pairs(items: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in items.items())

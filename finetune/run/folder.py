@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,9 +24,9 @@ from finetune.trees import Variables, flatten, unflatten
 
 _RECIPE, _RUN, _SUMMARY, _METRICS = "recipe.yaml", "run.json", "summary.json", "metrics.jsonl"
 _STATE, _MODEL, _FIGURES, _SKIPPED = "state", "model", "figures", "skipped_images.txt"
-_PREDICTIONS, _START = "predictions.parquet", "start.safetensors"
+_PREDICTIONS, _START, _REPORT = "predictions.parquet", "start.safetensors", "report.html"
 FINISHED = "finished"  # status of a run in its summary
-_WRITTEN = (_RECIPE, _RUN, _SUMMARY, _METRICS, _STATE, _MODEL, _FIGURES, _SKIPPED, _PREDICTIONS, _START)
+_WRITTEN = (_RECIPE, _RUN, _SUMMARY, _METRICS, _STATE, _MODEL, _FIGURES, _SKIPPED, _PREDICTIONS, _START, _REPORT)
 
 
 class RunFolder:
@@ -36,6 +38,7 @@ class RunFolder:
         model: the bundle.
         figures: pictures.
         predictions: what each step says of the test images.
+        report: the run as a page.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -44,6 +47,7 @@ class RunFolder:
         self.model = self.directory / _MODEL
         self.figures = self.directory / _FIGURES
         self.predictions = self.directory / _PREDICTIONS
+        self.report = self.directory / _REPORT
         self._metrics = self.directory / _METRICS
         self._start = self.directory / _START
 
@@ -151,14 +155,6 @@ class RunFolder:
             raise CheckpointError(f"{self.directory}: has no {_RECIPE}; give the folder of a run")
         return load_recipe(file)
 
-    def about(self) -> dict[str, Any]:
-        """What the run was made with, as :func:`about_run` gives it.
-
-        Raises:
-            CheckpointError: damaged.
-        """
-        return self._read(_RUN)
-
     def list_skipped(self, lines: Sequence[str]) -> None:
         write_text(self.directory / _SKIPPED, "".join(f"{line}\n" for line in lines))
 
@@ -219,6 +215,14 @@ class RunFolder:
         summary = self._read(_SUMMARY) if (self.directory / _SUMMARY).is_file() else None
         return summary if summary is not None and summary.get("status") == FINISHED else None
 
+    def about(self) -> dict[str, Any]:
+        """With what the run was made, as :func:`about_run` said at its start."""
+        return self._read(_RUN)
+
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the saved model."""
+        return tuple(self._read(f"{_MODEL}/model.json")["class_names"])
+
     def _read(self, name: str) -> dict[str, Any]:
         try:
             return dict(json.loads((self.directory / name).read_text(encoding="utf-8")))
@@ -238,13 +242,22 @@ def about_run(recipe: Recipe, backbone_sha256: str, data_sha256: str) -> dict[st
     packages = ("flax-finetune", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": _command(),
         "seed": recipe.seed,
         "backbone_sha256": backbone_sha256,
         "data_sha256": data_sha256,
         "python": platform.python_version(),
+        "platform": platform.platform(),
         "versions": {name: version(name) for name in packages},
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
     }
+
+
+def _command() -> str:
+    """What this program was started with, as it would be typed."""
+    program, *arguments = sys.argv
+    name = "finetune" if program.endswith("finetune/cli/__main__.py") else Path(program).name
+    return shlex.join([name, *arguments])
 
 
 def dotted(tree: Any, path: str = "") -> dict[str, Any]:

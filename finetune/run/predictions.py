@@ -7,6 +7,7 @@ several), and of each step ``logits.NAME`` and ``probabilities.NAME``, lists of 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,33 @@ import numpy as np
 from finetune.data.labeled_images import Split
 from finetune.evaluation.verdict import probabilities
 from finetune.files import written_atomically
+
+
+@dataclass(frozen=True)
+class StepPredictions:
+    """What one step says of the test images.
+
+    Attributes:
+        names: n paths or positions.
+        labels: int [n], or 0 and 1 of shape [n, num_classes].
+        logits: float32 [n, num_classes].
+    """
+
+    names: list[str]
+    labels: np.ndarray
+    logits: np.ndarray
+
+
+def read_predictions(file: Path, step: str) -> StepPredictions | None:
+    """Of a step of a finished run; None where the file does not have them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file, columns=["path", "label", f"logits.{step}"])
+        return StepPredictions(table[0].to_pylist(), _rows(table[1]), _rows(table[2]).astype(np.float32))
+    except (OSError, pa.ArrowException, KeyError, IndexError, ValueError):
+        return None
 
 
 class Predictions:
@@ -29,8 +57,7 @@ class Predictions:
         import pyarrow.parquet as pq
 
         try:
-            column = pq.read_table(self._file, columns=[f"logits.{name}"]).column(0).combine_chunks()
-            values = np.asarray(column.flatten(), np.float32).reshape(len(column), -1)
+            values = _rows(pq.read_table(self._file, columns=[f"logits.{name}"])[0]).astype(np.float32)
         except (OSError, pa.ArrowException, KeyError, IndexError, ValueError):
             return None
         return values if len(values) == len(self._test) else None
@@ -53,6 +80,16 @@ class Predictions:
                 columns[f"probabilities.{step}"] = _array(probabilities(values, labels).astype(np.float32))
         with written_atomically(self._file) as file:
             pq.write_table(pa.table(columns), file, compression="zstd")
+
+
+def _rows(column: Any) -> np.ndarray:
+    """[n], or [n, length] of a column of lists."""
+    import pyarrow as pa
+
+    column = column.combine_chunks()
+    if not pa.types.is_nested(column.type):
+        return np.asarray(column)
+    return np.asarray(column.flatten()).reshape(len(column), -1)
 
 
 def _array(values: np.ndarray) -> Any:

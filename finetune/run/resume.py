@@ -93,6 +93,7 @@ class RunProgress:
         also: the same of each further set.
         kept: the model that is saved; None before there is one.
         weight_change: by stage, by partition.
+        layer_change: the same by layer.
         seconds: by phase.
         log_lines: lines of metrics.jsonl at this moment.
     """
@@ -103,6 +104,7 @@ class RunProgress:
     also: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     kept: Kept | None = None
     weight_change: dict[str, Any] = field(default_factory=dict)
+    layer_change: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     log_lines: int = 0
 

@@ -14,6 +14,7 @@ from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import ModuleConfig, Recipe
 from finetune.run.folder import RunFolder, about_run
 from finetune.run.interpolation import interpolate_weights
+from finetune.run.page import write_report
 from finetune.run.progress import Progress
 from finetune.run.resume import RunProgress
 from finetune.run.session import RunSession
@@ -29,6 +30,11 @@ class RunResult:
     directory: Path
     summary: dict[str, Any]
     allow_local_code: bool = False
+
+    @property
+    def report(self) -> Path:
+        """The run as a page, ``report.html``."""
+        return RunFolder(self.directory).report
 
     def predictor(self) -> Predictor:
         """The run's model, ready to predict."""
@@ -78,6 +84,8 @@ def run(
             _start(folder, setup, overwrite)
         elif summary := _finished(folder, setup):
             display.say(f"{folder.directory}: already finished")
+            if not folder.report.is_file():
+                write_report(setup, folder, summary, display)
             return RunResult(folder.directory, summary, allow_local_code)
         with RunCheckpoints(folder.state) as checkpoints:
             session = RunSession(setup, folder, checkpoints, display, signal, progress)

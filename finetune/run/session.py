@@ -13,15 +13,16 @@ from finetune.errors import CheckpointError, Diverged, Interrupted
 from finetune.evaluation.calibration import describe_calibration, describe_thresholds, fit_confidence
 from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
 from finetune.evaluation.novelty import fit_novelty, spread
+from finetune.evaluation.reliability import describe_reliability
 from finetune.evaluation.steps import EvalStep, make_eval_step
 from finetune.evaluation.verdict import compare_results, conclude, describe_result
 from finetune.export.bundle import save_bundle
 from finetune.export.confidence import Confidence
 from finetune.export.novelty import Novelty
 from finetune.models.classifier import Classifier, without_head
-from finetune.run.curves import curves_of, draw_curves
 from finetune.run.features import FeatureEvaluator, RunFeatures
 from finetune.run.folder import FINISHED, RunFolder
+from finetune.run.page import write_report
 from finetune.run.predictions import Predictions
 from finetune.run.progress import Progress
 from finetune.run.resume import Kept, RunProgress, Snapshot
@@ -159,6 +160,10 @@ class RunSession:
                 self.folder.log({"stage": name, "split": "validation", **validation.to_json()})
                 score = validation.score(self.metric)
             confidence, calibration = self._calibrate(name, validation, evaluation)
+            if confidence is not None and calibration is not None:
+                test = evaluation.logits, self.setup.splits.test.labels
+                splits = {"validation": (validation.logits, images.labels), "test": test}
+                calibration["reliability"] = describe_reliability(confidence, splits)
         self.keep(name, score, confidence, calibration)
 
     def _calibrate(
@@ -244,7 +249,7 @@ class RunSession:
         self.progress.kept = Kept(name, score, weights, calibration)
 
     def finish(self, frozen_sha256: dict[str, str]) -> dict[str, Any]:
-        """Writes the summary and draws the curves; gives the summary."""
+        """Writes the summary and then the report; gives the summary."""
         splits, kept = self.setup.splits, self.progress.kept
         assert kept is not None
         frozen = compare_frozen(frozen_sha256, self.setup.hash_frozen(self.variables))
@@ -267,13 +272,12 @@ class RunSession:
             "frozen_unchanged": not frozen["changed"],
             "frozen": frozen,
             "weight_change": self.progress.weight_change,
+            "layer_change": self.progress.layer_change,
             "skipped_images": {name: splits.skipped_from(name) for name in splits.named()},
             "seconds": {name: round(value, 2) for name, value in self.progress.seconds.items()},
         }
-        metric = self.progress.results[-1]["metric"]
-        run = {"name": self.setup.recipe.name, "curves": curves_of(self.folder.records(), metric)}
-        draw_curves([run], self.folder.figure("curves"))
         self.folder.write_summary(summary)
+        write_report(self.setup, self.folder, summary, self.display)
         return summary
 
     def save_within(self, index: int, snapshot: Snapshot) -> None:
@@ -309,14 +313,14 @@ class RunSession:
         """Ends the run; states and models that were saved before stay, and the summary says what happened."""
         self.checkpoints.wait()
         kept = self.progress.kept
-        self.folder.write_summary(
-            {
-                "name": self.setup.recipe.name,
-                "status": "diverged",
-                "reason": what,
-                "results": self.progress.results,
-                "kept": None if kept is None else {"stage": kept.stage},
-            }
-        )
+        summary = {
+            "name": self.setup.recipe.name,
+            "status": "diverged",
+            "reason": what,
+            "results": self.progress.results,
+            "kept": None if kept is None else {"stage": kept.stage},
+        }
+        self.folder.write_summary(summary)
+        write_report(self.setup, self.folder, summary, self.display)
         saved = f"the model of {kept.stage} is kept" if kept else "no earlier stage has left a model to keep"
         raise Diverged(f"{self.folder.directory}: {what}; {saved}")

@@ -95,6 +95,11 @@ class RunSetup:
         backbone = without_head(variables)
         return hash_leaves(pick(backbone, set(paths_of(backbone)) - self.changing))
 
+    @cached_property
+    def leakage(self) -> str | None:
+        """One line about images that are in two splits; None if there are none."""
+        return describe_leakage(self.splits)
+
     def text(self) -> TextClassifier:
         """What the text tower says of the classes."""
         return text_classifier(self.backbone, self.splits.class_names, self.recipe.head.templates)
@@ -163,8 +168,8 @@ class RunSetup:
             lines.append(f"{count} files are not used, such as {first}; finetune check-data lists them")
         if splits.skipped:
             lines.append(f"{len(splits.skipped)} broken images are left out: see skipped_images.txt")
-        if leaks := describe_leakage(splits):
-            lines.append(leaks)
+        if self.leakage:
+            lines.append(self.leakage)
         lines += [f"{name}: {len(images):,} further test images" for name, images in self.also.items()]
         return [*lines, *self.partition_lines]
 

@@ -11,13 +11,14 @@ import numpy as np
 from finetune.errors import CheckpointError, listed
 from finetune.images.fonts import font_for
 from finetune.images.grid import save_image_grid
+from finetune.models.depth import depth_order_of
 from finetune.optim.transfer_state import transfer_state
 from finetune.recipe import Partition, TrainStage
 from finetune.run.epochs import EpochMeter
 from finetune.run.features import Views
 from finetune.run.resume import Best, Patience, ResumePoint, Snapshot
 from finetune.run.session import RunSession
-from finetune.run.weight_changes import measure_change
+from finetune.run.weight_changes import layers_of, measure_change
 from finetune.training.loop import Checkpoint, Evaluate, Finished, FirstBatch, Logged, fit
 from finetune.training.stage_trainer import StageTrainer
 from finetune.training.state import TrainState
@@ -140,8 +141,10 @@ class TrainStageRun:
             session.display.say(f"{self.stage.name}: kept step {best.step}, the best on validation")
         session.carried = state.opt_state if self._carries_into(self.index + 1) else None
         pretrained = session.setup.backbone.variables["params"]
-        change = measure_change(session.variables["params"], pretrained, self.trainer.plan.labels)
-        session.progress.weight_change[self.stage.name] = change
+        labels, order = self.trainer.plan.labels, depth_order_of(session.setup.backbone.module)
+        changes = measure_change(session.variables["params"], pretrained, labels, layers_of(labels, order))
+        progress, name = session.progress, self.stage.name
+        progress.weight_change[name], progress.layer_change[name] = changes
 
     def _restore_best(self, best: Best) -> None:
         session = self.session

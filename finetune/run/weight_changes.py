@@ -1,12 +1,13 @@
-"""What a run did to the weights: that frozen leaves are bit-identical, and how far each partition is from its start."""
+"""What a run did to the weights: that frozen leaves are bit-identical, and how far the others are from their start."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
+from finetune.models.depth import DepthOrder
 from finetune.trees import flatten
 
 
@@ -23,30 +24,49 @@ def compare_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> dict[
     }
 
 
-def measure_change(params: Any, pretrained: Any, labels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """How far each partition is from the pretrained values, in the Euclidean norm.
+def measure_change(params: Any, pretrained: Any, *labels: Mapping[str, str]) -> list[dict[str, dict[str, Any]]]:
+    """How far each part is from the pretrained values, in the Euclidean norm.
 
     Args:
         params: the classifier's.
         pretrained: the backbone's; the head is measured from zero.
-        labels: path -> partition.
+        labels: path -> part, such as a partition or a layer; one or several ways to see the parameters.
 
     Returns:
-        By partition: ``parameters`` (their number), ``distance``, and ``relative`` to the norm of the pretrained
-        values (None where that is zero).
+        For each of the ways, by part, in the order of the labels: ``parameters`` (their number), ``distance``, and
+        ``relative`` to the norm of the pretrained values (None where that is zero).
     """
     source = flatten({"backbone": pretrained})
-    sums: dict[str, list[float]] = {}
+    sums: list[dict[str, list[float]]] = [{} for _ in labels]
     for path, leaf in flatten(params).items():
         start = source.get(path, jnp.zeros_like(leaf))
         change, norm = (float(jnp.square(jnp.asarray(x, jnp.float32)).sum()) for x in (leaf - start, start))
-        total = sums.setdefault(labels[path], [0, 0.0, 0.0])
-        total[:] = [total[0] + leaf.size, total[1] + change, total[2] + norm]
-    return {
-        label: {
-            "parameters": count,
-            "distance": change**0.5,
-            "relative": (change / norm) ** 0.5 if norm else None,
-        }
-        for label, (count, change, norm) in sums.items()
-    }
+        for parts, label in zip(sums, labels, strict=True):
+            total = parts.setdefault(label[path], [0, 0.0, 0.0])
+            total[:] = [total[0] + leaf.size, total[1] + change, total[2] + norm]
+    orders = [dict.fromkeys(label.values()) for label in labels]
+    return [
+        {part: _describe(*parts[part]) for part in order if part in parts}
+        for order, parts in zip(orders, sums, strict=True)
+    ]
+
+
+def _describe(count: float, change: float, norm: float) -> dict[str, Any]:
+    return {"parameters": count, "distance": change**0.5, "relative": (change / norm) ** 0.5 if norm else None}
+
+
+def layers_of(paths: Iterable[str], order: DepthOrder | None) -> dict[str, str]:
+    """path of a parameter -> its layer, from the input to the output: the blocks of the backbone by their path, what is
+    before and after them by its first name, and the head.
+
+    Args:
+        paths: of a classifier's parameters.
+        order: of its backbone; where it is None, each first name is a layer.
+    """
+    keyed = []
+    for path in paths:
+        part, _, inner = path.partition("/")
+        key, layer = (order.key(inner), order.layer(inner)) if order and part == "backbone" else (None, None)
+        last = (4,) if part == "head" else (3,)
+        keyed.append((key or last, path, layer or (inner.partition("/")[0] if part == "backbone" else part)))
+    return {path: layer for _, path, layer in sorted(keyed)}

@@ -4,12 +4,16 @@ from command_line import clean_failure, finetune, read_table
 
 
 def test_compare_sets_runs_side_by_side(small_run, tmp_path):
-    shown = finetune("compare", small_run.directory, small_run.directory, "--figure", "c.png", cwd=tmp_path).stdout
+    files = ("--figure", "c.png", "--html", "side.html")
+    shown = finetune("compare", small_run.directory, small_run.directory, *files, cwd=tmp_path).stdout
     rows = read_table(shown)
     accuracy = small_run.summary["results"][-1]["accuracy"]
     assert [row["test accuracy"] for row in rows] == [f"{accuracy:.4f}"] * 2
     assert "metrics" not in shown
     assert (tmp_path / "c.png").is_file()
+    assert "Paired tests" in (tmp_path / "side.html").read_text()
+    paired = read_table(shown[shown.index("paired test") :])
+    assert [(row["gained"], row["lost"], row["p-value"]) for row in paired] == [("0", "0", "1")]
 
 
 def test_compare_has_a_column_for_each_metric_where_runs_differ(small_run, multi_label_run):
@@ -24,6 +28,7 @@ def test_compare_has_a_column_for_each_metric_where_runs_differ(small_run, multi
     columns = ("best validation accuracy", "best validation mean average precision")
     assert [[row[column] != "" for column in columns] for row in (single, several)] == [[True, False], [False, True]]
     assert "the runs have different metrics (accuracy, mean average precision)" in shown
+    assert f"{directory.name} and {small_run.directory.name}: no paired test: other classes" in shown
 
 
 def test_compare_gives_the_metric_and_its_curve_as_json(multi_label_run):

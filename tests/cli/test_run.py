@@ -107,3 +107,18 @@ def test_results_are_shown_by_the_metric_that_decides(multi_label_run):
     (row,) = read_table(result.stdout)
     assert list(row) == ["result", "test images", "mean average precision", "macro F1", "loss"]
     assert row["mean average precision"] == f"{record['mean_average_precision']:.4f}"
+
+
+def test_the_page_of_images_with_several_labels_has_their_forms_or_says_that_there_is_none(multi_label_run):
+    result, directory = multi_label_run
+    assert "report: run/report.html" in result.stdout.splitlines()
+    text = (directory / "report.html").read_text()
+    for words in (
+        "average precision",
+        "A confusion matrix has no form for images with several labels",
+        "without a label",
+    ):
+        assert words in text
+    assert "The expected calibration error has no form" in text
+    assert '<pre tabindex="0">finetune run recipe.yaml --output run</pre>' in text
+    assert "probability of a class" in text

@@ -82,6 +82,15 @@ def test_what_diverged_leaves_valid_json_and_the_earlier_stages_model(diverged, 
     assert finetune.evaluate_run(folder)["accuracy"] == earlier["accuracy"]
 
 
+def test_what_diverged_has_a_page_that_says_so_and_shows_the_steps_before(diverged, finished):
+    _, folder = diverged
+    text = (folder / "report.html").read_text()
+    assert "Diverged; the run is not finished." in text
+    assert "the learning rate of body is likely too high" in text
+    (probe,) = [r for r in finished.summary["results"] if r["name"] == "probe"]
+    assert f"<td>probe (kept)</td><td>{probe['accuracy']:.1%}</td>" in text
+
+
 def test_a_first_stage_that_diverges_in_its_first_epoch_leaves_no_model(small, tmp_path):
     overrides = ["~stages.0", "stages.0.partitions.0.learning_rate=1e30"]
     overrides.append("stages.0.partitions.0.optimizer=sgd")

@@ -26,7 +26,8 @@ def small(*overrides):
 
 def test_a_run_leaves_everything_its_folder_promises(small_run):
     names = {path.name for path in small_run.directory.iterdir()}
-    files = {"recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "predictions.parquet", "start.safetensors"}
+    files = {"recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "predictions.parquet", "report.html"}
+    files |= {"start.safetensors"}
     assert names == files | {"state", "model", "figures"}
     summary = json.loads((small_run.directory / "summary.json").read_text())
     assert [r["name"] for r in summary["results"]] == ["zero_shot", "probe", "finetune", "interpolated"]
@@ -298,6 +299,7 @@ def test_adapters_averages_and_carried_moments_resume_bit_for_bit(two_stages, tm
     resumed = finetune.run(recipe, output=tmp_path / "cut", resume=True, quiet=True)
     assert resumed.summary["weights_sha256"] == whole.summary["weights_sha256"]
     assert resumed.summary["weight_change"] == whole.summary["weight_change"]
+    assert resumed.summary["layer_change"] == whole.summary["layer_change"]
     assert resumed.summary["frozen_unchanged"]
 
 
