@@ -47,9 +47,7 @@ def describe_classes(
     chosen: Sequence[float | None] = thresholds or [None] * len(names)
     records = [
         {"name": name, "trained": count, "threshold": threshold, **vars(result)}
-        for name, count, threshold, result in zip(
-            names, trained, thresholds or [None] * len(names), results, strict=True
-        )
+        for name, count, threshold, result in zip(names, trained, chosen, results, strict=True)
     ]
     return sorted(records, key=_rank)
 
