@@ -11,14 +11,15 @@ import numpy as np
 from finetune.models.heads import unit_length
 
 NEIGHBORS = 10
-LIMIT = 5.0  # robust standard deviations
+LIMIT = 3.0  # robust standard deviations
 _BLOCK = 2**25  # similarities at a time
 
 
 def neighbor_distances(features: np.ndarray, neighbors: int = NEIGHBORS) -> np.ndarray:
     """The distance of each image to its k-th nearest neighbor (Sun et al. 2022, arXiv:2204.06507).
 
-    Features are centred and brought to unit length first, so that distances are those of directions, between 0 and 2.
+    Features are brought to unit length first, so that distances are those of directions, between 0 and 2. They are not
+    centred: that would move images with weak features, such as blank ones, close to each other and to many.
 
     Args:
         features: float32 [n, d].
@@ -30,7 +31,7 @@ def neighbor_distances(features: np.ndarray, neighbors: int = NEIGHBORS) -> np.n
     x = np.asarray(features, np.float32)
     if len(x) < 2:
         return np.zeros(len(x), np.float32)
-    keys = unit_length(jnp.asarray(x - x.mean(0)))
+    keys = unit_length(jnp.asarray(x))
     rows = max(1, min(len(x), _BLOCK // len(x)))
     similarity = [
         # The last block begins early enough to be whole, so that one program serves all.
