@@ -35,7 +35,7 @@ def neighbor_distances(features: np.ndarray, neighbors: int = NEIGHBORS) -> np.n
     rows = max(1, min(len(x), _BLOCK // len(x)))
     similarity = [
         # The last block begins early enough to be whole, so that one program serves all.
-        np.asarray(_kth_similarity(keys, min(start, len(x) - rows), rows, min(neighbors, len(x) - 1)))[-left:]
+        np.asarray(_similarities(keys, min(start, len(x) - rows), rows, min(neighbors, len(x) - 1)))[-left:, -1]
         for start in range(0, len(x), rows)
         for left in [min(rows, len(x) - start)]
     ]
@@ -43,11 +43,11 @@ def neighbor_distances(features: np.ndarray, neighbors: int = NEIGHBORS) -> np.n
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _kth_similarity(keys: jax.Array, start: int, rows: int, k: int) -> jax.Array:
+def _similarities(keys: jax.Array, start: int, rows: int, k: int) -> jax.Array:
     queries = jax.lax.dynamic_slice_in_dim(keys, start, rows)
     similarity = jnp.matmul(queries, keys.T, precision="highest")
     itself = jnp.arange(len(keys)) == start + jnp.arange(rows)[:, None]
-    return jax.lax.top_k(jnp.where(itself, -jnp.inf, similarity), k)[0][:, -1]
+    return jax.lax.top_k(jnp.where(itself, -jnp.inf, similarity), k)[0]  # the k greatest, without sorting all on CPUs
 
 
 def outlier_threshold(distances: np.ndarray, limit: float = LIMIT) -> float:

@@ -16,7 +16,7 @@ from finetune.evaluation.label_errors import find_label_errors
 from finetune.evaluation.outliers import LIMIT, NEIGHBORS, outlier_threshold
 from finetune.evaluation.statistics import wilson_interval
 
-CLEAR = 50.0  # times as probable as the given label, for a suggestion that a corrected table follows
+CLEAR = 100.0  # times as probable as the given label, for a suggestion that a corrected table follows
 _FEW_TO_LEARN = 10  # training images of a class
 _TO_SHOW = 0.9  # accuracy that the test images of a class should be able to show
 _PAIRS = 20  # of classes that overlap most
