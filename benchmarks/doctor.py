@@ -32,7 +32,7 @@ from finetune.evaluation.outliers import neighbor_distances, outlier_threshold
 from finetune.report.doctor import FOLDS, out_of_fold_probabilities
 from finetune.report.findings import CLEAR
 
-COUNT, CLASSES, SHARE, SEEDS = 5000, 10, 0.05, (0, 1, 2)
+COUNT, CLASSES, SHARE, SEEDS = 5000, 10, 0.05, range(9)
 
 
 def main() -> None:

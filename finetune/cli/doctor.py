@@ -49,7 +49,7 @@ def doctor(
 
 
 def _print(result: Mapping[str, Any]) -> None:
-    from finetune.report.doctor_page import count_findings
+    from finetune.report.findings import count_findings
 
     for note in result["notes"]:
         typer.echo(f"note      {note}")
@@ -59,6 +59,8 @@ def _print(result: Mapping[str, Any]) -> None:
             f"probe     gives {probe['accuracy']:.1%} ({low:.1%} - {high:.1%}) of {probe['images']:,} images "
             "their label without having learned from them"
         )
+        if probe["weak"]:
+            typer.echo("          that is little: trust the beginning of each list only, or take a stronger backbone")
     print_table(["finding", "number"], [[name, f"{count:,}"] for name, count in count_findings(result).items()])
     errors = result["label_errors"]["images"]
     _first(

@@ -10,9 +10,8 @@ from markupsafe import Markup
 from finetune.data.labeled_images import Split
 from finetune.images.open import open_image
 from finetune.page.html import picture, render
-from finetune.report.findings import CLEAR
+from finetune.report.findings import CLEAR, count_findings
 
-TRUSTED = 0.7  # accuracy of the probe below which a line warns
 _LABEL_ERRORS, _GROUPS, _IN_GROUP, _OUTLIERS, _OVERLAPS, _LEAKS, _SMALL = 96, 24, 8, 32, 5, 16, 100
 
 Tile = tuple[Markup, list[str]]
@@ -30,9 +29,7 @@ def make_page(result: Mapping[str, Any], images: Split) -> str:
     return render(
         "doctor.html",
         result=result,
-        trusted=TRUSTED,
         clear_factor=CLEAR,
-        clear=sum(error["clear"] for error in result["label_errors"]["images"]),
         summary=[(name, f"{count:,}") for name, count in count_findings(result).items()],
         label_errors=[tiles.error(error) for error in result["label_errors"]["images"][:_LABEL_ERRORS]],
         conflicts=[
@@ -50,17 +47,6 @@ def make_page(result: Mapping[str, Any], images: Split) -> str:
     )
 
 
-def count_findings(result: Mapping[str, Any]) -> dict[str, int]:
-    """How many there are of each kind, in words for a table."""
-    return {
-        "likely label errors": len(result["label_errors"]["images"]),
-        "groups of duplicates with different labels": len(result["conflicts"]),
-        "outliers": len(result["outliers"]["images"]),
-        "images that are in an earlier split, too": len(result["leakage"]["pairs"]),
-        "classes with few images": len(result["small_classes"]),
-    }
-
-
 class _Tiles:
     """Pictures with captions."""
 
@@ -72,24 +58,21 @@ class _Tiles:
         lines = [
             f"{error['label']} → {error['suggested']}",
             f"{error['label_probability']:.1%} → {error['probability']:.1%}",
-            *_place(error),
+            _place(error),
         ]
         return self._picture(error, alt), lines
 
     def plain(self, image: Mapping[str, Any], *more: str) -> Tile:
-        return self._picture(image, f"labelled {image['label']}"), [image["label"], *more, *_place(image)]
+        return self._picture(image, f"labelled {image['label']}"), [image["label"], *more, _place(image)]
 
     def _picture(self, image: Mapping[str, Any], alt: str) -> Markup:
         return picture(open_image(self._images.images[image["id"]]), alt)
 
 
-def _place(image: Mapping[str, Any]) -> Sequence[str]:
-    return [image["split"], _short(image["image"])]
-
-
-def _short(name: str, most: int = 40) -> str:
-    """A path's end."""
-    return name if len(name) <= most else f"…{name[-most:]}"
+def _place(image: Mapping[str, Any], most: int = 40) -> str:
+    """The split and the end of the path."""
+    name = image["image"]
+    return f"{image['split']}: {name if len(name) <= most else f'…{name[-most:]}'}"
 
 
 def _overlap_row(pair: Mapping[str, Any]) -> list[str]:

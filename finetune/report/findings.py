@@ -17,6 +17,7 @@ from finetune.evaluation.outliers import LIMIT, NEIGHBORS, outlier_threshold
 from finetune.evaluation.statistics import wilson_interval
 
 CLEAR = 100.0  # times as probable as the given label, for a suggestion that a corrected table follows
+TRUSTED = 0.7  # accuracy of the probe below which a reader is warned
 _FEW_TO_LEARN = 10  # training images of a class
 _TO_SHOW = 0.9  # accuracy that the test images of a class should be able to show
 _PAIRS = 20  # of classes that overlap most
@@ -64,8 +65,24 @@ class Evidence:
         return ", ".join(names[i] for i in np.flatnonzero(value)) if self.images.multi_label else names[value]
 
 
+def count_findings(result: Mapping[str, Any]) -> dict[str, int]:
+    """How many there are of each kind in what the doctor says, in words for a table."""
+    errors = result["label_errors"]["images"]
+    return {
+        "likely label errors": len(errors),
+        "of these, clear ones": sum(error["clear"] for error in errors),
+        "groups of duplicates with different labels": len(result["conflicts"]),
+        "outliers": len(result["outliers"]["images"]),
+        "images that are in an earlier split, too": len(result["leakage"]["pairs"]),
+        "classes with few images": len(result["small_classes"]),
+    }
+
+
 def probe_accuracy(evidence: Evidence) -> dict[str, Any] | None:
-    """How often the probe gives an image's label, with Wilson's interval: how far to trust what it says."""
+    """How often the probe gives an image's label, with Wilson's interval: how far to trust what it says.
+
+    ``weak`` is true below :data:`TRUSTED`.
+    """
     if evidence.probabilities is None:
         return None
     judged = evidence.judged
@@ -76,6 +93,7 @@ def probe_accuracy(evidence: Evidence) -> dict[str, Any] | None:
         "accuracy": correct / count,
         "interval": list(wilson_interval(correct, count)),
         "most_frequent_class": float(np.bincount(labels).max() / count),
+        "weak": correct / count < TRUSTED,
     }
 
 

@@ -20,6 +20,11 @@ from finetune.recipe import DataConfig
 from finetune.report.corrected_labels import overrides_to_read
 from finetune.report.findings import Evidence, class_overlap, conflicting_duplicates, probe_accuracy, small_classes
 
+RECIPE = """\
+backbone: {source: "builtin:tiny-clip"}
+data: {source: digits, validation: 0}
+stages: [{type: linear_probe}]
+"""
 NAMES = ("zero", "one", "two", "rare")
 FLIPPED = {"zero/07.png": "one", "zero/11.png": "two", "one/05.png": "zero", "two/20.png": "zero"}
 
@@ -55,9 +60,7 @@ def write_digits(folder):
 
 def recipe_of(root, *overrides):
     recipe = root / "digits.yaml"
-    recipe.write_text(
-        'backbone: {source: "builtin:tiny-clip"}\ndata: {source: digits, validation: 0}\nstages: [{type: linear_probe}]\n'
-    )
+    recipe.write_text(RECIPE, encoding="utf-8")
     return finetune.load_recipe(recipe, overrides)
 
 
