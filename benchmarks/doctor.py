@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from finetune.data.duplicates import group_duplicates
 from finetune.data.image_scan import scan_images
 from finetune.data.labeled_images import Split
 from finetune.data.stratify import grouped_folds
-from finetune.evaluation.label_errors import find_label_errors, label_scores
+from finetune.evaluation.label_errors import find_label_errors
 from finetune.evaluation.outliers import neighbor_distances, outlier_threshold
 from finetune.report.doctor import FOLDS, out_of_fold_probabilities
 from finetune.report.findings import CLEAR
@@ -58,6 +59,7 @@ def main() -> None:
         "images": COUNT,
         "size": SIZE,
         "flipped": SHARE,
+        "cleanlab": version("cleanlab") if find_spec("cleanlab") else None,
         "mean": means,
         "seeds": rows,
         "labels_as_they_are": unflipped(x, labels, groups),
@@ -80,7 +82,6 @@ def with_flips(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int)
     return {
         "probe_accuracy": float((p.argmax(1) == labels).mean()),
         "recall": recall(errors.indices),
-        "recall_of_all_scores": recall(np.argsort(label_scores(p, given), kind="stable")),
         "recall_of_all_named": float(np.isin(flipped, errors.indices).mean()),
         "named": len(errors.indices) / len(labels),
         **{f"cleanlab_{name}": recall(order) for name, order in cleanlab_orders(p, given).items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from markupsafe import Markup
@@ -70,8 +71,8 @@ class _Tiles:
 
 
 def _place(image: Mapping[str, Any], most: int = 40) -> str:
-    """The split and the end of the path."""
-    name = image["image"]
+    """The split and the end of the path: its last two parts, which mostly are the class's folder and the file."""
+    name = "/".join(PurePath(image["image"]).parts[-2:])
     return f"{image['split']}: {name if len(name) <= most else f'…{name[-most:]}'}"
 
 

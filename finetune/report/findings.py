@@ -177,7 +177,7 @@ def outliers(evidence: Evidence) -> dict[str, Any]:
         {**evidence.describe(image), "distance": float(evidence.distances[image])}
         for image in order[evidence.distances[order] > threshold]
     ]
-    rule = f"distance to the {NEIGHBORS}th nearest image above the median + {LIMIT:g} x 1.4826 x MAD of all distances"
+    rule = f"Distance to the {NEIGHBORS}th nearest image above the median + {LIMIT:g} x 1.4826 x MAD of all distances"
     return {"rule": rule, "threshold": threshold, "images": images}
 
 
