@@ -12,9 +12,10 @@ from finetune.data.duplicates import group_duplicates
 from finetune.data.labeled_images import concatenate
 from finetune.data.splits import Splits, load_splits
 from finetune.data.stratify import grouped_folds
-from finetune.errors import CheckpointError, DataError, RecipeError
+from finetune.errors import CheckpointError, DataError, ModelError, RecipeError
 from finetune.evaluation.outliers import neighbor_distances
 from finetune.files import write_json, write_text
+from finetune.models.backbone import Backbone
 from finetune.models.build import attach_head, open_backbone
 from finetune.recipe import HeadConfig, PretrainedConfig, Recipe
 from finetune.report.corrected_labels import folder_of_images, write_corrected
@@ -104,13 +105,15 @@ def diagnose_data(
     return result
 
 
-def _gather(recipe: Recipe, splits: Splits, backbone: Any, display: Progress) -> Evidence:
+def _gather(recipe: Recipe, splits: Splits, backbone: Backbone, display: Progress) -> Evidence:
     """Features, and everything that follows from them and from the pixels."""
     classifier, variables = attach_head(backbone, HeadConfig(), len(splits.class_names), seed=recipe.seed)
     features = RunFeatures(backbone.image_spec, _BATCH, display, lambda when: None)
     x = np.concatenate(
         [features.head_inputs(classifier, variables, split, name) for name, split in splits.named().items()]
     )
+    if not np.isfinite(x).all():
+        raise ModelError(f"{recipe.backbone.origin}: gives features that are not finite: is the checkpoint damaged?")
     images = concatenate(list(splits.named().values()))
     with display.busy("duplicates"):
         groups = group_duplicates(images)

@@ -25,6 +25,11 @@ backbone: {source: "builtin:tiny-clip"}
 data: {source: digits, validation: 0}
 stages: [{type: linear_probe}]
 """
+LENET = (
+    "backbone.module=finetune.models.lenet:LeNet",
+    "backbone.kwargs={num_classes: 3}",
+    "backbone.image={size: 28, channels: 1}",
+)
 NAMES = ("zero", "one", "two", "rare")
 FLIPPED = {"zero/07.png": "one", "zero/11.png": "two", "one/05.png": "zero", "two/20.png": "zero"}
 
@@ -168,6 +173,18 @@ def test_images_in_memory_are_written_beside_the_table_with_the_same_pixels(tmp_
     np.testing.assert_array_equal(after.train.stats.pixel_hash, before.train.stats.pixel_hash)
     with pytest.raises(RecipeError, match=r"table.csv: exists already"):
         finetune.diagnose_data(recipe, write=tmp_path / "table.csv", quiet=True)
+
+
+def test_where_every_class_has_one_image_and_its_copies_the_page_says_what_could_not_be_looked_for(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
+    np.savez(tmp_path / "few.npz", x_train=images, y_train=np.arange(3), x_test=images, y_test=np.arange(3))
+    recipe = recipe_of(tmp_path, f"data.source={tmp_path / 'few.npz'}", "~backbone.source", *LENET)
+    result = finetune.diagnose_data(recipe, output=tmp_path / "page", quiet=True)
+    assert result["probe"] is None
+    assert result["leakage"]["exact"] == 3
+    assert any("every class has a single image" in note for note in result["notes"])
+    assert any("weights are random" in note for note in result["notes"])
+    assert (tmp_path / "page" / "doctor.html").read_text(encoding="utf-8").count("None were looked for") == 2
 
 
 def test_what_cannot_be_written_is_told_before_any_work(tmp_path):
