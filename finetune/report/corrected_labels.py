@@ -33,6 +33,7 @@ def write_corrected(path: Path, result: Mapping[str, Any], evidence: Evidence, t
         result: of :func:`~finetune.report.doctor.diagnose_data`.
     """
     suggestions = suggested_labels(result)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with (
         written_atomically(path) as beside,
         beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
@@ -49,9 +50,9 @@ def write_corrected(path: Path, result: Mapping[str, Any], evidence: Evidence, t
 def suggested_labels(result: Mapping[str, Any]) -> dict[int, tuple[str, str, str, str]]:
     """The index of each image whose label is doubted -> label to read, suggested label, reason and score.
 
-    Copies get one label, whatever the probe says of each; that of near duplicates is left to a person.
+    Copies get one label, whatever the probe says of each; near duplicates keep theirs unless the probe is clear, too.
     """
-    suggestions = {}
+    suggestions: dict[int, tuple[str, str, str, str]] = {}
     for error in result["label_errors"]["images"]:
         label = error["suggested"] if error["clear"] else error["label"]
         suggestions[error["id"]] = (label, error["suggested"], "label error", f"{error['probability']:.4f}")
@@ -61,7 +62,9 @@ def suggested_labels(result: Mapping[str, Any]) -> dict[int, tuple[str, str, str
             if given == suggested:
                 suggestions.pop(image["id"], None)
             else:
-                label, kind = (suggested, "copy") if group["exact"] else (given, "near duplicate")
+                kind = "copy" if group["exact"] else "near duplicate"
+                agreed = suggestions.get(image["id"], (given,))[0] == suggested
+                label = suggested if group["exact"] or agreed else given
                 suggestions[image["id"]] = (label, suggested, f"{kind} with another label", "")
     return suggestions
 

@@ -164,8 +164,9 @@ def _vote(evidence: Evidence, members: np.ndarray) -> str:
         return evidence.label(members[0])
     names = evidence.splits.class_names
     votes = np.bincount(evidence.images.labels[members], minlength=len(names)).astype(float)
-    if evidence.probabilities is not None and (judged := np.intersect1d(members, evidence.judged)).size:
-        votes += evidence.probabilities[judged].mean(0) / 2  # less than a vote
+    if evidence.probabilities is not None:
+        p = evidence.probabilities[members]
+        votes += np.nan_to_num(p).sum(0) / (2 * len(members))  # less than a vote
     return names[int(votes.argmax())]
 
 

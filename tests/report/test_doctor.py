@@ -17,7 +17,7 @@ from finetune.data.labeled_images import Split
 from finetune.data.splits import Splits, load_splits
 from finetune.errors import CheckpointError, DataError, RecipeError
 from finetune.recipe import DataConfig
-from finetune.report.corrected_labels import overrides_to_read
+from finetune.report.corrected_labels import overrides_to_read, suggested_labels
 from finetune.report.findings import Evidence, class_overlap, conflicting_duplicates, probe_accuracy, small_classes
 
 RECIPE = """\
@@ -131,13 +131,35 @@ def test_the_corrected_table_gives_clear_suggestions_and_leaves_the_rest(place):
     assert len(rows) == sum(result["splits"].values())
     copy = rows["digits/train/two/copy.png"]
     assert (copy["given"], copy["label"], copy["reason"]) == ("two", "one", "copy with another label")
-    near = [rows[f"digits/train/{name}"] for name in ("two/near.png", "zero/01.png")]
-    assert [row["label"] for row in near] == [row["given"] for row in near]
+    near = rows["digits/train/two/near.png"]
+    assert (near["given"], near["suggested"], near["reason"]) == ("two", "zero", "near duplicate with another label")
     clear = {error["image"] for error in result["label_errors"]["images"] if error["clear"]}
     changed = [row for row in rows.values() if row["label"] != row["given"]]
     assert {str(root / row["image"]) for row in changed if row["reason"] == "label error"} <= clear
     untouched = rows["digits/test/one/00.png"]
     assert (untouched["label"], untouched["suggested"], untouched["reason"], untouched["score"]) == ("one", "", "", "")
+
+
+def test_copies_get_one_label_and_near_duplicates_keep_theirs_unless_the_probe_is_clear():
+    def image(id, label):
+        return {"id": id, "label": label}
+
+    def error(id, clear):
+        return {**image(id, "a"), "suggested": "b", "probability": 0.9, "clear": clear}
+
+    conflicts = [
+        {"exact": True, "suggested": "b", "images": [image(0, "a"), image(1, "b")]},
+        {"exact": False, "suggested": "b", "images": [image(2, "a"), image(3, "a"), image(4, "a"), image(5, "b")]},
+    ]
+    errors = [error(2, True), error(3, False), error(6, True), error(7, False)]
+    assert suggested_labels({"label_errors": {"images": errors}, "conflicts": conflicts}) == {
+        0: ("b", "b", "copy with another label", ""),
+        2: ("b", "b", "near duplicate with another label", ""),
+        3: ("a", "b", "near duplicate with another label", ""),
+        4: ("a", "b", "near duplicate with another label", ""),
+        6: ("b", "b", "label error", "0.9000"),
+        7: ("a", "b", "label error", "0.9000"),
+    }
 
 
 def test_a_recipe_reads_the_corrected_table_with_the_splits_that_were_looked_at(place):
@@ -167,12 +189,13 @@ def test_images_in_memory_are_written_beside_the_table_with_the_same_pixels(tmp_
     images, labels = np.random.default_rng(0).integers(0, 256, (2, 24, 9, 7, 3), np.uint8)[0], np.arange(24) % 2
     np.savez(tmp_path / "noise.npz", images=images, labels=labels)
     recipe = recipe_of(tmp_path, f"data.source={tmp_path / 'noise.npz'}")
-    finetune.diagnose_data(recipe, write=tmp_path / "table.csv", quiet=True)
-    read = recipe_of(tmp_path, *overrides_to_read(tmp_path / "table.csv", recipe.data))
+    table = tmp_path / "new" / "table.csv"
+    finetune.diagnose_data(recipe, write=table, quiet=True)
+    read = recipe_of(tmp_path, *overrides_to_read(table, recipe.data))
     before, after = load_splits(recipe.data, 0), load_splits(read.data, 0)
     np.testing.assert_array_equal(after.train.stats.pixel_hash, before.train.stats.pixel_hash)
     with pytest.raises(RecipeError, match=r"table.csv: exists already"):
-        finetune.diagnose_data(recipe, write=tmp_path / "table.csv", quiet=True)
+        finetune.diagnose_data(recipe, write=table, quiet=True)
 
 
 def test_where_every_class_has_one_image_and_its_copies_the_page_says_what_could_not_be_looked_for(tmp_path):
