@@ -167,7 +167,8 @@ def test_out_of_fold_logits_are_those_of_probes_that_have_not_seen_the_fold_at_t
     folds[:4] = -1  # every probe learns from them
     result = out_of_fold(x, y, 4, folds, [1e4, 100.0])
     for fold in range(3):
-        model = LogisticRegression(C=1 / result.l2, tol=1e-8, max_iter=10_000).fit(x[folds != fold], y[folds != fold])
+        model = LogisticRegression(C=1 / result.l2, tol=1e-8, max_iter=10_000)
+        model.fit(x[folds != fold].astype(np.float64), y[folds != fold])
         own = result.logits[folds == fold]
         np.testing.assert_allclose(jax.nn.softmax(own), model.predict_proba(x[folds == fold]), atol=2e-4)
     assert np.isnan(result.logits[:4]).all()
