@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from finetune.recipe import load_recipe as load_recipe
     from finetune.recipe.schema import recipe_schema as recipe_schema
     from finetune.report.compare import compare_runs as compare_runs
+    from finetune.report.doctor import diagnose_data as diagnose_data
     from finetune.report.leaderboard import make_leaderboard as make_leaderboard
     from finetune.report.plan import plan_recipe as plan_recipe
     from finetune.run.run import RunResult as RunResult
@@ -77,6 +78,7 @@ _HOME = {
     "build_classifier": "models.classifier",
     "build_optimizer": "optim.optimizer",
     "compare_runs": "report.compare",
+    "diagnose_data": "report.doctor",
     "evaluate_run": "evaluation.evaluate_run",
     "extract_submodule": "models.surgery",
     "label_params": "optim.partitions",

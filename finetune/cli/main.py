@@ -12,6 +12,7 @@ import typer
 
 from finetune.cli.check_data import check_data
 from finetune.cli.compare import compare
+from finetune.cli.doctor import doctor
 from finetune.cli.evaluate import evaluate
 from finetune.cli.inspect import inspect
 from finetune.cli.leaderboard import leaderboard
@@ -38,6 +39,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "soup": soup,
     "leaderboard": leaderboard,
     "check-data": check_data,
+    "doctor": doctor,
     "plan": plan,
     "inspect": inspect,
     "schema": schema,

@@ -52,6 +52,39 @@ def duplicates_across(splits: Mapping[str, Split]) -> list[Duplicate]:
     return duplicates
 
 
+def group_duplicates(split: Split) -> np.ndarray:
+    """int [n]: the group of each image, numbered from 0 on; exact and near duplicates share one.
+
+    Near duplicates are told as by :func:`duplicates_across`; a group holds the duplicates of its images' duplicates,
+    too. In more than 3e10 pairs, exact duplicates alone are grouped.
+
+    Args:
+        split: with its stats.
+    """
+    stats = split.stats
+    assert stats is not None
+    _, first, groups = np.unique(stats.pixel_hash, return_index=True, return_inverse=True)
+    if len(first) ** 2 <= _MAX_PAIRS:
+        one_of_each = stats.take(first)
+        groups = _joined(len(first), _near_pairs(one_of_each, one_of_each))[groups]
+    return np.asarray(groups)
+
+
+def _joined(count: int, pairs: Iterator[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """int [count]: the connected components of a graph whose edges come in parts."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    components, nodes = np.arange(count), np.arange(count)
+    for first, second in pairs:
+        apart = components[first] != components[second]
+        if apart.any():
+            ends = np.concatenate([first[apart], nodes]), np.concatenate([second[apart], components])
+            graph = coo_array((np.ones(len(ends[0]), bool), ends), shape=(count, count))
+            components = connected_components(graph, directed=False)[1]
+    return components
+
+
 def _exact(earlier: ImageStats, later: ImageStats) -> Iterator[tuple[int, int]]:
     """(index in later, index in earlier) of images with equal pixels."""
     index = {value: i for i, value in enumerate(earlier.pixel_hash.tolist()) if not earlier.problem[i]}
@@ -62,6 +95,12 @@ def _exact(earlier: ImageStats, later: ImageStats) -> Iterator[tuple[int, int]]:
 
 def _near(earlier: ImageStats, later: ImageStats) -> Iterator[tuple[int, int]]:
     """(index in later, index in earlier) of images with similar difference hashes and similar thumbnails."""
+    for j, i in _near_pairs(earlier, later):
+        yield from zip(j.tolist(), i.tolist(), strict=True)
+
+
+def _near_pairs(earlier: ImageStats, later: ImageStats) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same as arrays, a part at a time."""
     rows_per_chunk = max(1, _CHUNK // max(1, len(earlier.difference_hash)))
     for start in range(0, len(later.difference_hash), rows_per_chunk):
         chunk = later.difference_hash[start : start + rows_per_chunk]
@@ -71,4 +110,4 @@ def _near(earlier: ImageStats, later: ImageStats) -> Iterator[tuple[int, int]]:
             j, i = rows[first : first + _CHUNK // 64] + start, columns[first : first + _CHUNK // 64]
             difference = np.abs(later.thumbnail[j].astype(np.int16) - earlier.thumbnail[i]).mean((1, 2, 3))
             near = (earlier.problem[i] == "") & (later.problem[j] == "") & (difference <= _MAX_DIFFERENCE)
-            yield from zip(j[near].tolist(), i[near].tolist(), strict=True)
+            yield j[near], i[near]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -49,6 +50,34 @@ def stratified_split(
     if not in_part.any() or in_part.all():
         raise empty
     return split.take(np.flatnonzero(~in_part)), split.take(np.flatnonzero(in_part))
+
+
+def grouped_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """int [n]: the fold that holds each image out, from 0 on; the images of a group share one.
+
+    Groups are stratified by the label of their first image. Images are in no fold, -1, where no image of their class
+    would be left outside of it, and so are the others of their group.
+
+    Args:
+        labels: int [n].
+        groups: int [n], numbered from 0 on.
+        folds: how many; fewer where no class has as many groups.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    first = np.unique(groups, return_index=True)[1]
+    folds = min(folds, int(np.bincount(labels[first]).max()))
+    of_group = np.full(len(first), -1)
+    if folds > 1:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of classes with fewer images than folds
+            splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+            for fold, (_, part) in enumerate(splitter.split(first, labels[first])):
+                of_group[part] = fold
+    for fold in range(folds):
+        held_out = of_group[groups] == fold
+        alone = held_out & ~np.isin(labels, labels[~held_out])
+        of_group[groups[alone]] = -1
+    return np.asarray(of_group[groups])
 
 
 def _largest_remainders(labels: np.ndarray, size: int, seed: int, *, single_in_part: bool) -> np.ndarray:

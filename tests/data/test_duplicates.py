@@ -6,7 +6,8 @@ from photographs import encoded, photograph
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from finetune.data.duplicates import Duplicate, duplicates_across
+from finetune.data import duplicates
+from finetune.data.duplicates import Duplicate, duplicates_across, group_duplicates
 from finetune.data.image_scan import scan_images
 from finetune.data.labeled_images import Split
 
@@ -67,3 +68,31 @@ def test_every_pair_of_splits_is_compared_without_broken_images():
         Duplicate("test", 1, "train", 3, True),
         Duplicate("test", 1, "validation", 0, True),
     ]
+
+
+def test_exact_and_near_duplicates_are_in_one_group():
+    image = photograph(200, 150, 1)
+    copies = [encoded(image, "PNG"), encoded(image, quality=60), encoded(image, "BMP")]
+    groups = group_duplicates(split_of([TRAIN[0], copies[0], TRAIN[2], *copies[1:]]))
+    assert groups[1] == groups[3] == groups[4]
+    assert len(set(groups.tolist())) == 3
+    assert groups.max() == 2
+
+
+def test_duplicates_of_duplicates_are_in_one_group_however_the_pairs_come(monkeypatch):
+    # Each is two levels brighter than the one before: neighbors are near duplicates, the ends are not.
+    base = np.asarray(photograph(64, 64, 3)) // 2
+    chain = [base + step for step in range(0, 10, 2)]
+    assert not duplicates_across({"train": split_of(chain[:1]), "test": split_of(chain[-1:])})
+    images = split_of([chain[i] for i in (4, 1, 3, 0, 2)] + [base[::-1]])
+    for chunk in (duplicates._CHUNK, 64):  # 64: a row and a pair at a time
+        monkeypatch.setattr(duplicates, "_CHUNK", chunk)
+        assert len(set(group_duplicates(images)[:5].tolist())) == 1
+        assert len(set(group_duplicates(images).tolist())) == 2
+
+
+def test_in_too_many_pairs_only_exact_duplicates_are_grouped(monkeypatch):
+    monkeypatch.setattr(duplicates, "_MAX_PAIRS", 3)
+    image = photograph(200, 150, 1)
+    groups = group_duplicates(split_of([encoded(image, "PNG"), encoded(image, quality=60), encoded(image, "BMP")]))
+    assert groups[0] == groups[2] != groups[1]

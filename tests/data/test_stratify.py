@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from finetune.data.labeled_images import Split
-from finetune.data.stratify import stratified_split
+from finetune.data.stratify import grouped_folds, stratified_split
 from finetune.errors import DataError
 
 
@@ -72,3 +72,31 @@ def test_the_only_image_of_a_class_is_trained_on(trains_on, side):
 def test_a_side_without_any_image_names_the_option():
     with pytest.raises(DataError, match=r"data.test: cannot take 0.999 of 68 images in 3 classes: one side"):
         stratified_split(SINGLE, 0.999, 0, "data.test")
+
+
+def test_folds_hold_out_every_image_once_with_the_same_share_of_each_class():
+    labels = np.array([0] * 50 + [1] * 25)
+    folds = grouped_folds(labels, np.arange(75), 5, 0)
+    assert [np.bincount(labels[folds == fold]).tolist() for fold in range(5)] == [[10, 5]] * 5
+    assert not (folds == grouped_folds(labels, np.arange(75), 5, 1)).all()
+
+
+def test_the_images_of_a_group_are_in_one_fold():
+    rng = np.random.default_rng(0)
+    groups = np.unique(rng.integers(0, 40, 100), return_inverse=True)[1]
+    folds = grouped_folds(rng.integers(0, 3, 100), groups, 5, 0)
+    assert all(len(set(folds[groups == group].tolist())) == 1 for group in range(groups.max() + 1))
+    assert set(folds.tolist()) == set(range(5))
+
+
+def test_an_image_without_another_of_its_class_outside_its_fold_is_in_no_fold():
+    labels = np.array([0] * 10 + [1, 2, 2, 3, 3])
+    groups = np.array([*range(11), 11, 11, 12, 13])  # class 2 has two copies of one image
+    folds = grouped_folds(labels, groups, 5, 0)
+    assert folds[10:13].tolist() == [-1, -1, -1]
+    assert folds[13] != folds[14]
+    assert (folds[[*range(10), 13, 14]] >= 0).all()
+
+
+def test_of_single_images_of_each_class_none_is_held_out():
+    assert grouped_folds(np.arange(4), np.arange(4), 5, 0).tolist() == [-1] * 4

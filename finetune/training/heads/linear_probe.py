@@ -103,14 +103,55 @@ def fit_linear_probe(
         x, y, fitted, held_out, weights, np.asarray(strengths, np.float32), standardize, max_iterations
     )
     by_strength = dict(zip(strengths, np.asarray(losses).tolist(), strict=True))
+    state = jax.tree.map(lambda leaf: leaf[-1], state)
     return LinearProbe(
-        kernel,
-        bias,
+        kernel[-1],
+        bias[-1],
         l2=strengths[int(best)],
         iterations=int(state.step),
         converged=bool(_has_converged(state.decrement, state.value)),
         held_out={strength: by_strength[strength] for strength in grid} if chosen else {},
     )
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """What linear probes say of images that they have not learned from.
+
+    Attributes:
+        logits: float32 [n, num_classes], of each image by the probe of its fold; NaN for images of no fold.
+        l2: the strength.
+        held_out: as of a :class:`LinearProbe`.
+    """
+
+    logits: np.ndarray
+    l2: float
+    held_out: dict[float, float]
+
+
+def out_of_fold(
+    features: np.ndarray, labels: np.ndarray, num_classes: int, folds: np.ndarray, grid: Sequence[float] = L2_GRID
+) -> OutOfFold:
+    """A linear probe for each fold, fitted to the images of all others, at the strength with the least held-out loss.
+
+    Args:
+        features: float32 [n, d].
+        labels: int [n].
+        folds: int [n], the fold that holds an image out, from 0 on; -1 for images that every probe learns from.
+        grid: the strengths to choose from.
+    """
+    x = np.asarray(features, np.float32)
+    held_out = (folds == np.arange(folds.max() + 1)[:, None]).astype(np.float32)
+    strengths = np.sort(np.asarray(grid, np.float32))[::-1]
+    weights = np.ones(num_classes, np.float32)
+    kernels, biases, _, losses, best = _choose(
+        x, _labels(labels), 1 - held_out, held_out, weights, strengths, False, 1000
+    )
+    logits = np.full((len(x), num_classes), np.nan, np.float32)
+    for fold, (kernel, bias) in enumerate(zip(np.asarray(kernels), np.asarray(biases), strict=True)):
+        logits[folds == fold] = x[folds == fold] @ kernel + bias
+    by_strength = dict(zip(strengths.tolist(), np.asarray(losses).tolist(), strict=True))
+    return OutOfFold(logits, float(strengths[int(best)]), by_strength)
 
 
 def _labels(labels: np.ndarray) -> np.ndarray:
@@ -172,14 +213,15 @@ def _choose(
     standardize: bool,
     max_iterations: jax.Array,
 ) -> tuple[jax.Array, jax.Array, _State, jax.Array, jax.Array]:
-    """The last fit at the strength with the least held-out loss.
+    """The fits at the strength with the least held-out loss.
 
     Args:
         fitted: float32 [fits, n]: 1 for the images that a fit learns from; ``held_out``: for those it is measured on.
         strengths: float32 [S], the strongest first: each fit begins at the solution of the one before.
 
     Returns:
-        kernel, bias, the solver's state, the mean held-out losses [S] and the index of the least of them.
+        kernels [fits, d, C], biases [fits, C], the solver's states, the mean held-out losses [S] and the index of the
+        least of them.
     """
     # Of reduced precision, as is the default on GPUs and TPUs, the products would not let the stop test be met.
     with jax.default_matmul_precision("highest"):
@@ -201,16 +243,16 @@ def _choose(
                 batch_size=len(fitted) if together and len(fitted) > 1 else None,
             )
             loss = losses.sum() / jnp.maximum(held_out.sum(), 1)
-            candidate = (loss, jax.tree.map(lambda leaf: leaf[-1], states))
-            return (states, jax.tree.map(partial(jnp.where, ~(loss >= best[0])), candidate, best)), loss
+            best = jax.tree.map(partial(jnp.where, ~(loss >= best[0])), (loss, states), best)
+            return (states, best), loss
 
         start = _State(
             jnp.zeros((len(data.x), len(class_weights))), jnp.asarray(1.0), jnp.asarray(jnp.inf), jnp.asarray(0)
         )
         each = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(fitted), *leaf.shape)), start)
-        (_, (_, state)), losses = jax.lax.scan(advance, (each, (jnp.asarray(jnp.inf), start)), strengths)
-        kernel = basis @ state.params[:-1]
-        return kernel, state.params[-1] - centre @ kernel, state, losses, jnp.argmin(losses)
+        (_, (_, states)), losses = jax.lax.scan(advance, (each, (jnp.asarray(jnp.inf), each)), strengths)
+        kernels = basis @ states.params[:, :-1]
+        return kernels, states.params[:, -1] - centre @ kernels, states, losses, jnp.argmin(losses)
 
 
 def _principal_axes(

@@ -6,7 +6,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from finetune.training.heads.linear_probe import L2_GRID, fit_linear_probe
+from finetune.training.heads.linear_probe import L2_GRID, fit_linear_probe, out_of_fold
 
 BADLY_SCALED = np.logspace(-3, 3, 12)
 
@@ -159,3 +159,18 @@ def test_classes_with_one_image_or_none_leave_the_choice_of_strength_to_the_othe
     assert probe.l2 > 1.0  # which is what is taken where no class leaves a choice
     assert probe.converged
     assert not [warning for warning in recwarn if "sklearn" in warning.filename]
+
+
+def test_out_of_fold_logits_are_those_of_probes_that_have_not_seen_the_fold_at_the_best_strength():
+    x, y = blobs(spread=4.0)
+    folds = np.arange(len(x)) // 4 % 3
+    folds[:4] = -1  # every probe learns from them
+    result = out_of_fold(x, y, 4, folds, [1e4, 100.0])
+    for fold in range(3):
+        model = LogisticRegression(C=1 / result.l2, tol=1e-8, max_iter=10_000)
+        model.fit(x[folds != fold].astype(np.float64), y[folds != fold])
+        own = result.logits[folds == fold]
+        np.testing.assert_allclose(jax.nn.softmax(own), model.predict_proba(x[folds == fold]), atol=2e-4)
+    assert np.isnan(result.logits[:4]).all()
+    losses = -jax.nn.log_softmax(result.logits[4:])[np.arange(len(x) - 4), y[4:]]
+    assert min(result.held_out.values()) == pytest.approx(float(losses.mean()), rel=1e-5)
