@@ -132,7 +132,7 @@ class RunCheckpoints:
         """The shapes of what was saved, by item."""
         try:
             return self._manager.item_metadata(step)
-        except (KeyError, ValueError, OSError) as error:
+        except Exception as error:  # Orbax and TensorStore raise many kinds
             raise self._damaged(step, first_line(error)) from None
 
     def _arrays(self, step: int, item: str, like: Any) -> Any:

@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from command_line import clean_failure, finetune, read_table
 
 
@@ -16,6 +17,7 @@ def test_compare_sets_runs_side_by_side(small_run, tmp_path):
     assert [(row["gained"], row["lost"], row["p-value"]) for row in paired] == [("0", "0", "1")]
 
 
+@pytest.mark.slow
 def test_compare_has_a_column_for_each_metric_where_runs_differ(small_run, multi_label_run):
     _, directory = multi_label_run
     shown = finetune("compare", small_run.directory, directory).stdout

@@ -96,12 +96,14 @@ def test_a_whole_model_of_ones_own_is_trained_saved_and_restored(code):
     np.testing.assert_array_equal(again.argmax(1), found)
 
 
+@pytest.mark.slow
 def test_as_a_backbone_it_gets_a_head(code):
     result = run("backbone.kwargs={width: 20}", "head.init=lecun_normal", allow_local_code=True)
     assert result.predictor().variables["params"]["head"]["kernel"].shape == (20, 10)
     assert result.summary["results"][-1]["accuracy"] > 0.8
 
 
+@pytest.mark.slow
 def test_what_is_frozen_of_it_stays_as_it_was_with_all_its_collections(code):
     rules = "[{match: backbone/logits/.*, learning_rate: 0.01}, {match: .*, frozen: true}]"
     result = run(f"stages.0.partitions={rules}", allow_local_code=True)
@@ -139,6 +141,7 @@ def test_a_model_whose_code_has_changed_is_one_message(code):
         finetune.restore(directory, allow_local_code=True)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_a_module_goes_on_from_the_same_initial_values(code):
     result = run(allow_local_code=True, output="whole")
     assert run(allow_local_code=True, output="whole", resume=True).summary == result.summary
@@ -197,6 +200,7 @@ def test_its_variables_are_those_of_its_own_initializers():
     jax.tree.map(np.testing.assert_array_equal, backbone.variables, expected)
 
 
+@pytest.mark.slow
 def test_weights_come_from_an_earlier_run_or_from_what_orbax_saved(code):
     first = run(allow_local_code=True, output="first").predictor().variables
     inner = {name: tree["backbone"] for name, tree in first.items()}

@@ -185,6 +185,7 @@ def test_options_that_made_the_splits_are_taken_back_for_the_table(tmp_path, opt
     assert overrides_to_read(tmp_path / "t.csv", data)[4:] == [f"data.{option}" for option in expected]
 
 
+@pytest.mark.slow
 def test_images_in_memory_are_written_beside_the_table_with_the_same_pixels(tmp_path):
     images, labels = np.random.default_rng(0).integers(0, 256, (2, 24, 9, 7, 3), np.uint8)[0], np.arange(24) % 2
     np.savez(tmp_path / "noise.npz", images=images, labels=labels)

@@ -63,7 +63,8 @@ def test_it_is_written_as_json_as_a_picture_and_as_the_recipe_of_the_best(made):
     assert recipe.data == DIGITS
 
 
-@pytest.mark.parametrize("head", ["linear_probe", pytest.param("knn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["linear_probe", "knn"])
 def test_a_run_with_a_head_gives_the_figure_of_the_leaderboard(made, tmp_path, head):
     board, _ = made
     expected = next(row for row in board["rows"] if row["head"] == head)

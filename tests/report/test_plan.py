@@ -74,6 +74,7 @@ def test_accumulation_divides_the_temporary_memory_and_keeps_the_work():
 
 
 @pytest.mark.usefixtures("without_the_search")
+@pytest.mark.slow
 def test_layer_decay_and_adapters_show_in_the_table():
     rules = [
         Partition(match="backbone/encoder/.*/q_proj/kernel", learning_rate=1e-2, lora={"rank": 4}),

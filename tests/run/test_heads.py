@@ -45,7 +45,7 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("head", ["knn", *map(slow, ("prototype", "lp++", "clap", "tip_adapter"))])
+@pytest.mark.parametrize("head", [*map(slow, ("knn", "prototype", "lp++", "clap", "tip_adapter"))])
 def test_a_head_is_measured_saved_and_restored(tmp_path, head):
     result = run(tmp_path / "run", {"type": head})
     (measured,) = result.summary["results"]
@@ -100,6 +100,7 @@ def test_a_run_resumes_after_a_head_that_is_no_linear_layer(tmp_path, monkeypatc
     assert [r["accuracy"] for r in resumed.summary["results"]] == [r["accuracy"] for r in whole.summary["results"]]
 
 
+@pytest.mark.slow
 def test_the_probe_tells_its_strength_and_whether_it_converged(tmp_path):
     result = run(tmp_path / "run", {"type": "linear_probe", "class_weights": "balanced", "standardize": True})
     records = [json.loads(line) for line in (result.directory / "metrics.jsonl").read_text().splitlines()]

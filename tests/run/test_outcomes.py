@@ -113,6 +113,7 @@ def test_a_stage_that_is_worse_on_validation_does_not_replace_an_earlier_one(sma
     assert compared["results"]["name"] == "probe"
 
 
+@pytest.mark.slow
 def test_a_stage_ends_where_it_has_not_improved_for_the_patience(small, tmp_path, capsys):
     stopping = "stages.1.early_stopping={patience: 2, metric: loss, min_delta: 10}"
     result = finetune.run(small("stages.1.epochs=9", stopping), output=tmp_path / "run")
@@ -121,6 +122,7 @@ def test_a_stage_ends_where_it_has_not_improved_for_the_patience(small, tmp_path
     assert "stopped after 3/9: no improvement on validation in 2 epochs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_metric_that_chooses_is_the_recipes(small, tmp_path):
     result = finetune.run(
         small("evaluate.metric=loss", "evaluate.interpolation=off"), output=tmp_path / "run", quiet=True

@@ -151,7 +151,8 @@ def test_overwrite_keeps_the_earlier_run_where_the_new_one_cannot_start(small_ru
     assert (small_run.directory / "model" / "model.json").is_file()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_stopped_by_a_signal_resumes_to_bit_identical_weights(small_run, tmp_path, number):
     command = [sys.executable, "-m", "finetune.cli", "run", str(SMALL), "--output", "run"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -186,6 +187,7 @@ def test_a_half_written_state_does_not_stand_in_the_way(small_run, tmp_path):
     assert resumed["results"] == small_run.summary["results"]
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_state_is_named_and_the_one_before_it_is_used(small_run, tmp_path, capsys):
     output = shutil.copytree(small_run.directory, tmp_path / "run")
     (output / "summary.json").unlink()

@@ -76,6 +76,7 @@ def test_such_a_run_is_measured_again_to_the_same_figures(many):
     assert found["mean_average_precision"] == pytest.approx(result.summary["results"][0]["mean_average_precision"])
 
 
+@pytest.mark.slow
 def test_a_probe_of_several_labels_has_one_regression_for_each_class(many, tmp_path):
     result, _, _ = many
     data = finetune.load_recipe(result.directory / "recipe.yaml").data
@@ -136,6 +137,7 @@ def test_skipped_images_are_listed_and_what_was_learned_from_is_shown(folder, tm
         assert len(set(sheet.convert("L").tobytes())) > 50
 
 
+@pytest.mark.slow
 def test_datasets_in_memory_are_trained_on_and_a_run_goes_on_with_no_others(tmp_path):
     images, target = digits(120)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})

@@ -75,6 +75,7 @@ def test_it_is_measured_beside_its_ingredients_and_serves_as_a_run(runs, soup):
     assert soup.predictor().confidence is not None
 
 
+@pytest.mark.slow
 def test_a_run_that_makes_it_worse_is_left_out_and_no_image_is_used_that_one_was_trained_on(runs, file, tmp_path):
     done = command("soup", runs["first"], runs["other"], "--output", tmp_path / "soup")
     assert done.returncode == 0, done.stderr

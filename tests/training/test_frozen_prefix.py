@@ -114,6 +114,7 @@ def test_a_transformer_trained_from_what_its_frozen_part_keeps_is_the_same(trans
     assert_same(one, other, 1e-6)  # XLA may fuse the last frozen operation with the first trained one
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_first_step_is_the_same_within_its_rounding(transformer):
     def first_step(cached):
         trainer, batch = trainer_of(transformer, [HEAD, LAST, FROZEN], compute_dtype="bfloat16"), a_batch()

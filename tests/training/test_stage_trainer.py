@@ -236,6 +236,7 @@ def test_a_norm_whose_scale_and_bias_part_ways_follows_its_scale(resnet):
     assert plan.frozen_norms == {path.rsplit("/", 1)[0] for path in flat(variables["batch_stats"])}
 
 
+@pytest.mark.slow
 def test_the_backward_pass_ends_at_the_lowest_block_that_learns(tiny_clip):
     model = build_classifier(tiny_clip, 10)
 

@@ -133,6 +133,7 @@ def test_an_open_clip_repository_gives_its_own_weights(hub, ask):
     assert hub.fetched() == sorted(files)
 
 
+@pytest.mark.slow
 def test_a_second_load_asks_the_hub_for_no_file_again(hub, ask):
     commit = hub.add("owner/clip", MODEL)
     first, again = ask("owner/clip", "owner/clip")

@@ -219,6 +219,7 @@ def test_attention_dropout_acts_in_training_alone_and_by_its_key(vision_params):
     assert np.abs(a - b).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_gradient_flows_to_every_leaf(small):
     module, variables = small
     weights = jax.random.normal(jax.random.key(3), (2, 3))

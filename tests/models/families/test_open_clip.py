@@ -161,6 +161,7 @@ QUICK = {"ViT-bigG-14", "ViT-B-16-SigLIP2"}  # the others are left to CI
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
 )
+@pytest.mark.slow
 def test_a_published_configuration_gives_the_published_number_of_parameters(name):
     width, vision, text, parameters, statistics = PUBLISHED[name]
     names = {f"visual.trunk.{n}" for n in SIGLIP_NAMES} | {"logit_bias"} if "SigLIP" in name else set()
@@ -210,6 +211,7 @@ def test_settings_that_change_nothing_are_accepted():
     assert read({"vision_cfg": vision, "text_cfg": text}) == read({})
 
 
+@pytest.mark.slow
 def test_a_tower_of_timm_is_that_of_its_own_family(convnext):
     backbone, expected = load_backbone(convnext), np.load(convnext / "expected.npz")
     assert isinstance(backbone.module, ConvNeXtModule)

@@ -104,6 +104,7 @@ def test_the_text_tower_projects_to_the_width_that_is_asked_for(siglip, expected
     assert shapes["params"]["head"]["kernel"].shape == (16, 24)
 
 
+@pytest.mark.slow
 def test_gradient_flows_to_every_leaf(siglip, expected):
     weights = jax.random.normal(jax.random.key(3), (2, 3))
 

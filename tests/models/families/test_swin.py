@@ -83,6 +83,7 @@ def test_windows_of_timm_grow_with_the_image_and_are_no_larger_than_the_map():
     assert config.windows(2, (8, 8), (2, 2)) == ((2, 2), (0, 0))
 
 
+@pytest.mark.slow
 def test_a_small_image_for_transformers_v1_is_refused_when_it_is_loaded_or_used():
     backbone = load_backbone(GOLDENS / "swin-step", image_size=10)
     with pytest.raises(ModelError, match="too small"):

@@ -99,6 +99,7 @@ def test_validation_images_choose_the_strength():
     np.testing.assert_allclose(probe.kernel, alone.kernel, atol=1e-3)  # they are not learned from
 
 
+@pytest.mark.slow
 def test_the_sweep_is_fits_from_nothing():
     x, y = blobs(spread=3.0)
     probe = fit_linear_probe(x, y, 4, seed=3)
