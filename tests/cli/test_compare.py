@@ -33,6 +33,7 @@ def test_compare_has_a_column_for_each_metric_where_runs_differ(small_run, multi
     assert f"{directory.name} and {small_run.directory.name}: no paired test: other classes" in shown
 
 
+@pytest.mark.slow
 def test_compare_gives_the_metric_and_its_curve_as_json(multi_label_run):
     _, directory = multi_label_run
     (run,) = json.loads(finetune("compare", directory, "--json").stdout)

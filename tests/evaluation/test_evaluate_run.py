@@ -36,6 +36,7 @@ def test_all_images_of_a_source_are_measured_whatever_its_layout(small_run, tmp_
         evaluate_run(small_run.directory, str(nested), split="validation")
 
 
+@pytest.mark.slow
 def test_images_that_the_model_was_trained_on_are_counted(small_run):
     train, test = (evaluate_run(small_run.directory, split=split) for split in ("train", "test"))
     assert train["trained_on"] == train["n"]

@@ -58,6 +58,7 @@ def a_recipe(images, backbone, *stages, init="pretrained"):
     return finetune.Recipe.model_validate({**document, "data": data, "stages": list(stages)})
 
 
+@pytest.mark.slow
 def test_a_classifier_from_elsewhere_is_measured_and_served(images, tmp_path):
     source = GOLDENS / "timm-resnet-classifier"
     measured = finetune.run(a_recipe(images, source), output=tmp_path / "measured", quiet=True)

@@ -26,6 +26,7 @@ def make(heads, folder=None):
     )
 
 
+@pytest.mark.slow
 def test_every_head_is_measured_on_the_test_images_with_its_interval(made):
     board, _ = made
     rows = {row["head"]: row for row in board["rows"]}
@@ -46,6 +47,7 @@ def test_every_type_of_head_can_take_part():
     assert min(rows.values()) > 0.85
 
 
+@pytest.mark.slow
 def test_the_order_is_that_of_the_validation_images(made):
     board, _ = made
     assert board["chosen_on"] == "validation"
@@ -53,6 +55,7 @@ def test_the_order_is_that_of_the_validation_images(made):
     assert validation == sorted(validation, reverse=True)
 
 
+@pytest.mark.slow
 def test_it_is_written_as_json_as_a_picture_and_as_the_recipe_of_the_best(made):
     board, folder = made
     assert json.loads((folder / "leaderboard.json").read_text())["rows"] == board["rows"]

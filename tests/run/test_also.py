@@ -43,6 +43,7 @@ def file(tmp_path_factory):
     return folder / "shifted.yaml"
 
 
+@pytest.mark.slow
 def test_every_step_is_measured_on_every_set(file, tmp_path):
     done = command("run", file, "--output", tmp_path / "run")
     assert done.returncode == 0, done.stderr

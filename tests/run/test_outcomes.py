@@ -99,6 +99,7 @@ def test_a_first_stage_that_diverges_in_its_first_epoch_leaves_no_model(small, t
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_worse_on_validation_does_not_replace_an_earlier_one(small, tmp_path, capsys):
     recipe = small("stages.1.epochs=1", "stages.1.partitions.0.learning_rate=3")
     result = finetune.run(recipe, output=tmp_path / "run")

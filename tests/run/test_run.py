@@ -179,6 +179,7 @@ def complete(state):
     return [p for p in state.iterdir() if p.name.isdigit()]
 
 
+@pytest.mark.slow
 def test_a_half_written_state_does_not_stand_in_the_way(small_run, tmp_path):
     output = shutil.copytree(small_run.directory, tmp_path / "run")
     (output / "summary.json").unlink()
@@ -232,6 +233,7 @@ def test_what_cannot_work_in_a_later_stage_is_told_before_anything_is_written(tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_trains_and_its_model_knows_the_class_names(tmp_path):
     rng = np.random.default_rng(0)
     for name, colour in (("no", (200, 30, 30)), ("yes", (30, 30, 200))):

@@ -280,6 +280,7 @@ def test_another_weight_another_identity(transformer):
     assert len(identities) == 2
 
 
+@pytest.mark.slow
 def test_rows_come_in_order_without_padding_in_the_dtype_asked_for(transformer):
     module, variables = transformer
     prefix, frozen = head_input_prefix(module, variables, SPEC, 4), without_head(variables)

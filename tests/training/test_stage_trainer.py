@@ -117,6 +117,7 @@ LORA = {"match": "backbone/encoder/.*/(q|v)_proj/kernel", "learning_rate": 1e-2,
 
 
 @pytest.mark.parametrize("dora", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
 def test_adapters_learn_while_their_kernels_stay_and_the_merged_kernels_compute_the_same(clip, dora):
     classifier, variables = clip
     made = training(clip, [{**LORA, "lora": {**LORA["lora"], "dora": dora}}, HEAD, FROZEN])

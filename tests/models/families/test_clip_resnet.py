@@ -23,6 +23,7 @@ def backbone():
     return load_backbone(GOLDEN)
 
 
+@pytest.mark.slow
 def test_a_training_step_leaves_the_gradients_and_running_statistics_of_pytorch(backbone):
     expected = np.load(GOLDEN / "expected.npz")
 

@@ -67,6 +67,7 @@ def test_outputs_and_gradients_of_each_kind_of_block_are_those_of_pytorch(name):
         assert np.abs(ours[path] - gradient).max() <= 1e-4 * np.abs(gradient).max(), path
 
 
+@pytest.mark.slow
 def test_gradients_of_all_parameters_of_a_network_are_those_of_pytorch():
     errors = gradient_errors(GOLDENS / "efficientnet-step")
     assert len(errors) > 40

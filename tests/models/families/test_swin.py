@@ -38,6 +38,7 @@ def assert_same_variables(ours, theirs):
 
 
 @pytest.mark.parametrize("golden", ["swin-step", "swinv2-step"])
+@pytest.mark.slow
 def test_every_gradient_is_that_of_pytorch(golden):
     errors = gradient_errors(GOLDENS / golden)
     # the softmax does not depend on the bias of the keys, whose gradients are rounding errors
