@@ -83,9 +83,7 @@ def test_it_is_measured_beside_its_ingredients_and_serves_as_a_run(runs, soup):
 
 
 @pytest.mark.slow
-def test_a_run_that_makes_it_worse_is_left_out_and_no_image_is_used_that_one_was_trained_on(
-    runs, other, file, tmp_path
-):
+def test_what_makes_it_worse_is_left_out_and_no_image_is_used_that_a_run_was_trained_on(runs, other, file, tmp_path):
     done = command("soup", runs["first"], other, "--output", tmp_path / "soup")
     assert done.returncode == 0, done.stderr
     made = json.loads((tmp_path / "soup" / "summary.json").read_text())["soup"]
