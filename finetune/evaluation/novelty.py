@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 
-from finetune.export.novelty import Novelty, NoveltyKind, unit
+from finetune.export.novelty import Novelty, NoveltyKind
+from finetune.models.heads import unit_length
 
 MOST_IMAGES = 5000  # of training, that are kept or fitted on
 _ROWS = 1024  # scored at a time
@@ -19,7 +21,7 @@ def fit_novelty(kind: NoveltyKind, features: np.ndarray, labels: np.ndarray) -> 
     if kind == "energy":
         return Novelty()
     if kind == "knn":
-        return Novelty("knn", {"bank": np.asarray(unit(features), np.float32)})
+        return Novelty("knn", {"bank": np.asarray(unit_length(jnp.asarray(features)))})
     return Novelty("mahalanobis", _fit_gaussians(features.astype(np.float64), labels))
 
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from finetune.models.heads import unit_length
+
 NoveltyKind = Literal["energy", "knn", "mahalanobis"]
 NEIGHBOR = 10  # whose distance counts
 _ARRAYS = {"energy": set(), "knn": {"bank"}, "mahalanobis": {"means", "whitening"}}
@@ -56,7 +58,7 @@ class Novelty:
         features = jnp.asarray(features, jnp.float32)
         if self.kind == "knn":
             bank = jnp.asarray(self.arrays["bank"])
-            nearest, _ = jax.lax.top_k(unit(features) @ bank.T, min(NEIGHBOR, len(bank)))
+            nearest, _ = jax.lax.top_k(unit_length(features) @ bank.T, min(NEIGHBOR, len(bank)))
             return 1 - nearest[:, -1]
         means, whitened = jnp.asarray(self.arrays["means"]), features @ jnp.asarray(self.arrays["whitening"])
         center = means.mean(axis=0)  # near zero, differences lose no digits
@@ -68,8 +70,3 @@ class Novelty:
 def energy(logits: Any) -> jax.Array:
     """[n]: minus the logarithm of the sum of the exponentials."""
     return -jax.nn.logsumexp(jnp.asarray(logits), axis=-1)
-
-
-def unit(features: Any) -> jax.Array:
-    """Vectors of length one; those of zero stay."""
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
