@@ -27,6 +27,7 @@ def test_classes_of_another_source_are_matched_by_name(small_run, tmp_path):
     assert result["accuracy"] > 0.8
 
 
+@pytest.mark.slow
 def test_all_images_of_a_source_are_measured_whatever_its_layout(small_run, tmp_path):
     nested = digits_folder(tmp_path / "nested", {"7": 7, "3": 3})
     assert evaluate_run(small_run.directory, str(nested))["n"] == 140

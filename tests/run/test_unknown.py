@@ -23,7 +23,8 @@ def recipe(folder, kind):
     return finetune.load_recipe(folder / "unknown.yaml")
 
 
-@pytest.mark.parametrize("kind", [pytest.param("knn", marks=pytest.mark.slow), "mahalanobis"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["knn", "mahalanobis"])
 def test_noise_is_told_by_features_after_the_model_was_saved(tmp_path, kind):
     loaded = recipe(tmp_path, kind)
     run = finetune.run(loaded, output=tmp_path / "run", quiet=True)

@@ -218,6 +218,7 @@ def test_without_a_hub_or_a_cache_the_network_is_named(hub, ask):
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+@pytest.mark.slow
 def test_half_a_file_is_never_taken_for_a_whole_one(hub, ask, file):
     files = {**MODEL, file: MODEL[file].ljust(200_000)}
     hub.add("owner/clip", files)

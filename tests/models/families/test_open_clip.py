@@ -39,7 +39,7 @@ def convnext(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=[*OWN_TOWERS, "open-clip-convnext"])
+@pytest.fixture(params=[*OWN_TOWERS, pytest.param("open-clip-convnext", marks=pytest.mark.slow)])
 def golden(request):
     own = request.param in OWN_TOWERS
     return GOLDENS / request.param if own else request.getfixturevalue("convnext")
