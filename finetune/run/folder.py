@@ -162,7 +162,7 @@ class RunFolder:
         """Keeps the head before fine-tuning; the backbone before it is the pretrained one."""
         from safetensors.numpy import save_file
 
-        arrays = {path: np.ascontiguousarray(leaf) for path, leaf in flatten(head).items()}
+        arrays = {path: np.asarray(leaf, order="C") for path, leaf in flatten(head).items()}
         with written_atomically(self._start) as file:
             save_file(arrays, file)
 

@@ -97,7 +97,7 @@ def describe_stages(setup: RunSetup) -> list[dict[str, Any]]:
             records.append({"stage": stage.name, **head, "length": ""})
             continue
         length = setup.lengths[index]
-        for part in setup.plans[index].summarize(setup.variables["params"]):
+        for part in setup.partitions[index]:
             records.append(
                 {
                     "stage": stage.name,

@@ -53,7 +53,8 @@ class RunSetup:
         classifiers: with the head after each stage.
         plans: by number of a training stage.
         lengths: of every stage.
-        partition_lines: what each partition of each training stage takes, in words.
+        partitions: by number of a training stage, what each of its partitions takes.
+        partition_lines: the same in words.
     """
 
     recipe: Recipe
@@ -66,6 +67,7 @@ class RunSetup:
     classifiers: tuple[Classifier, ...]
     plans: Mapping[int, ParameterPlan]
     lengths: tuple[StageLength, ...]
+    partitions: Mapping[int, list[dict[str, Any]]]
     partition_lines: tuple[str, ...]
 
     @property
@@ -88,7 +90,8 @@ class RunSetup:
 
     def changes_backbone(self, index: int) -> bool:
         """Whether a training stage does."""
-        return bool(self.plans[index].changes(without_head(self.variables)) - head_paths(self.variables))
+        backbone = without_head(self.variables)
+        return not self.plans[index].changes(backbone).isdisjoint(paths_of(backbone))
 
     def hash_frozen(self, variables: Variables) -> dict[str, str]:
         """Hashes of the parameters and statistics that no stage changes."""
@@ -199,10 +202,14 @@ def prepare_run(
         backbone, variables = _on_host(backbone), jax.device_get(variables)
     check_text(recipe, backbone)
     lengths = tuple(stage_length(stage, splits.train) for stage in recipe.stages)
-    classifiers, plans, lines = _follow_stages(recipe, backbone, classifier, variables, splits.train.labels, lengths)
+    classifiers, plans, parts, lines = _follow_stages(
+        recipe, backbone, classifier, variables, splits.train.labels, lengths
+    )
     train = _training_images(recipe.data, splits.train)
     also = {name: _further_images(recipe, name, splits, track) for name in recipe.evaluate.also}
-    return RunSetup(recipe, backbone, splits, train, also, classifier, variables, classifiers, plans, lengths, lines)
+    return RunSetup(
+        recipe, backbone, splits, train, also, classifier, variables, classifiers, plans, lengths, parts, lines
+    )
 
 
 def _pretrained_head(recipe: Recipe, backbone: Backbone, class_names: Sequence[str]) -> dict[str, Any]:
@@ -222,16 +229,16 @@ def _follow_stages(
     variables: Variables,
     labels: np.ndarray,
     lengths: Sequence[StageLength],
-) -> tuple[tuple[Classifier, ...], dict[int, ParameterPlan], tuple[str, ...]]:
-    """The classifier after each stage, the plan of each training stage, and in words what its partitions take; what
-    cannot work is told here.
+) -> tuple[tuple[Classifier, ...], dict[int, ParameterPlan], dict[int, list[dict[str, Any]]], tuple[str, ...]]:
+    """The classifier after each stage, the plan of each training stage, and what its partitions take, also in words;
+    what cannot work is told here.
 
     Args:
         labels: of the training images, which some heads hold.
     """
     depth_order, text = depth_order_of(backbone.module), backbone.text
     width = None if text is None else jax.eval_shape(lambda: text.image_projection).shape[1]
-    classifiers, plans, lines = [], {}, []
+    classifiers, plans, partitions, lines = [], {}, {}, []
     for index, stage in enumerate(recipe.stages):
         if isinstance(stage, HeadStage):
             if isinstance(stage, LinearProbeStage):
@@ -247,9 +254,10 @@ def _follow_stages(
                 *(stage, classifier, variables, backbone.image_spec, lengths[index]), class_weights=weights, plan=plan
             )
             jax.eval_shape(trainer.init_state)
+            partitions[index] = plan.summarize(variables["params"])
             lines += [f"{stage.name}: {line}" for line in plan.describe(variables["params"])]
         classifiers.append(classifier)
-    return tuple(classifiers), plans, tuple(lines)
+    return tuple(classifiers), plans, partitions, tuple(lines)
 
 
 def stage_length(stage: TrainStage | HeadStage, train: Split) -> StageLength:
