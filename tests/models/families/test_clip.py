@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 from flax.traverse_util import flatten_dict
 from paths import GOLDENS
 from safetensors.numpy import load_file, save_file
@@ -19,7 +20,6 @@ from finetune.models.layers.transformer import VisionTransformer
 # single file with the real end-of-text id; sharded; half precision with the end-of-text id of OpenAI's own files;
 # MetaCLIP 2
 CHECKPOINTS = ["clip-quick-gelu", "clip-gelu-sharded", "clip-legacy-eos-half", "metaclip2"]
-TOLERANCE = 2e-5  # of the output's largest magnitude
 
 
 def config(layers=1, width=16, heads=2, patch=8, size=16, projection=12, activation="quick_gelu", eos=5, dropout=0.0):
@@ -71,12 +71,6 @@ def checkpoint(request, goldens):
 
     inputs = [expected[key] for key in ("input_ids", "pixel_values", "attention_mask")]
     return clip, expected, compute(clip.variables, *inputs)
-
-
-def assert_close(ours, theirs, tolerance=TOLERANCE):
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
 def test_both_towers_agree_with_pytorch(checkpoint):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import TOLERANCE, assert_close
 from flax.traverse_util import flatten_dict
 from paths import GOLDENS, ROOT
 
@@ -25,8 +26,6 @@ from finetune.optim.selectors import is_embedding
 from finetune.recipe import TrainStage
 from finetune.training.stage_trainer import StageTrainer
 from finetune.weights.layout import open_checkpoint
-
-TOLERANCE = 2e-5  # of the output's largest magnitude
 
 # of goldens whose random weights amplify rounding from layer to layer, in PyTorch as well
 TOLERANCES = {"mobilenet-v2": 1e-4, "mobilenet-v2-classifier": 1e-4}
@@ -67,12 +66,6 @@ def routine():
     quick = {name for family, name in FIRST.items() if family in QUICK}
     names = sorted({*FIRST.values(), *VARIANTS})
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-def assert_close(ours, theirs, tolerance=TOLERANCE):
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
 def outputs(backbone, pixels):

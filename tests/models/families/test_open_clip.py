@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 from paths import GOLDENS
 from safetensors.numpy import load_file, save_file
 from seeded import seeded
@@ -18,14 +19,7 @@ from finetune.models.layers.text import canonicalize
 from finetune.models.zero_shot import zero_shot_head
 from finetune.weights.layout import open_checkpoint
 
-TOLERANCE = 2e-5  # of the output's largest magnitude
 OWN_TOWERS = ["open-clip", "open-clip-options", "open-clip-eos", "open-clip-resnet"]
-
-
-def assert_close(ours, theirs, tolerance=TOLERANCE):
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
 @pytest.fixture(scope="module")

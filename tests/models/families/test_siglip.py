@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
+from closeness import assert_close
 from flax.traverse_util import flatten_dict
 from paths import GOLDENS
 from tokenizers import models, normalizers, processors
@@ -17,13 +18,6 @@ from finetune.models.families.siglip import SiglipTextTransformer
 from finetune.models.zero_shot import zero_shot_head
 
 GOLDEN = GOLDENS / "siglip"
-TOLERANCE = 2e-5  # of the output's largest magnitude
-
-
-def assert_close(ours, theirs, tolerance=TOLERANCE):
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
 @pytest.fixture(scope="module")

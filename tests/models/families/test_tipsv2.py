@@ -7,6 +7,7 @@ from math import log
 import jax
 import numpy as np
 import pytest
+from closeness import assert_close
 from paths import GOLDENS
 from safetensors.numpy import load_file, save_file
 
@@ -14,12 +15,6 @@ from finetune.models.backbone import load_backbone, load_clip
 
 GOLDEN = GOLDENS / "tipsv2"
 TEXTS = ["a Bd", "c", "dad ab cab bad"]  # of the golden; the last has more tokens than the tower reads
-
-
-def assert_close(ours, theirs):
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= 2e-5 * np.abs(theirs).max()
 
 
 @pytest.fixture(scope="module")
