@@ -11,7 +11,6 @@ or where the options say.
 
 from __future__ import annotations
 
-import argparse
 import json
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,9 +20,7 @@ from typing import Any
 import numpy as np
 
 import finetune
-from benchmarks.mobilenet_probe import SIZE, photographs
-from benchmarks.step import ROOT
-from benchmarks.truth import features_of
+from benchmarks.mobilenet_probe import SIZE, features_of, parse_folders, photographs
 from finetune.data.duplicates import group_duplicates
 from finetune.data.image_scan import scan_images
 from finetune.data.labeled_images import Split
@@ -37,16 +34,7 @@ COUNT, CLASSES, SHARE, SEEDS = 5000, 10, 0.05, range(9)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    shared = ROOT.parent / "shared"
-    parser.add_argument("--mobilenetv2", type=Path, default=shared / "weights" / "mobilenetv2_100")
-    parser.add_argument("--cifar10", type=Path, default=shared / "data" / "cifar10")
-    parser.add_argument("--fashion-mnist", type=Path, default=shared / "data" / "fashion-mnist")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "doctor.json")
-    args = parser.parse_args()
-    for folder in (args.mobilenetv2, args.cifar10, args.fashion_mnist):
-        if not folder.is_dir():
-            parser.error(f"{folder}: no such folder")
+    args = parse_folders(str(__doc__), "doctor")
     if find_spec("cleanlab") is None:
         print("cleanlab is not installed: its figures are left out")
     backbone = finetune.load_backbone(args.mobilenetv2, image_size=SIZE)

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 import finetune
+from benchmarks.step import ROOT
 from finetune.evaluation.steps import make_feature_step
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
@@ -41,6 +42,25 @@ def main() -> None:
     args.output.write_text(json.dumps({"images": COUNT, "size": SIZE, "accuracy": accuracy}, indent=1) + "\n")
 
 
+def parse_folders(description: str, results: str) -> argparse.Namespace:
+    """Where MobileNetV2, CIFAR-10 and Fashion-MNIST are, and the file for what is measured.
+
+    Args:
+        results: its name in benchmarks/results.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    shared = ROOT.parent / "shared"
+    parser.add_argument("--mobilenetv2", type=Path, default=shared / "weights" / "mobilenetv2_100")
+    parser.add_argument("--cifar10", type=Path, default=shared / "data" / "cifar10")
+    parser.add_argument("--fashion-mnist", type=Path, default=shared / "data" / "fashion-mnist")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / f"{results}.json")
+    args = parser.parse_args()
+    for folder in (args.mobilenetv2, args.cifar10, args.fashion_mnist):
+        if not folder.is_dir():
+            parser.error(f"{folder}: no such folder")
+    return args
+
+
 def photographs(folder: Path, split: str, spec: ImageSpec, count: int = COUNT) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [count, *spec.shape] and their labels."""
     from datasets import load_dataset
@@ -48,6 +68,11 @@ def photographs(folder: Path, split: str, spec: ImageSpec, count: int = COUNT) -
     rows = load_dataset("parquet", data_files=str(folder / f"{split}-*.parquet"), split="train")
     rows = rows.shuffle(seed=0).select(range(count))
     return np.stack([spec.to_uint8(image.convert("RGB")) for image in rows["image"]]), np.array(rows["label"])
+
+
+def features_of(backbone: finetune.Backbone, images: np.ndarray) -> np.ndarray:
+    classifier, variables = finetune.build_classifier(backbone, 10)
+    return features(classifier, variables, backbone.image_spec, images)
 
 
 def random_network(backbone: finetune.Backbone, images: np.ndarray) -> Any:

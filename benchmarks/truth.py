@@ -11,7 +11,6 @@ found in ../shared, or where the options say.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any, get_args
@@ -21,8 +20,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import finetune
-from benchmarks.mobilenet_probe import SIZE, features, photographs
-from benchmarks.step import ROOT
+from benchmarks.mobilenet_probe import SIZE, features_of, parse_folders, photographs
 from finetune.evaluation.calibration import describe_calibration, fit_confidence
 from finetune.evaluation.novelty import fit_novelty, score_all
 from finetune.evaluation.verdict import probabilities
@@ -34,16 +32,7 @@ COVERAGE, MAX_ERROR, SPLITS, TRAIN, HELD_OUT = 0.9, 0.1, 20, 2000, 2000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    shared = ROOT.parent / "shared"
-    parser.add_argument("--mobilenetv2", type=Path, default=shared / "weights" / "mobilenetv2_100")
-    parser.add_argument("--cifar10", type=Path, default=shared / "data" / "cifar10")
-    parser.add_argument("--fashion-mnist", type=Path, default=shared / "data" / "fashion-mnist")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "truth.json")
-    args = parser.parse_args()
-    for folder in (args.mobilenetv2, args.cifar10, args.fashion_mnist):
-        if not folder.is_dir():
-            parser.error(f"{folder}: no such folder")
+    args = parse_folders(str(__doc__), "truth")
     results = {"sets": sets(args.mobilenetv2, args.cifar10), "unknown": unknown(args.fashion_mnist)}
     args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
@@ -130,11 +119,6 @@ def unknown(fashion_mnist: Path) -> dict[str, float]:
         novelty = fit_novelty(kind, x[:800], digits.target[:800])
         areas[kind] = float(roc_auc_score(is_clothes[800:], score_all(novelty, logits, x)[800:]))
     return areas
-
-
-def features_of(backbone: finetune.Backbone, images: np.ndarray) -> np.ndarray:
-    classifier, variables = finetune.build_classifier(backbone, 10)
-    return features(classifier, variables, backbone.image_spec, images)
 
 
 if __name__ == "__main__":
