@@ -6,19 +6,18 @@ is an error, and never other weights.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from finetune.errors import CheckpointError, first_line
 from finetune.files import hash_json, require_space
+from finetune.trees import hash_array
 
 
 class RunCheckpoints:
@@ -121,9 +120,8 @@ class RunCheckpoints:
         """
         self.progress(step)
         saved = self._saved(step)
-        for item in ("variables", "state"):
-            if item in self._manifest(step):
-                self._arrays(step, item, saved[item])
+        for item in self._manifest(step).keys() & {"variables", "state"}:
+            self._arrays(step, item, saved[item])
 
     def delete(self, step: int) -> None:
         self._manager.delete(step)
@@ -171,14 +169,8 @@ def _make_manifest(variables: Any, state: Any, progress: dict[str, Any]) -> dict
 
 
 def _hash_arrays(tree: Any) -> list[str]:
-    """SHA-256 over dtype, shape and bytes of every array, in no order that a restored tree would have to keep."""
-    digests = []
-    for leaf in jax.tree.leaves(tree):
-        array = np.ascontiguousarray(leaf)
-        digest = hashlib.sha256(f"{array.dtype} {np.shape(leaf)}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-        digests.append(digest.hexdigest())
-    return digests
+    """Of every array, in no order that a restored tree would have to keep."""
+    return [hash_array(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def find_bundle(folder: Path) -> Path | None:

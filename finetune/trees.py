@@ -62,7 +62,12 @@ def module_of(path: str) -> str:
 
 def hash_leaves(tree: Tree) -> dict[str, str]:
     """path -> SHA-256 over dtype, shape and bytes of the array."""
-    return {path: _sha256([("", leaf)]) for path, leaf in flatten(tree).items()}
+    return {path: hash_array(leaf) for path, leaf in flatten(tree).items()}
+
+
+def hash_array(leaf: Any) -> str:
+    """SHA-256 over dtype, shape and bytes."""
+    return _sha256([("", leaf)])
 
 
 def hash_tree(tree: Tree) -> str:

@@ -140,12 +140,13 @@ def out_of_fold_probabilities(
     Returns:
         float32 [n, num_classes], NaN for images in no fold; None where all are in none.
     """
+    from scipy.special import softmax
+
     if (folds < 0).all():
         return None
     scale = features.std()  # one number for all features, so that one set of strengths suits every backbone
     logits = out_of_fold(features / (scale or 1.0), labels, num_classes, folds, STRENGTHS).logits
-    exponentials = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(1, keepdims=True))
+    return np.asarray(softmax(logits, axis=1))
 
 
 def _notes(recipe: Recipe, evidence: Evidence) -> list[str]:

@@ -14,6 +14,7 @@ from finetune.data.labeled_images import Split, concatenate, count_classes
 from finetune.data.splits import Splits
 from finetune.evaluation.label_errors import find_label_errors
 from finetune.evaluation.outliers import LIMIT, NEIGHBORS, outlier_threshold
+from finetune.evaluation.per_class import confusion_matrix
 from finetune.evaluation.statistics import wilson_interval
 
 CLEAR = 100.0  # times as probable as the given label, for a suggestion that a corrected table follows
@@ -189,7 +190,7 @@ def class_overlap(evidence: Evidence) -> list[dict[str, Any]]:
     judged, names = evidence.judged, evidence.splits.class_names
     p, labels = evidence.probabilities[judged], evidence.images.labels[judged]
     size = len(names)
-    confusion = np.bincount(labels * size + p.argmax(1), minlength=size**2).reshape(size, size)
+    confusion = confusion_matrix(p.argmax(1), labels, np.arange(size))
     counts = confusion.sum(1)
     first, second = np.triu_indices(size, 1)
     both = confusion[first, second] + confusion[second, first]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -118,9 +118,4 @@ def _adjusted(pairs: Sequence[PairedRuns]) -> list[PairedRuns]:
         assert pair.test is not None
         highest = max(highest, min(1.0, (len(tests) - rank) * pair.test.p_value))
         adjusted[pair.first, pair.second] = highest
-    return [
-        PairedRuns(
-            pair.first, pair.second, pair.problem, pair.test, pair.images, adjusted.get((pair.first, pair.second))
-        )
-        for pair in pairs
-    ]
+    return [replace(pair, adjusted=adjusted.get((pair.first, pair.second))) for pair in pairs]

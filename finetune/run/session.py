@@ -160,10 +160,6 @@ class RunSession:
                 self.folder.log({"stage": name, "split": "validation", **validation.to_json()})
                 score = validation.score(self.metric)
             confidence, calibration = self._calibrate(name, validation, evaluation)
-            if confidence is not None and calibration is not None:
-                test = evaluation.logits, self.setup.splits.test.labels
-                splits = {"validation": (validation.logits, images.labels), "test": test}
-                calibration["reliability"] = describe_reliability(confidence, splits)
         self.keep(name, score, confidence, calibration)
 
     def _calibrate(
@@ -178,15 +174,16 @@ class RunSession:
             return None, None
         novelty, features = self._fit_novelty(name, splits.validation)
         confidence = fit_confidence(validation.logits, splits.validation.labels, method, novelty, features)
-        if splits.multi_label:
-            return confidence, {"method": method, **describe_thresholds(confidence, test.logits, splits.test.labels)}
-        parts = {"validation": (validation, splits.validation), "test": (test, splits.test)}
-        facts = {
-            name: describe_calibration(confidence, part.logits, split.labels)
-            for name, (part, split) in parts.items()
-            if part.logits is not None
+        measured = {
+            "validation": (validation.logits, splits.validation.labels),
+            "test": (test.logits, splits.test.labels),
         }
-        return confidence, {"method": method, **facts}
+        facts: dict[str, Any]
+        if splits.multi_label:
+            facts = describe_thresholds(confidence, *measured["test"])
+        else:
+            facts = {split: describe_calibration(confidence, *pair) for split, pair in measured.items()}
+        return confidence, {"method": method, **facts, "reliability": describe_reliability(confidence, measured)}
 
     def _fit_novelty(self, name: str, validation: Split) -> tuple[Novelty, np.ndarray | None]:
         """The score of novelty, and the features of the validation images where it reads them."""
