@@ -7,11 +7,13 @@ is an error, and never other weights.
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -25,16 +27,21 @@ class RunCheckpoints:
 
     Each holds ``variables`` (everything that the run changes, as it is measured; frozen weights are never written),
     ``state`` (what else resuming needs, such as the optimizer's), ``progress`` (JSON: stage, results, loader position)
-    and ``manifest``, their digests. The newest two are kept, and the one with the best validation score.
+    and ``manifest``, their digests. They are hashed and written by a thread of its own, one at a time.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
+    def __init__(self, directory: Path, *, read_only: bool = False, keep_last: int = 2, keep_best: int = 1) -> None:
+        """
+        Args:
+            keep_last: newest steps that are kept; one alone leaves nothing to go back to should it be damaged.
+            keep_best: steps with the best validation scores that are kept.
+        """
         self.directory = directory.absolute()
         keep = policies.AnyPreservationPolicy(
             [
-                policies.LatestN(2),  # should the newest be damaged
+                policies.LatestN(keep_last),
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
+                    get_metric_fn=lambda metrics: metrics["score"], n=keep_best, keep_checkpoints_without_metrics=False
                 ),
             ]
         )
@@ -42,6 +49,7 @@ class RunCheckpoints:
             preservation_policy=keep,
             read_only=read_only,
             create=not read_only,
+            enable_async_checkpointing=False,  # the writer is the thread beside training
             save_interval_steps=0 if read_only else 1,  # Orbax warns where a reader has any other
         )
         handlers = {
@@ -51,6 +59,8 @@ class RunCheckpoints:
             "manifest": ocp.JsonCheckpointHandler(),
         }
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        self._writer = ThreadPoolExecutor(1, "saving")
+        self._saving: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -58,23 +68,43 @@ class RunCheckpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._manager.close()
+        self._writer.shutdown()
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            self._manager.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step is being written."""
+        return self._saving is not None and not self._saving.done()
 
     def steps(self) -> list[int]:
+        self.wait()
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, variables: Any, state: Any, progress: dict[str, Any], score: float | None = None) -> None:
-        """Writes a step atomically, in the background where the device's memory is not the host's.
+        """Writes a step atomically in the background, from a copy: the arrays may be donated at once.
+
+        Where the step before is still being written, it waits for that.
 
         Args:
-            step: one that is saved already is left as it is.
-            score: of validation; the step with the highest is kept.
+            step: one that is saved already is replaced.
+            score: of validation; the steps with the highest are kept.
 
         Raises:
-            CheckpointError: it cannot be written, for example because the disk is full.
+            CheckpointError: this step, or the one before, cannot be written, for example because the disk is full.
         """
-        if step in self._manager.all_steps():
-            return
+        self.wait()
+        if not self.directory.is_dir():
+            raise CheckpointError(f"{self.directory}: cannot save: the folder is no longer there")
+        require_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves((variables, state))))
+        metrics = None if score is None else {"score": score}
+        variables, state = _copy_to_host((variables, state))
+        self._saving = self._writer.submit(self._write, step, variables, state, progress, metrics)
+
+    def _write(self, step: int, variables: Any, state: Any, progress: dict[str, Any], metrics: Any) -> None:
         items = {
             "variables": ocp.args.StandardSave(variables),
             "progress": ocp.args.JsonSave(progress),
@@ -82,20 +112,22 @@ class RunCheckpoints:
         }
         if state is not None:
             items["state"] = ocp.args.StandardSave(state)
-        require_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves((variables, state))))
-        metrics = None if score is None else {"score": score}
-        try:
-            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
-        except Exception as error:  # Orbax and TensorStore raise many kinds
-            raise self._unwritten(error) from None
-        if jax.default_backend() == "cpu":
-            self.wait()  # Orbax reads CPU arrays in place, and the next train step will overwrite them
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def wait(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until everything is on disk.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
         try:
-            self._manager.wait_until_finished()
-        except Exception as error:
+            saving.result()
+        except Exception as error:  # Orbax and TensorStore raise many kinds
             raise self._unwritten(error) from None
 
     def progress(self, step: int) -> dict[str, Any]:
@@ -124,10 +156,12 @@ class RunCheckpoints:
             self._arrays(step, item, saved[item])
 
     def delete(self, step: int) -> None:
+        self.wait()
         self._manager.delete(step)
 
     def _saved(self, step: int) -> Any:
         """The shapes of what was saved, by item."""
+        self.wait()
         try:
             return self._manager.item_metadata(step)
         except Exception as error:  # Orbax and TensorStore raise many kinds
@@ -146,6 +180,7 @@ class RunCheckpoints:
         return manifest
 
     def _restore(self, step: int, **items: Any) -> Any:
+        self.wait()
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax and TensorStore raise many kinds; all mean that the files are not whole
@@ -159,6 +194,15 @@ class RunCheckpoints:
 
     def _damaged(self, step: int, reason: str) -> CheckpointError:
         return CheckpointError(f"{self.directory / str(step)}: cannot be restored: {reason}")
+
+
+def _copy_to_host(tree: Any) -> Any:
+    """NumPy arrays that no train step will overwrite."""
+    on_device = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    for leaf in on_device:
+        leaf.copy_to_host_async()  # all at once
+    in_place = jax.default_backend() == "cpu"  # NumPy would read the array where it is
+    return jax.tree.map(lambda leaf: np.array(leaf) if in_place else np.asarray(leaf), tree)
 
 
 def _make_manifest(variables: Any, state: Any, progress: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # about metadata, which no pixel depends on
     sys.unraisablehook = lambda _: None  # TensorStore's threads repeat an error that was already raised
     from finetune.errors import FinetuneError, Interrupted
+    from finetune.signals import own_process
 
+    own_process()
     try:
         app()
     except Interrupted as error:

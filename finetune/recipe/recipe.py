@@ -18,6 +18,7 @@ from finetune.recipe.base import KeyPath, Name, Part, locate, mistakes, takes_te
 from finetune.recipe.data import DataConfig
 from finetune.recipe.heads import HeadStage, TextStage
 from finetune.recipe.optimization import has_state
+from finetune.recipe.saving import SaveConfig
 from finetune.recipe.source import RecipeSource
 from finetune.recipe.stages import Metric, Stage, TrainStage
 
@@ -67,6 +68,7 @@ class Recipe(Part):
         data: labelled images.
         stages: what is trained, in order; may be empty where the head classifies from the start.
         evaluate: how models are evaluated.
+        save: how often what it takes to go on is saved.
     """
 
     name: Name
@@ -76,6 +78,7 @@ class Recipe(Part):
     data: DataConfig
     stages: list[Stage]
     evaluate: EvaluateConfig = EvaluateConfig()
+    save: SaveConfig = SaveConfig()
 
     @property
     def train_stages(self) -> dict[int, TrainStage]:
@@ -87,6 +90,7 @@ class Recipe(Part):
         if not self.train_stages:
             case = "without a stage of type: train: leave it out"
             cases |= {"head.dropout": case, "data.sampling": case, "data.cache_shortest_edge": case}
+            cases |= {f"save.{name}": case for name in SaveConfig.model_fields}
         if isinstance(self.backbone, PretrainedConfig) and not self._may_train_backbone:
             case = "where no stage trains the backbone: leave it out"
             cases |= {"backbone.dropout": case, "backbone.drop_path": case}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,14 +59,25 @@ class EpochMeter:
 
     def __init__(self, stage: str, steps_per_epoch: int, total_steps: int) -> None:
         self._stage, self._epoch, self._total = stage, steps_per_epoch, total_steps
-        self._steps, self._loss, self._training, self._rate = 0, 0.0, 0.0, 0.0
-        self._since = time.perf_counter()
+        self._rate = 0.0
+        self.resume({})
 
     def add(self, log: Logged, learning_rate: float) -> None:
         self._steps += log.steps
         self._loss += log.loss * log.steps
         self._training += log.steps / log.images_per_second  # in batches; their size cancels out
         self._rate = learning_rate
+
+    def sums(self) -> dict[str, float]:
+        """Of the epoch under way."""
+        seconds = time.perf_counter() - self._since
+        return {"steps": self._steps, "loss": self._loss, "training": self._training, "seconds": seconds}
+
+    def resume(self, sums: Mapping[str, float]) -> None:
+        """Goes on from what :meth:`sums` gave; from nothing where it is empty."""
+        self._steps, self._loss = int(sums.get("steps", 0)), sums.get("loss", 0.0)
+        self._training = sums.get("training", 0.0)
+        self._since = time.perf_counter() - sums.get("seconds", 0.0)
 
     def report(self, step: int, validation: Evaluation | None, metric: str, *, best: bool) -> EpochReport:
         """The epoch that ends at a step; the next one begins."""
@@ -85,7 +97,7 @@ class EpochMeter:
             round(seconds, 3),
             round(seconds / steps * (self._total - step), 3),
         )
-        self._steps, self._loss, self._training, self._since = 0, 0.0, 0.0, now
+        self.resume({})
         return report
 
     def epochs_at(self, step: int) -> str:

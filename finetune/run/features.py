@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from finetune.training.features import (
 )
 from finetune.trees import Variables, paths_of, pick
 
+_T = TypeVar("_T")
 _ROWS = 4096  # read at a time
 _IN_MEMORY = 2**30  # bytes that are kept in memory where the disk does not take them
 
@@ -53,14 +54,14 @@ class RunFeatures:
         batch_size: images at a time.
     """
 
-    def __init__(self, spec: ImageSpec, most: int, display: Progress, stop: Callable[[str], None]) -> None:
+    def __init__(self, spec: ImageSpec, most: int, display: Progress, check: Callable[[str], None]) -> None:
         """
         Args:
             most: images at a time.
-            stop: is called between batches with what is under way, and may raise.
+            check: is called between batches with what is under way, and may raise.
         """
         self.batch_size = extraction_batch_size(most)
-        self._spec, self._display, self._stop = spec, display, stop
+        self._spec, self._display, self._check = spec, display, check
         self._steps: dict[str, Any] = {}  # compiled
         self._head: tuple[list[Any], FeatureExtractor] | None = None
         self._stores: dict[str, FeatureStore] = {}
@@ -131,8 +132,7 @@ class RunFeatures:
             else:
                 transform = make_training_transform(views.augment, self._spec)
                 batches = view_batches(split, transform, self.batch_size, views.count, seed=views.seed, start=start)
-            blocks = extractor.blocks(batches)
-            return self._display.count(self._minding(blocks, name), f"{name}: features", rows, start)
+            return self._display.count(extractor.blocks(batches), f"{name}: features", rows, start)
 
         try:
             return open_store(
@@ -142,7 +142,7 @@ class RunFeatures:
                 compute,
                 about=about,
                 say=self._display.say,
-                waiting=lambda: self._stop(f"while {name} waited for features"),
+                waiting=lambda: self._check(f"while {name} waited for features"),
             )
         except CheckpointError as error:
             if rows * extractor.bytes_per_image > _IN_MEMORY:
@@ -150,10 +150,11 @@ class RunFeatures:
             self._display.say(f"{error}; they are kept in memory")
             return in_memory(compute)
 
-    def _minding(self, blocks: Iterable[Sequence[np.ndarray]], name: str) -> Iterator[Sequence[np.ndarray]]:
-        for block in blocks:
-            yield block
-            self._stop(f"while features for {name} were computed")
+    def minded(self, items: Iterable[_T], when: str) -> Iterator[_T]:
+        """The items, unless a signal comes."""
+        for item in items:
+            self._check(when)
+            yield item
 
     def _tell(self, store: FeatureStore, name: str, seconds: float) -> None:
         count, size = len(store), f"{store.nbytes / 1e6:,.1f} MB"
@@ -215,6 +216,6 @@ class FeatureEvaluator:
 
     def __call__(self, variables: Variables, split: Split, name: str, keep_logits: bool = False) -> Evaluation:
         store = self._features.store(self._extractor, split, name, tell=False)
-        batches = kept_evaluation_batches(store, split.labels, self._most)
+        batches = self._features.minded(kept_evaluation_batches(store, split.labels, self._most), f"during {name}")
         variables = pick(variables, self._varying)
         return evaluate_batches(self._step, (variables, self._frozen), batches, split.labels, keep_logits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
@@ -17,9 +17,15 @@ _Block = TypeVar("_Block", bound=Sequence[Sized])
 
 
 class Progress:
-    """Lines as things happen and, on a terminal, a bar for the stage under way. ``quiet`` shows nothing."""
+    """Lines as things happen and, on a terminal, a bar for the stage under way."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, check: Callable[[str], None] = lambda when: None) -> None:
+        """
+        Args:
+            quiet: show nothing.
+            check: is called between the items of long work with what is under way, and may raise.
+        """
+        self._check = check
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
         self._bar = bars.Progress(
             bars.TextColumn("{task.description}"),
@@ -60,6 +66,7 @@ class Progress:
         task = self._bar.add_task(name, total=total, detail="")
         try:
             for item in items:
+                self._check(f"during {name}")
                 yield item
                 self._bar.advance(task)
         finally:
@@ -71,6 +78,7 @@ class Progress:
         try:
             for block in blocks:
                 yield block
+                self._check(f"during {name}")
                 done += len(block[0])
                 rate = (done - first) / max(time.monotonic() - began, 1e-9)
                 self._bar.update(task, completed=done, detail=f"{rate:,.0f}/s")

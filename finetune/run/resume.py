@@ -51,18 +51,22 @@ class ResumePoint:
         loader: the loader's position behind the last batch that was trained on.
         best: None without validation.
         patience: None without early stopping.
+        unevaluated: an epoch has ended here, and its validation is still to come.
+        meter: sums over the epoch under way.
     """
 
     step: int
     loader: dict[str, Any]
     best: Best | None = None
     patience: Patience | None = None
+    unevaluated: bool = False
+    meter: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         best = None if data["best"] is None else Best(**data["best"])
         patience = None if data["patience"] is None else Patience(**data["patience"])
-        return cls(data["step"], data["loader"], best, patience)
+        return cls(**{**data, "best": best, "patience": patience})
 
 
 @dataclass(frozen=True)

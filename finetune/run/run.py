@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 from finetune.checkpoint import RunCheckpoints
 from finetune.data.sources import is_path
 from finetune.data.workers import check_workers
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, Interrupted
 from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import ModuleConfig, Recipe
 from finetune.run.folder import RunFolder, about_run
@@ -73,7 +75,7 @@ def run(
     folder.check_free(resume=resume, overwrite=overwrite)
     if recipe.data.num_workers:
         check_workers(recipe.data.num_workers)
-    with Progress(quiet) as display, StopSignal() as signal:
+    with _stopping(folder) as signal, Progress(quiet, signal.check) as display:
         progress = RunProgress()
         with progress.timed("load"):
             setup = prepare_run(recipe, data=data, allow_local_code=allow_local_code, track=display.track)
@@ -87,19 +89,42 @@ def run(
             if not folder.report.is_file():
                 write_report(setup, folder, summary, display)
             return RunResult(folder.directory, summary, allow_local_code)
-        with RunCheckpoints(folder.state) as checkpoints:
+        keep = recipe.save
+        with RunCheckpoints(folder.state, keep_last=keep.keep_last, keep_best=keep.keep_best) as checkpoints:
+            signal.busy = lambda: checkpoints.busy
             session = RunSession(setup, folder, checkpoints, display, signal, progress)
             session.restore()
-            session.stop_if_asked("before the first stage")
+            signal.check("before the first stage")
             if session.progress.at_beginning and recipe.head.classifies_from_the_start:
                 measure_first_head(session)
             for index in range(session.progress.next_stage, len(recipe.stages)):
                 run_stage(session, index)
                 if index < len(recipe.stages) - 1:
-                    session.stop_if_asked(f"at the end of stage {recipe.stages[index].name!r}")
+                    signal.check(f"at the end of stage {recipe.stages[index].name!r}")
             interpolate_weights(session)
             checkpoints.wait()
         return RunResult(folder.directory, session.finish(frozen_sha256), allow_local_code)
+
+
+@contextmanager
+def _stopping(folder: RunFolder) -> Iterator[StopSignal]:
+    """Minds signals, and says what they leave.
+
+    Raises:
+        Interrupted: one came.
+    """
+
+    def saved() -> str:
+        return "saved: continue with --resume" if folder.holds_run() else "nothing had been started"
+
+    with StopSignal() as signal:
+        signal.at_end = lambda: (
+            f"{folder.directory}: stopped within a long computation; what was done before it is {saved()}"
+        )
+        try:
+            yield signal
+        except Interrupted as error:
+            raise Interrupted(f"{folder.directory}: {error}; {saved()}", error.signal) from None
 
 
 def _start(folder: RunFolder, setup: RunSetup, overwrite: bool) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune.checkpoint import RunCheckpoints
 from finetune.data.labeled_images import Split
-from finetune.errors import CheckpointError, Diverged, Interrupted
+from finetune.errors import CheckpointError, Diverged
 from finetune.evaluation.calibration import describe_calibration, describe_thresholds, fit_confidence
 from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
 from finetune.evaluation.novelty import fit_novelty, spread
@@ -60,7 +60,7 @@ class RunSession:
         self.variables: Variables = setup.variables
         self.carried: Any = None
         self.interpolation: dict[str, Any] | None = None
-        self.features = RunFeatures(setup.spec, setup.recipe.evaluate.batch_size, display, self.stop_if_asked)
+        self.features = RunFeatures(setup.spec, setup.recipe.evaluate.batch_size, display, signal.check)
         self.evaluator: FeatureEvaluator | None = None
         self._predictions = Predictions(folder.predictions, setup.splits.test)
         self._eval_step: tuple[Classifier, EvalStep] | None = None
@@ -293,18 +293,6 @@ class RunSession:
         changing = self.setup.changed(self.variables)
         with self.display.busy("saving"):
             self.checkpoints.save(self.setup.first_step(index + 1), changing, state, self.progress.to_json())
-
-    def stop_if_asked(self, when: str) -> None:
-        if self.signal.received:
-            self.stop(when)
-
-    def stop(self, when: str) -> NoReturn:
-        assert self.signal.received is not None
-        self.checkpoints.wait()
-        name = self.signal.received.name
-        raise Interrupted(
-            f"{self.folder.directory}: {name} {when}; saved: continue with --resume", self.signal.received
-        ) from None
 
     def diverge(self, what: str) -> NoReturn:
         """Ends the run; states and models that were saved before stay, and the summary says what happened."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 
+from finetune.errors import Interrupted
 from finetune.models.classifier import head_paths, without_head
 from finetune.models.zero_shot import text_classifier
 from finetune.recipe import HeadStage
@@ -46,14 +49,22 @@ def run_stage(session: RunSession, index: int) -> None:
         Interrupted: a signal came; the state is saved.
         Diverged: loss, gradients or weights are no longer finite.
     """
-    stage, score = session.setup.recipe.stages[index], None
+    stage, score, training = session.setup.recipe.stages[index], None, None
     session.evaluator = None
     with session.progress.timed(stage.name):
         if isinstance(stage, HeadStage):
             _fit_head(session, stage, index)
         else:
-            score = TrainStageRun(session, stage, index).run()
-    session.measure(stage.name, score)
+            training = TrainStageRun(session, stage, index)
+            score = training.run()
+    before = deepcopy(session.progress)
+    try:
+        session.measure(stage.name, score)
+    except Interrupted:
+        session.progress = before
+        if training is not None:  # a head is fitted again, to features that are there
+            training.save_trained()
+        raise
     remember_start(session, index)
     session.save_end(index)
 

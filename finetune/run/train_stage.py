@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from finetune.errors import CheckpointError, listed
+from finetune.errors import CheckpointError, Interrupted, listed
 from finetune.images.fonts import font_for
 from finetune.images.grid import save_image_grid
 from finetune.models.depth import depth_order_of
@@ -17,9 +18,10 @@ from finetune.recipe import Partition, TrainStage
 from finetune.run.epochs import EpochMeter
 from finetune.run.features import Views
 from finetune.run.resume import Best, Patience, ResumePoint, Snapshot
+from finetune.run.save_clock import SaveClock
 from finetune.run.session import RunSession
 from finetune.run.weight_changes import layers_of, measure_change
-from finetune.training.loop import Checkpoint, Evaluate, Finished, FirstBatch, Logged, fit
+from finetune.training.loop import Checkpoint, Evaluate, Event, Finished, FirstBatch, Logged, fit
 from finetune.training.stage_trainer import StageTrainer
 from finetune.training.state import TrainState
 from finetune.trees import merge
@@ -40,6 +42,8 @@ class TrainStageRun:
         self.best = point.best if point else None
         self.patience = point.patience if point else None
         self.meter = EpochMeter(stage.name, self.epoch, self.total)
+        self.clock = SaveClock(session.setup.recipe.save.every, self.epoch)
+        self._ended: tuple[TrainState, ResumePoint] | None = None
 
     def _batches(self) -> Any:
         """Images, or what is kept of them where the frozen part is computed once."""
@@ -69,18 +73,10 @@ class TrainStageRun:
             Diverged: loss, gradients or weights are no longer finite.
         """
         session, resumed = self.session, self.session.progress.point
-        state = self._first_state()
-        session.display.stage(self.stage.name, self.total, resumed.step if resumed else 0)
-        log_every = max(1, min(50, self.epoch))
-        events = fit(
-            self.trainer,
-            state,
-            self.batches,
-            log_every=log_every,
-            should_stop=lambda: session.signal.received is not None,
-        )
-        step, score = 0, None
-        for event in events:
+        state, step = self._first_state(), resumed.step if resumed else 0
+        session.display.stage(self.stage.name, self.total, step)
+        loader, score = self.batches.get_state(), None
+        for event in () if self._out_of_patience() else self._events(state):
             match event:
                 case FirstBatch():
                     if resumed is None:
@@ -88,7 +84,7 @@ class TrainStageRun:
                 case Logged():
                     self._log(event)
                 case Evaluate():
-                    step, state = event.step, event.state
+                    step, state, loader = event.step, event.state, event.loader
                     score = self._validate(event)
                     if self._out_of_patience():
                         break
@@ -98,9 +94,28 @@ class TrainStageRun:
                 case Finished():
                     step, state = event.step, event.state
         if step < self.total and not self._out_of_patience():
-            session.stop(f"at step {step} of {self.total} of stage {self.stage.name!r}")
+            session.signal.check(f"at step {step} of {self.total} of stage {self.stage.name!r}")
+        self._ended = state, self._point(step, loader)
         self._end(state, step)
         return self.best.score if self.best else None
+
+    def _events(self, state: TrainState) -> Iterator[Event]:
+        session, resumed = self.session, self.session.progress.point
+        return fit(
+            self.trainer,
+            state,
+            self.batches,
+            log_every=max(1, min(50, self.epoch)),
+            should_stop=lambda: session.signal.received is not None,
+            should_save=lambda step: self.clock.due(step) and not session.checkpoints.busy,
+            evaluate_first=resumed is not None and resumed.unevaluated,
+        )
+
+    def save_trained(self) -> None:
+        """Saves that all has been trained, and nothing of it measured."""
+        assert self._ended is not None
+        state, point = self._ended
+        self._save_at(state, point)
 
     def _first_state(self) -> TrainState:
         """Fresh, or as it was saved within the stage, or with the optimizer state of the stage before."""
@@ -108,6 +123,7 @@ class TrainStageRun:
         state, point = trainer.init_state(), session.progress.point
         if point is not None:
             self._go_to(point)
+            self.meter.resume(point.meter)
             step = session.setup.first_step(self.index) + point.step
             return trainer.resume(state, session.checkpoints.state(step, trainer.resumable(state)))
         if not self._carries_into(self.index):
@@ -164,7 +180,11 @@ class TrainStageRun:
         evaluation, score, is_best = None, None, False
         if split is not None:
             variables = self.trainer.variables(event.state)
-            evaluation = session.evaluate(variables, split, f"{self.stage.name}: validation")
+            try:
+                evaluation = session.evaluate(variables, split, f"{self.stage.name}: validation")
+            except Interrupted:
+                self._save_at(event.state, replace(self._point(event.step, event.loader), unevaluated=True))
+                raise
             session.folder.log({**self._where(event.step, "validation"), **evaluation.to_json()})
             score = evaluation.score(session.metric)
             self._wait_for(evaluation.value(self._watched))
@@ -198,10 +218,18 @@ class TrainStageRun:
         return stopping is not None and patience is not None and patience.epochs >= stopping.patience
 
     def _save(self, event: Checkpoint, score: float | None) -> None:
-        here = ResumePoint(event.step, event.loader, self.best, self.patience)
+        """Not where an epoch that is not the best has ended and nothing is due."""
+        is_best = self.best is not None and self.best.step == event.step
+        if is_best or self.clock.due(event.step) or self.session.signal.received:
+            self._save_at(event.state, self._point(event.step, event.loader), score)
+            self.clock.start()
+
+    def _save_at(self, state: TrainState, point: ResumePoint, score: float | None = None) -> None:
         trainer = self.trainer
-        snapshot = Snapshot(here, trainer.variables(event.state), trainer.resumable(event.state), score)
-        self.session.save_within(self.index, snapshot)
+        self.session.save_within(self.index, Snapshot(point, trainer.variables(state), trainer.resumable(state), score))
+
+    def _point(self, step: int, loader: dict[str, Any]) -> ResumePoint:
+        return ResumePoint(step, loader, self.best, self.patience, meter=self.meter.sums())
 
     def _log(self, event: Logged) -> None:
         rates = {name: float(schedule(event.step - 1)) for name, schedule in self.trainer.schedules.items()}

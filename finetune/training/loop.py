@@ -53,15 +53,16 @@ class Logged:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """An epoch, or the stage, has ended: the time to evaluate."""
+    """An epoch, or the stage, has ended: the time to evaluate. ``loader`` is as in :class:`Checkpoint`."""
 
     step: int
     state: TrainState
+    loader: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An epoch has ended before the stage has, or the loop was asked to stop: the time to save.
+    """An epoch has ended before the stage has, a save is due, or the loop was asked to stop: the time to save.
 
     ``loader`` is the loader's position behind the last batch that was trained on.
     """
@@ -89,16 +90,27 @@ def fit(
     *,
     log_every: int,
     should_stop: Callable[[], bool] = lambda: False,
+    should_save: Callable[[int], bool] = lambda step: False,
+    evaluate_first: bool = False,
 ) -> Iterator[Event]:
     """Trains from ``state.step`` to the end of the stage, or until ``should_stop()`` after a step.
+
+    Args:
+        log_every: steps.
+        should_save: is asked after each step, with its number, whether to save within an epoch.
+        evaluate_first: an epoch has ended at ``state.step``, and is not evaluated yet.
 
     The host reads the device at events alone; in between, steps queue up behind each other. An event's state is valid
     until the loop goes on: the next step donates its arrays.
     """
     step, total = int(state.step), trainer.length.total_steps
     epoch = trainer.length.steps_per_epoch or total
-    prefetched, meter = Prefetcher(batches, total - step), _Meter()
     stop = False
+    if evaluate_first:
+        yield Evaluate(step, state, batches.get_state())
+        if step < total:
+            yield Checkpoint(step, state, batches.get_state())
+    prefetched, meter = Prefetcher(batches, total - step), _Meter()
     if step < total:
         with meter.paused():
             yield FirstBatch(prefetched.next_batch)
@@ -111,12 +123,13 @@ def fit(
         if step < total and not stop:
             prefetched.fill()  # while the device computes
         epoch_ended = step % epoch == 0 or step == total
-        if step % log_every == 0 or epoch_ended or stop:
+        save = stop or should_save(step)
+        if step % log_every == 0 or epoch_ended or save:
             yield meter.read(step)
         with meter.paused():
             if epoch_ended:
-                yield Evaluate(step, state)
-            if step < total and (epoch_ended or stop):
+                yield Evaluate(step, state, loader)
+            if step < total and (epoch_ended or save):
                 yield Checkpoint(step, state, loader)
     yield Finished(step, state)
 
