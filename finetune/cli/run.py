@@ -18,6 +18,9 @@ def run(
         Path | None, typer.Option(metavar="DIR", help="The run's folder.  [default: checkpoints/<recipe>]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the latest saved state.")] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Continue with longer stages; their schedules are made anew.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in the folder first.")] = False,
     allow_local_code: LocalCode = False,
 ) -> None:
@@ -28,7 +31,12 @@ def run(
     loaded = finetune.load_recipe(recipe, overrides or [])
     try:
         result = finetune.run(
-            loaded, output=output, resume=resume, overwrite=overwrite, allow_local_code=allow_local_code
+            loaded,
+            output=output,
+            resume=resume,
+            extend=extend,
+            overwrite=overwrite,
+            allow_local_code=allow_local_code,
         )
     except Diverged:
         typer.echo("diverged: the run is not finished")

@@ -48,15 +48,18 @@ class Evaluation:
 
     def score(self, metric: str | None = None) -> float:
         """A metric as a number in [0, 1], where higher is better: a loss as 1 / (1 + loss), and 0 for NaN."""
-        value = self.value(metric)
-        if metric == "loss":
-            value = 1.0 / (1.0 + value)
-        return value if math.isfinite(value) else 0.0
+        return score_of_value(metric or self.metric, self.value(metric))
 
     def to_json(self) -> dict[str, Any]:
         """The metrics by name, without those that are None, and under ``metric`` the name of the deciding one."""
         values = {name: value for name, value in vars(self).items() if name != "logits" and value is not None}
         return {**values, "metric": self.metric}
+
+
+def score_of_value(metric: str, value: float) -> float:
+    """The :meth:`Evaluation.score` of a metric's value."""
+    score = 1.0 / (1.0 + value) if metric == "loss" else value
+    return score if math.isfinite(score) else 0.0
 
 
 def value_of_score(metric: str, score: float) -> float:

@@ -87,8 +87,8 @@ class RunFolder:
         """
         self.check_free()
         self.directory.mkdir(parents=True, exist_ok=True)
+        self.write_recipe(recipe)
         write_json(self.directory / _RUN, about)
-        write_text(self.directory / _RECIPE, dump_recipe(recipe))
 
     def holds_run(self) -> bool:
         """Whether there is a run here, and not just a file of that name."""
@@ -118,31 +118,6 @@ class RunFolder:
             return
         for path in self._written():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-
-    def check_same(self, recipe: Recipe, backbone_sha256: str, data_sha256: str) -> None:
-        """Before a run goes on.
-
-        Raises:
-            CheckpointError: it was started with another recipe, other pretrained weights or other images.
-        """
-        saved, current = dotted(self.recipe().model_dump()), dotted(recipe.model_dump())
-        differing = sorted(key for key in saved.keys() | current.keys() if saved.get(key) != current.get(key))
-        if differing:
-            raise CheckpointError(
-                f"{self.directory}: cannot resume: the run was started with another {', '.join(differing[:5])}; "
-                "give the same recipe and overrides, or another --output"
-            )
-        about = self.about()
-        if about.get("backbone_sha256") != backbone_sha256:
-            raise CheckpointError(
-                f"{self.directory}: cannot resume: the backbone has other weights than at the start; "
-                "bring those back, or start anew with --overwrite"
-            )
-        if about.get("data_sha256") != data_sha256:
-            raise CheckpointError(
-                f"{self.directory}: cannot resume: data.source has other images or labels than at the start; "
-                "bring those back, or start anew with --overwrite"
-            )
 
     def recipe(self) -> Recipe:
         """The recipe that the run was started with.
@@ -215,6 +190,22 @@ class RunFolder:
         summary = self._read(_SUMMARY) if (self.directory / _SUMMARY).is_file() else None
         return summary if summary is not None and summary.get("status") == FINISHED else None
 
+    def forget_summary(self) -> None:
+        """The run is no longer finished."""
+        (self.directory / _SUMMARY).unlink(missing_ok=True)
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        write_text(self.directory / _RECIPE, dump_recipe(recipe))
+
+    def add_to_history(self, record: Mapping[str, Any]) -> None:
+        """Adds to ``run.json`` when and with what the run went on."""
+        about = self.about()
+        write_json(self.directory / _RUN, {**about, "history": [*about.get("history", ()), record]})
+
+    def weights_sha256(self) -> str | None:
+        """Of the saved model; None where there is none."""
+        return self._read(f"{_MODEL}/model.json").get("weights_sha256") if self.model.is_dir() else None
+
     def about(self) -> dict[str, Any]:
         """With what the run was made, as :func:`about_run` said at its start."""
         return self._read(_RUN)
@@ -237,15 +228,22 @@ def is_run_or_bundle(directory: Path) -> bool:
 
 def about_run(recipe: Recipe, backbone_sha256: str, data_sha256: str) -> dict[str, Any]:
     """What ``run.json`` says: with what the run was made."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": recipe.seed,
+        "backbone_sha256": backbone_sha256,
+        "data_sha256": data_sha256,
+        **about_program(),
+    }
+
+
+def about_program() -> dict[str, Any]:
+    """The program that is running, and where."""
     import jax
 
     packages = ("flax-finetune", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
     return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(),
-        "seed": recipe.seed,
-        "backbone_sha256": backbone_sha256,
-        "data_sha256": data_sha256,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: version(name) for name in packages},

@@ -14,6 +14,7 @@ from finetune.data.workers import check_workers
 from finetune.errors import CheckpointError, Interrupted
 from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import ModuleConfig, Recipe
+from finetune.run.continuation import check_continuation
 from finetune.run.folder import RunFolder, about_run
 from finetune.run.interpolation import interpolate_weights
 from finetune.run.page import write_report
@@ -48,6 +49,7 @@ def run(
     *,
     output: str | Path | None = None,
     resume: bool = False,
+    extend: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
     data: Any = None,
@@ -58,7 +60,10 @@ def run(
     Args:
         recipe: from :func:`load_recipe`.
         output: the run's folder; by default ``checkpoints/<name of the recipe>``.
-        resume: go on from the newest saved state in the folder, or begin if there is none.
+        resume: go on from the newest saved state in the folder, or begin if there is none. Workers, the batch size of
+            evaluation, the name and what is saved may be others than at the start; images may have moved.
+        extend: go on where the last stage that has begun, or one to come, is longer than it was. Its schedules are made
+            anew for the new length.
         overwrite: remove an earlier run in the folder first.
         quiet: print nothing.
         data: a ``datasets.Dataset``, or a mapping of split names to some, for a recipe with ``data.source: memory``.
@@ -68,10 +73,12 @@ def run(
     Raises:
         FinetuneError: anything wrong with recipe, data, weights or folder; it says what.
     """
-    if overwrite and resume:
-        raise CheckpointError("--overwrite starts anew and --resume goes on: give one of them")
+    if overwrite and (resume or extend):
+        given = "--extend" if extend else "--resume"
+        raise CheckpointError(f"--overwrite starts anew and {given} goes on: give one of them")
     recipe = _with_absolute_paths(recipe)
     folder = RunFolder(Path("checkpoints") / recipe.name if output is None else output)
+    resume = resume or extend
     folder.check_free(resume=resume, overwrite=overwrite)
     if recipe.data.num_workers:
         check_workers(recipe.data.num_workers)
@@ -82,18 +89,23 @@ def run(
             frozen_sha256 = setup.hash_frozen(setup.variables)
         for line in setup.describe():
             display.say(line)
+        continuation = None
         if not (resume and folder.holds_run()):
             _start(folder, setup, overwrite)
-        elif summary := _finished(folder, setup):
-            display.say(f"{folder.directory}: already finished")
-            if not folder.report.is_file():
-                write_report(setup, folder, summary, display)
-            return RunResult(folder.directory, summary, allow_local_code)
+        else:
+            continuation = check_continuation(folder, setup, extend)
+            for line in continuation.lines:
+                display.say(line)
+            if not continuation.longer and (summary := folder.summary()):
+                display.say(f"{folder.directory}: already finished")
+                if not folder.report.is_file():
+                    write_report(setup, folder, summary, display)
+                return RunResult(folder.directory, summary, allow_local_code)
         keep = recipe.save
         with RunCheckpoints(folder.state, keep_last=keep.keep_last, keep_best=keep.keep_best) as checkpoints:
             signal.busy = lambda: checkpoints.busy
             session = RunSession(setup, folder, checkpoints, display, signal, progress)
-            session.restore()
+            session.restore(continuation)
             signal.check("before the first stage")
             if session.progress.at_beginning and recipe.head.classifies_from_the_start:
                 measure_first_head(session)
@@ -134,12 +146,6 @@ def _start(folder: RunFolder, setup: RunSetup, overwrite: bool) -> None:
     folder.start(setup.recipe, about_run(setup.recipe, setup.backbone_sha256, setup.splits.sha256))
     if setup.splits.skipped:
         folder.list_skipped(setup.splits.skipped)
-
-
-def _finished(folder: RunFolder, setup: RunSetup) -> dict[str, Any] | None:
-    """The summary, if the run in the folder, which has to be the same, is finished."""
-    folder.check_same(setup.recipe, setup.backbone_sha256, setup.splits.sha256)
-    return folder.summary()
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:

@@ -20,6 +20,13 @@ from finetune.export.bundle import save_bundle
 from finetune.export.confidence import Confidence
 from finetune.export.novelty import Novelty
 from finetune.models.classifier import Classifier, without_head
+from finetune.run.continuation import (
+    Continuation,
+    describe_extension,
+    find_state_to_extend,
+    kept_model,
+    record_continuation,
+)
 from finetune.run.features import FeatureEvaluator, RunFeatures
 from finetune.run.folder import FINISHED, RunFolder
 from finetune.run.page import write_report
@@ -65,15 +72,22 @@ class RunSession:
         self._predictions = Predictions(folder.predictions, setup.splits.test)
         self._eval_step: tuple[Classifier, EvalStep] | None = None
 
-    def restore(self) -> None:
+    def restore(self, continuation: Continuation | None = None) -> None:
         """Goes to the newest saved state, if there is one; those that are damaged are named, and removed.
 
+        Args:
+            continuation: with what a run that was there before goes on.
+
         Raises:
-            CheckpointError: all are damaged.
+            CheckpointError: all are damaged, or none can be gone on from with longer stages.
         """
         steps = self._whole_states()
-        if steps:
-            saved = RunProgress.from_json(self.checkpoints.progress(steps[-1]))
+        saved = RunProgress.from_json(self.checkpoints.progress(steps[-1])) if steps else None
+        if continuation is not None:
+            if continuation.longer and steps:
+                steps, saved = self._extend(continuation, steps)
+            record_continuation(self.folder, self.setup, continuation)
+        if saved is not None:
             point = saved.point
             if point is not None and point.best is not None:
                 best = self.setup.first_step(saved.stage) + point.best.step
@@ -104,6 +118,19 @@ class RunSession:
             self.display.say(f"{problem}; it is removed")
             self.checkpoints.delete(step)
         return whole
+
+    def _extend(self, continuation: Continuation, steps: list[int]) -> tuple[list[int], RunProgress]:
+        """Goes back to the state that longer stages go on from; gives the steps up to it, and its progress."""
+        progress = {step: RunProgress.from_json(self.checkpoints.progress(step)) for step in steps}
+        start = find_state_to_extend(progress, self.setup, continuation.longer)
+        saved = replace(progress[start], kept=kept_model(self.folder, progress[steps[-1]]))
+        for index in continuation.longer:
+            step = saved.point.step if saved.point is not None and index == saved.stage else 0
+            self.display.say(describe_extension(self.setup, continuation.before, index, step))
+        self.folder.forget_summary()
+        for later in [step for step in steps if step > start]:
+            self.checkpoints.delete(later)
+        return [step for step in steps if step <= start], saved
 
     @property
     def metric(self) -> str:

@@ -121,7 +121,7 @@ def test_resuming_a_finished_run_gives_its_summary(small_run):
 
 
 def test_resuming_with_another_recipe_is_refused_by_name(small_run):
-    with pytest.raises(CheckpointError, match=r"another stages\.1\.epochs"):
+    with pytest.raises(CheckpointError, match=r"--extend goes on with longer stages\n  stages\.1\.epochs: 3 -> 4"):
         finetune.run(small("stages.1.epochs=4"), output=small_run.directory, resume=True, quiet=True)
 
 
