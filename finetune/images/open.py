@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import re
+import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from finetune.errors import DataError
-from finetune.images.formats import readable_formats, why_unreadable
+from finetune.errors import DataError, first_line
+from finetune.files import open_regular
+from finetune.images.formats import first_bytes, is_allowed, readable_formats, why_unreadable
 
 ImageLike = str | Path | bytes | np.ndarray | Image.Image
 _ORIENTATION = 0x0112  # EXIF tag
@@ -24,6 +29,13 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where Pillow finds an orientation
+_MAX_BYTES = 1 << 28  # of a file that is read as a whole
+_READ_IN_PARTS = (b"II", b"MM", b"BM", b"P5", b"P6")  # beginnings of those that are not: TIFF, BMP and PPM
+_SCANS = 16  # of a JPEG file of any size; each is a pass over its pixels
+_SCANNED_PIXELS = 1 << 30  # in all passes, where there are more
+_WEBP_PIXELS = 50_000_000  # its decoder takes 16 bytes for each
+_RLE4, _RLE4_PIXELS = 2, 1 << 24  # a compression of bitmaps that Pillow decodes pixel by pixel in Python
+_CHUNKS = 100_000  # of a PNG file; each costs Pillow some calls in Python
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
@@ -56,32 +68,88 @@ def open_with_mode(image: ImageLike) -> tuple[Image.Image, str]:
         raise DataError(f"{image}: a URL, and images are read from files: download it, and give its path")
     try:
         if isinstance(image, Image.Image):
-            mode = image.mode
-            return _upright_rgb(image), mode
-        try:
-            return _decode(image)
-        except ValueError:  # also for a text or a colour profile in a PNG that Pillow finds too large
-            data = image if isinstance(image, bytes) else Path(image).read_bytes()
-            if not data.startswith(_PNG):
-                raise
-            return _decode(_without_notes(data))
+            return _from_pil(image)
+        name = "" if isinstance(image, bytes) else str(image)
+        with _open_file(image) as file:
+            return _decode(file, name) or _decode(io.BytesIO(_without_notes(file)), name, last=True)  # type: ignore[return-value]
     except Exception as error:  # Pillow's decoders raise many types, some of them only when pixels are read
         raise _data_error(error, image) from None
 
 
-def _decode(image: str | Path | bytes) -> tuple[Image.Image, str]:
-    file = io.BytesIO(image) if isinstance(image, bytes) else image
-    with Image.open(file, formats=readable_formats()) as opened:
-        if Image.MAX_IMAGE_PIXELS and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
-            raise Image.DecompressionBombError(
-                f"{opened.width} x {opened.height} pixels, more than {Image.MAX_IMAGE_PIXELS:,}"
-            )
-        mode = opened.mode  # before decoding, which may change it
-        return _upright_rgb(opened), mode
+def _from_pil(image: Image.Image) -> tuple[Image.Image, str]:
+    if not is_allowed(image.format):
+        raise ValueError(f"a format that is not read ({image.format}); give its pixels: image.convert('RGB')")
+    mode = image.mode
+    image.load()
+    return _turned(_as_rgb(image), _orientation(image)), mode
 
 
-def _without_notes(png: bytes) -> bytes:
+def _open_file(image: str | Path | bytes) -> BinaryIO:
+    if isinstance(image, bytes):
+        return io.BytesIO(image)
+    file = open_regular(image)
+    size = os.fstat(file.fileno()).st_size
+    if size > _MAX_BYTES:
+        beginning = file.read(2)
+        file.seek(0)
+        if beginning not in _READ_IN_PARTS:
+            file.close()
+            raise Image.DecompressionBombError(f"{size / 1e6:,.0f} MB; at most {_MAX_BYTES / 1e6:,.0f} MB are read")
+    return file
+
+
+def _decode(file: BinaryIO, name: str, *, last: bool = False) -> tuple[Image.Image, str] | None:
+    """None for a PNG with a text or a colour profile that Pillow finds too large, unless this is the last try."""
+    try:
+        _refuse_many_chunks(file)
+        with Image.open(file, formats=readable_formats(name)) as opened:
+            _refuse_bombs(opened, file)
+            mode = opened.mode  # before decoding, which may change it
+            opened.load()
+            orientation, rgb = _orientation(opened), _as_rgb(opened)
+        del opened  # frees its pixels before the others are turned
+        return _turned(rgb, orientation), mode
+    except ValueError:
+        file.seek(0)
+        if last or file.read(len(_PNG)) != _PNG:
+            raise
+        return None
+
+
+def _refuse_bombs(image: Image.Image, file: BinaryIO) -> None:
+    """Before anything is decoded: a small file can take all memory, or hours."""
+    pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS or sys.maxsize
+    if image.format == "WEBP":
+        most = min(most, _WEBP_PIXELS)
+    elif image.format in ("BMP", "DIB") and image.info.get("compression") == _RLE4:
+        most = min(most, _RLE4_PIXELS)
+    if pixels > most:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {most:,}")
+    if image.format in ("JPEG", "MPO"):
+        at = file.tell()
+        file.seek(0)
+        scans = file.read().count(b"\xff\xda")
+        file.seek(at)
+        if scans > _SCANS and scans * pixels > _SCANNED_PIXELS:
+            raise Image.DecompressionBombError(f"{scans:,} scans of {image.width} x {image.height} pixels")
+
+
+def _refuse_many_chunks(file: BinaryIO) -> None:
+    if file.read(len(_PNG)) == _PNG:
+        for _ in range(_CHUNKS):
+            head = file.read(8)
+            if len(head) < 8:
+                break
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+        else:
+            raise Image.DecompressionBombError(f"more than {_CHUNKS:,} chunks")
+    file.seek(0)
+
+
+def _without_notes(file: BinaryIO) -> bytes:
     """A PNG without its texts and its colour profile, which no pixel depends on here."""
+    file.seek(0)
+    png = file.read()
     kept, at = [_PNG], len(_PNG)
     while at + 8 <= len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
@@ -91,18 +159,24 @@ def _without_notes(png: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    turn = _UPRIGHT.get(_orientation(image))
-    if turn is not None:
-        image = image.transpose(turn)
-        for name in _METADATA:  # it would turn the image once more where it is opened again
-            image.info.pop(name, None)
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """A copy in RGB, with 8 bits per channel."""
     if image.mode.startswith("I;16"):  # Pillow's own conversion would clip the high values to white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"its pixels (mode {image.mode}) have no known range: save it with 8 or 16 bits per channel")
     return image.convert("RGB")
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Rotated and mirrored as an EXIF orientation says."""
+    turn = _UPRIGHT.get(orientation)
+    if turn is None:
+        return image
+    image = image.transpose(turn)
+    for name in _METADATA:  # it would turn the image once more where it is opened again
+        image.info.pop(name, None)
+    return image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -126,24 +200,22 @@ def _data_error(error: Exception, image: str | Path | bytes | Image.Image) -> Da
     where = _name(image)
     match error:
         case FileNotFoundError():
-            return DataError(f"{where}: no such file")
+            path = Path(where)
+            return DataError(
+                f"{where}: {f'a link to nothing: {path.readlink()}' if path.is_symlink() else 'no such file'}"
+            )
         case IsADirectoryError():
             return DataError(f"{where}: a folder, not an image")
+        case OSError(errno=errno.ELOOP):
+            return DataError(f"{where}: a link that leads to itself")
         case UnidentifiedImageError():
-            return DataError(f"{where}: {why_unreadable(_first_bytes(image))}")
+            data = image[:64] if isinstance(image, bytes) else first_bytes(str(image))
+            return DataError(f"{where}: {why_unreadable(data)}")
         case Image.DecompressionBombWarning() | Image.DecompressionBombError():
             return DataError(f"{where}: too large to open safely: {error}")
-    return DataError(f"{where}: cannot be used as an image: {error}")
-
-
-def _first_bytes(image: str | Path | bytes | Image.Image) -> bytes:
-    if isinstance(image, bytes):
-        return image[:16]
-    try:
-        with Path(str(image)).open("rb") as file:
-            return file.read(16)
-    except OSError:
-        return b""
+        case OSError(strerror=str(reason)):
+            return DataError(f"{where}: cannot be used as an image: {reason}")
+    return DataError(f"{where}: cannot be used as an image: {first_line(error)}")
 
 
 def _name(image: str | Path | bytes | Image.Image) -> str:
