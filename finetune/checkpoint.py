@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from finetune.errors import CheckpointError, first_line
+from finetune.errors import CheckpointError, advice_for, first_line
 from finetune.files import hash_json, require_space
 from finetune.trees import hash_array
 
@@ -189,7 +189,7 @@ class RunCheckpoints:
     def _unwritten(self, error: Exception) -> CheckpointError:
         return CheckpointError(
             f"{self.directory}: cannot save: {first_line(error)}; earlier states are complete: "
-            "make room, then continue with --resume"
+            f"{advice_for(error)}, then continue with --resume"
         )
 
     def _damaged(self, step: int, reason: str) -> CheckpointError:

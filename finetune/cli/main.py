@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -64,19 +65,30 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # from Pillow; such images are refused
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # about metadata, which no pixel depends on
     sys.unraisablehook = lambda _: None  # TensorStore's threads repeat an error that was already raised
-    from finetune.errors import FinetuneError, Interrupted
+    from finetune.errors import FinetuneError, Interrupted, foreign_errors_translated
     from finetune.signals import own_process
 
     own_process()
     try:
-        app()
+        with foreign_errors_translated():
+            _run_app()
     except Interrupted as error:
         _stop(str(error), error.exit_code)
     except FinetuneError as error:
         _stop(f"error: {error}", error.exit_code)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _stop(f"error: {where}{error.strerror or error}", 2)
+
+
+def _run_app() -> None:
+    """Runs the app, and writes what it printed: that this fails, for example because a disk is full, is seen here."""
+    try:
+        app()
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  Python writes the rest when it ends
+            if not isinstance(error, BrokenPipeError):
+                raise
 
 
 def _stop(message: str, code: int) -> None:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from finetune.checkpoint import on_this_device
-from finetune.errors import CheckpointError, first_line
+from finetune.errors import CheckpointError, advice_for, first_line
 from finetune.export.confidence import Confidence
 from finetune.files import folder_written_atomically, hash_json, require_space, write_json
 from finetune.images.spec import ImageSpec
@@ -102,10 +102,12 @@ def _write(directory: Path, model: Mapping[str, Any], variables: Any, confidence
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(folder / "weights", variables)
+            if arrays:
+                save_file(arrays, folder / _NOVELTY)
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            raise CheckpointError(f"{directory}: cannot save the model: {first_line(error)}; make room") from None
-        if arrays:
-            save_file(arrays, folder / _NOVELTY)
+            raise CheckpointError(
+                f"{directory}: cannot save the model: {first_line(error)}; {advice_for(error)}"
+            ) from None
         description = {**{key: value for key, value in model.items() if key != _DIGEST}, **described}
         write_json(folder / "model.json", {**description, _DIGEST: hash_json(description)})
     return weights
