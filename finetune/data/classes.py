@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,10 +19,10 @@ def align_classes(sources: Mapping[str, LabeledImages]) -> tuple[dict[str, Split
     """
     names = sources["train"].names
     if len(names) < 2:
-        raise DataError(f"{sources['train'].where}: needs at least two classes; has {', '.join(names) or 'none'}")
-    splits = {}
+        raise DataError(f"{sources['train'].where}: needs at least two classes; has {listed(names) or 'none'}")
+    splits, known = {}, set(names)
     for split, source in sources.items():
-        if unknown := [name for name in classes_present(source) if name not in names]:
+        if unknown := [name for name in classes_present(source) if name not in known]:
             raise DataError(
                 f"{source.where}: classes that training does not have: {listed(unknown)}; it has: {listed(names)}; "
                 "add training images of them, or leave out their images: data.rare_classes=drop"
@@ -41,7 +41,7 @@ def drop_rare(
     """
     train = sources["train"]
     counts = count_classes(train.labels, len(train.names))
-    kept = [name for name, count in zip(train.names, counts, strict=True) if count >= least]
+    kept = dict.fromkeys(name for name, count in zip(train.names, counts, strict=True) if count >= least)
     dropped, notes, left_out = {}, [], []
     for split, source in sources.items():
         rare = [name for name in classes_present(source) if name not in kept]
@@ -49,22 +49,23 @@ def drop_rare(
             notes.append(f"{source.where}: dropped, as rare in training: {listed(rare)}")
         dropped[split], lines = _only(source, kept)
         left_out += lines
-    if unused := [name for name in train.names if name not in kept and name not in classes_present(train)]:
+    present = set(classes_present(train))
+    if unused := [name for name in train.names if name not in kept and name not in present]:
         notes.append(f"{train.where}: dropped, as they have no training images: {listed(unused)}")
     return dropped, tuple(notes), tuple(left_out)
 
 
-def _only(source: LabeledImages, kept: list[str]) -> tuple[LabeledImages, list[str]]:
+def _only(source: LabeledImages, kept: Collection[str]) -> tuple[LabeledImages, list[str]]:
     """The images of some classes, in terms of these, and a line for each other image."""
     split = Split(source.images, source.labels)
     if source.labels.ndim == 2:  # an image without a rare class is still an image of its others
-        return replace(source, labels=relabel(source.labels, source.names, kept), names=tuple(kept)), []
+        return replace(source, labels=relabel(source.labels, source.names, [*kept]), names=tuple(kept)), []
     usable = np.isin(source.labels, [i for i, name in enumerate(source.names) if name in kept])
     lines = [
         f"{split.name(int(i))}: of the rare class {source.names[source.labels[i]]!r}" for i in np.flatnonzero(~usable)
     ]
     some = split.take(np.flatnonzero(usable))
-    labels = relabel(some.labels, source.names, kept)
+    labels = relabel(some.labels, source.names, [*kept])
     return replace(source, images=some.images, labels=labels, names=tuple(kept)), lines
 
 

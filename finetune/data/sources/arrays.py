@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from finetune.data.labeled_images import LabeledImages
-from finetune.data.sources.labels import clean_name, labels_from_names, sort_names
+from finetune.data.sources.labels import declared_names, labels_from_names, sort_names
+from finetune.data.sources.npz import NpzFile
 from finetune.data.sources.split_names import canonical_split, words_of
-from finetune.errors import DataError
+from finetune.errors import DataError, first_line, listed
 
 _IMAGES = frozenset({"x", "image", "images", "imgs", "pixels"})
+_EXACT = 2.0**53  # the whole numbers below are exact as floats
 _LABELS = frozenset({"y", "label", "labels", "target", "targets"})
 
 
@@ -35,32 +37,39 @@ def read_npz(path: Path) -> dict[str, LabeledImages]:
     Raises:
         DataError: the file cannot be read, or its arrays are not as above.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise DataError(f"{path}: cannot be read as arrays: {error}") from None
-    except Exception as error:  # zipfile and zlib have exceptions of their own
-        raise DataError(f"{path}: damaged: {error}") from None
-    keys = _keys(arrays)
+    file = NpzFile(path)
+    keys = _keys(file.names)
     if "train" not in keys:
         raise DataError(
             f"{path}: needs images and labels, or x_train and y_train (also x_val, y_val, x_test, y_test); "
-            f"has {', '.join(arrays) or 'nothing'}"
+            f"has {listed(file.names) or 'nothing'}"
         )
-    class_names = tuple(clean_name(str(name)) for name in arrays["class_names"]) if "class_names" in arrays else None
-    if class_names is not None and len(set(class_names)) < len(class_names):
-        raise DataError(f"{path}: class_names: some are there twice; give each class a name of its own")
+    wanted = {"class_names", *(key for pair in keys.values() for key in pair)}
+    arrays = file.read([name for name in file.names if name in wanted])
+    class_names = _class_names(path, arrays["class_names"]) if "class_names" in arrays else None
     splits = {split: _read_split(path, arrays, *pair, class_names) for split, pair in keys.items()}
-    used = {"class_names", *(key for pair in keys.values() for key in pair)}
-    unused = tuple(f"{path}: array {name!r} is not used" for name in arrays if name not in used)
+    unused = tuple(f"{path}: array {name!r} is not used" for name in file.names if name not in wanted)
     return {**splits, "train": splits["train"].with_notes(unused)}
 
 
-def _keys(arrays: dict[str, np.ndarray]) -> dict[str, tuple[str, str]]:
+def _class_names(path: Path, array: np.ndarray) -> tuple[str, ...]:
+    where = f"{path}: class_names"
+    if array.ndim != 1 or array.dtype.kind not in "US":
+        raise DataError(f"{where}: must be texts [C], one for each class; are {array.dtype} {list(array.shape)}")
+    return declared_names(_texts(array, where), where)
+
+
+def _texts(array: np.ndarray, where: str) -> list[str]:
+    try:
+        return [str(text) for text in (np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array)]
+    except ValueError as error:  # UnicodeDecodeError, or a number that is no character
+        raise DataError(f"{where}: not texts: {first_line(error)}") from None
+
+
+def _keys(names: list[str]) -> dict[str, tuple[str, str]]:
     """The names of each split's images and labels; those without the name of a split are training data."""
     pairs: dict[str, dict[str, str]] = {}
-    for name in arrays:
+    for name in names:
         words = words_of(name)
         for kind, kinds in (("images", _IMAGES), ("labels", _LABELS)):
             if kinds.intersection(words):
@@ -94,14 +103,14 @@ def _read_split(
         labels = labels[:, 0]
     if labels.ndim == 2:
         return LabeledImages(images, *_from_columns(labels, class_names, where), where)
-    if labels.dtype.kind in "US":
-        return LabeledImages(images, *labels_from_names([str(value) for value in labels], where), where)
+    if labels.ndim == 1 and labels.dtype.kind in "US":
+        return LabeledImages(images, *labels_from_names(_texts(labels, where), where), where)
     return LabeledImages(images, *_from_integers(labels, class_names, where), where)
 
 
 def _from_integers(labels: np.ndarray, names: tuple[str, ...] | None, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    if labels.dtype.kind == "f" and (labels == np.round(labels)).all():
-        labels = labels.astype(np.int64)
+    if labels.dtype.kind == "f" and (np.abs(labels) < _EXACT).all() and (labels == np.round(labels)).all():
+        labels = labels.astype(np.int64)  # NaN and infinity are not below anything
     if labels.ndim != 1 or labels.dtype.kind not in "biu":
         raise DataError(f"{where}: labels must be integers or names [n]; are {labels.dtype} {list(labels.shape)}")
     if names is None:

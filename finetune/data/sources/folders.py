@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from finetune.data.labeled_images import LabeledImages
 from finetune.data.sources.file_tree import Folder, read_tree
+from finetune.data.sources.labels import clean_name, declared_names
 from finetune.data.sources.split_names import SPLITS, canonical_split
 from finetune.errors import DataError, listed
 
@@ -90,41 +90,26 @@ def _read_classes(folder: Folder, least: int) -> LabeledImages:
     """The images of each class, of which there have to be so many, and a line for each file that is none of them."""
     full = [inner for inner in folder.folders if inner.all_images]
     names = {inner.path.name: class_name(inner.path.name) for inner in full}
-    declared = tuple(sorted(set(names.values())))
+    declared = tuple(sorted(declared_names(list(names.values()), f"data.source: {folder.path}")))
     if len(declared) < least:
         raise DataError(
             f"data.source: {folder.path}: needs a folder with images for each of at least two classes; "
             f"has {_names(full) or 'none'}{_hint(folder)}"
         )
-    by_class: dict[str, list[Path]] = {name: [] for name in declared}
-    for inner in full:
-        by_class[names[inner.path.name]] += inner.all_images
+    by_class = {clean_name(names[inner.path.name]): inner.all_images for inner in full}
     paths = [path for name in declared for path in by_class[name]]
     labels = np.repeat(np.arange(len(declared), dtype=np.int32), [len(by_class[name]) for name in declared])
     left_out = [f"{path}: beside the class folders, in none of them" for path in folder.images] + folder.all_left_out
     notes = [f"{inner.path}: no images inside, so no class" for inner in folder.folders if inner not in full]
-    return LabeledImages(paths, labels, declared, str(folder.path), tuple(left_out), (*notes, *_notes(names)))
+    return LabeledImages(paths, labels, declared, str(folder.path), tuple(left_out), tuple(notes))
 
 
 def class_name(folder_name: str) -> str:
-    """A folder's name in Unicode's composed form; bytes that are no UTF-8 are read as Latin-1."""
+    """A folder's name as text; bytes that are no UTF-8 are read as Latin-1."""
     try:
-        text = os.fsencode(folder_name).decode("utf-8")
+        return os.fsencode(folder_name).decode("utf-8")
     except UnicodeDecodeError:
-        text = os.fsencode(folder_name).decode("latin-1")
-    return unicodedata.normalize("NFC", text)
-
-
-def _notes(names: dict[str, str]) -> tuple[str, ...]:
-    """What a person should know about how folders became classes."""
-    same: dict[str, list[str]] = {}
-    for folder, name in names.items():
-        same.setdefault(name, []).append(folder)
-    return tuple(
-        f"class {name!r}: {len(folders)} folders have this name in different Unicode forms; they are one class"
-        for name, folders in same.items()
-        if len(folders) > 1
-    )
+        return os.fsencode(folder_name).decode("latin-1")
 
 
 def _names(folders: list[Folder]) -> str:

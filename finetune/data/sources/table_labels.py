@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import datasets
 import numpy as np
 
 from finetune.data.sources.columns import LINE
-from finetune.data.sources.labels import clean_name, labels_from_name_lists, labels_from_names, multi_hot, unify_names
+from finetune.data.sources.labels import declared_names, labels_from_name_lists, labels_from_names, multi_hot
 from finetune.errors import DataError
 
 
@@ -33,24 +34,39 @@ def read_labels(
     if inner is not None and single:
         feature, values = inner, [row[0] for row in values]
     elif inner is not None:
+        rows = [[value for value in row or () if value is not None] for row in values]
         if isinstance(inner, datasets.ClassLabel):
-            return multi_hot([list(row or ()) for row in values], len(inner.names)), tuple(inner.names)
-        return labels_from_name_lists([[str(name) for name in row or ()] for row in values])
+            names = declared_names(inner.names, where)
+            _check_indices(table, [(i, value) for i, row in enumerate(rows) for value in row], 0, len(names), where)
+            return multi_hot(rows, len(names), where), names
+        return labels_from_name_lists([[str(name) for name in row] for row in rows], where)
     if isinstance(feature, datasets.ClassLabel):
-        labels = np.array([-1 if value is None else value for value in values], np.int32)
+        names = declared_names(feature.names, where)
+        indices = [-1 if value is None else value for value in values]
+        _check_indices(table, enumerate(indices), -1, len(names), where)
+        labels = np.array(indices, np.int32)
         if (labels < 0).all():
             return None
         if (labels < 0).any():
             first = row_of(table, int(np.argmin(labels)))
             raise DataError(f"{where}: {first} has no label; label or remove such rows")
-        return unify_names(labels, [clean_name(name) for name in feature.names])
-    names = [_class_name(value) for value in values]
-    if None in names:
-        at = names.index(None)
+        return labels, names
+    texts = [_class_name(value) for value in values]
+    if None in texts:
+        at = texts.index(None)
         raise DataError(
             f"{where}: has numbers such as {values[at]:g} in {row_of(table, at)}; classes are texts or integers"
         )
-    return labels_from_names([str(name) for name in names], where, lambda i: row_of(table, i))
+    return labels_from_names([str(text) for text in texts], where, lambda i: row_of(table, i))
+
+
+def _check_indices(
+    table: datasets.Dataset, indices: Iterable[tuple[int, int]], least: int, count: int, where: str
+) -> None:
+    """That each of the (row, label) is a class; ``least`` is -1 where that means none."""
+    for row, label in indices:
+        if not least <= label < count:
+            raise DataError(f"{where}: {row_of(table, row)} has label {label}, and there are {count} classes")
 
 
 def has_one_label_each(table: datasets.Dataset, column: str | list[str]) -> bool:

@@ -216,14 +216,20 @@ def test_names_are_compared_in_unicodes_composed_form(tmp_path):
     assert sources["train"].names == sources["test"].names == ("hiver", composed)
 
 
-def test_folders_with_one_name_in_two_forms_are_one_class(tmp_path):
-    for form in ("NFC", "NFD"):
-        write(tmp_path / unicodedata.normalize(form, "été"))
-    write(tmp_path / "hiver")
-    source = read(tmp_path)["train"]
-    assert source.names == ("hiver", "été")
-    assert len(source.images) == 6
-    assert "2 folders have this name in different Unicode forms" in source.notes[0]
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        ([unicodedata.normalize(form, "été") for form in ("NFC", "NFD")], [r"'\xe9t\xe9'", r"'e\u0301te\u0301'"]),
+        (["cat", "cat "], ["'cat'", "'cat '"]),
+    ],
+    ids=["Unicode forms", "spaces"],
+)
+def test_two_folders_with_one_name_are_refused_and_both_are_shown(tmp_path, names, shown):
+    for name in (*names, "hiver"):
+        write(tmp_path / name)
+    with pytest.raises(DataError, match="are one name") as raised:
+        read(tmp_path)
+    assert all(name in str(raised.value) for name in shown)
 
 
 def test_names_that_are_no_utf8_are_read_and_written(tmp_path):
