@@ -17,8 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from finetune.errors import CheckpointError, advice_for, first_line
+from finetune.errors import CheckpointError, first_line
 from finetune.files import hash_json, require_space
+from finetune.foreign_errors import advice_for
 from finetune.trees import hash_array
 
 

@@ -7,21 +7,28 @@ with the error's exit code; in Python they are ordinary exceptions.
 from __future__ import annotations
 
 import difflib
-import errno
-import os
-import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Sequence
+
+# Of a message; what is longer is cut, since some of it may be from a file that others wrote.
+_LINE, _LINES, _WORD = 2000, 200, 100  # characters, lines, characters
+# What moves a terminal's cursor, changes its colors, turns the direction of text, or cannot be encoded.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class FinetuneError(Exception):
     """Base of every error that is the input's fault rather than the program's.
+
+    Its message is safe to print: control characters are escaped, and what is very long is cut.
 
     Attributes:
         exit_code: the command line's.
     """
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_printable(message))
 
 
 class RecipeError(FinetuneError):
@@ -69,11 +76,13 @@ class Interrupted(FinetuneError):
 
 def nearest(word: str, valid: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest valid word, or nothing where none is close."""
+    if len(word) > _WORD:  # the comparison takes quadratic time
+        return ""
     close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def cut(text: str, most: int = 100) -> str:
+def cut(text: str, most: int = _WORD) -> str:
     """A text of any length, for a message."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
@@ -88,100 +97,13 @@ def first_line(error: BaseException) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
-@contextmanager
-def foreign_errors_translated() -> Iterator[None]:
-    """Raises those errors of the system and of other libraries that a user can mend as :class:`MachineError`.
-
-    All others pass as they are: a mistake of this program keeps its traceback.
-    """
-    try:
-        yield
-    except Exception as error:
-        if (ours := translate(error)) is None:
-            raise
-        raise ours from error
+def shown(name: object) -> str:
+    """A name from outside, such as a file's, on one line."""
+    text = _printable(str(name).replace("\n", "\\n"))
+    return text if len(text) <= 300 else f"{text[:200]}... ({len(text):,} characters)"
 
 
-def translate(error: BaseException) -> MachineError | None:
-    """A foreign error that says what the machine lacks, in our words; None for every other one."""
-    if isinstance(error, FinetuneError):
-        return None
-    if _is_out_of_memory(error):
-        return MachineError(f"out of memory: {first_line(error)}; {_LESS_MEMORY}")
-    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if frames and frames[-1] == "jax._src.xla_bridge" and isinstance(error, RuntimeError | AssertionError):
-        return MachineError(_describe_missing_backend(error))
-    if isinstance(error, RecursionError) and not frames[-1].startswith("finetune"):
-        return MachineError(f"nested too deeply for {frames[-1].split('.')[0]}: give something flatter")
-    of_a_library = type(error).__module__ != "builtins"
-    if not (isinstance(error, OSError) or of_a_library) or (number := _system_error(error)) is None:
-        return None
-    where = f"{name}: " if (name := getattr(error, "filename", None)) is not None else ""
-    what = getattr(error, "strerror", None) or first_line(error)
-    return MachineError(f"{where}{what}" + (f"; {_ADVICE[number]}" if number in _ADVICE else ""))
-
-
-def advice_for(error: BaseException) -> str:
-    """What to do where something cannot be written: "make room" only for a full disk.
-
-    Args:
-        error: of the system, or of a library that names the system's in its text or as its cause.
-    """
-    seen: BaseException | None = error
-    while seen is not None:
-        if _is_out_of_memory(seen):
-            return _LESS_MEMORY
-        if (number := _system_error(seen)) in _ADVICE:
-            return _ADVICE[number]
-        seen = seen.__cause__ or seen.__context__
-    return "mend what it says"
-
-
-def _system_error(error: BaseException) -> int | None:
-    """The number of the system's error behind one; libraries written in C++ or Rust have it in their text alone."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
-    text = str(error)
-    return next((number for number in _ADVICE if os.strerror(number) in text or f"os error {number}" in text), None)
-
-
-_LESS_MEMORY = (
-    "use less: a smaller batch_size, with grad_accum_steps to make up for it; remat: true; compute_dtype: bfloat16; "
-    "or a smaller image_size"
-)
-_ADVICE = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room: the quota is used up",
-    errno.EFBIG: "make room for larger files (ulimit -f)",
-    errno.EACCES: "allow this user to read and write there, or choose another folder",
-    errno.EPERM: "allow this user to read and write there, or choose another folder",
-    errno.EROFS: "the disk can only be read: choose a folder on another",
-    errno.EMFILE: "allow more open files (ulimit -n)",
-    errno.ENFILE: "close other programs: the system has no more open files to give",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EIO: "the disk fails: choose a folder on another",
-    errno.ENOENT: "look whether the folder was moved or deleted",
-    errno.ENOMEM: "close other programs: the system has no more memory to give",
-    errno.ELOOP: "a link leads to itself: remove it",
-}
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
-    return of_jax and ("RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower())
-
-
-def _describe_missing_backend(error: BaseException) -> str:
-    from importlib.metadata import entry_points
-
-    names = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
-    asked = ", ".join(f"{name}={os.environ[name]}" for name in names if os.environ.get(name))
-    plugins = sorted(plugin.name for plugin in entry_points(group="jax_plugins"))
-    reason = f": {first_line(error).partition(' (set JAX_')[0]}" if str(error) else ""
-    return (
-        f"JAX cannot start the backend that it is asked for ({asked or 'none in particular'}){reason}; installed here: "
-        f"{', '.join(['cpu', *plugins])}; leave the variable out, or set JAX_PLATFORMS=cpu; for NVIDIA GPUs: "
-        "pip install 'flax-finetune[gpu]'"
-    )
+def _printable(text: str) -> str:
+    lines = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text)).split("\n")
+    lines = [line if len(line) <= _LINE else f"{line[:_LINE]}... ({len(line):,} characters)" for line in lines]
+    return "\n".join([*lines[:_LINES], f"... and {len(lines) - _LINES:,} more lines"] if len(lines) > _LINES else lines)

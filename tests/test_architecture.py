@@ -24,6 +24,7 @@ ROOMS = [  # from top to bottom
     "resources",
     "signals",
     "files",
+    "untrusted",
     "tracking",
     "trees",
     "errors",

@@ -65,7 +65,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # from Pillow; such images are refused
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # about metadata, which no pixel depends on
     sys.unraisablehook = lambda _: None  # TensorStore's threads repeat an error that was already raised
-    from finetune.errors import FinetuneError, Interrupted, foreign_errors_translated
+    from finetune.errors import FinetuneError, Interrupted
+    from finetune.foreign_errors import foreign_errors_translated
     from finetune.signals import own_process
 
     own_process()

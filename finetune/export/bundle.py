@@ -21,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from finetune.checkpoint import on_this_device
-from finetune.errors import CheckpointError, advice_for, first_line
+from finetune.errors import CheckpointError, first_line
 from finetune.export.confidence import Confidence
 from finetune.files import folder_written_atomically, hash_json, require_space, write_json
+from finetune.foreign_errors import advice_for
 from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import build_module, describe

@@ -7,10 +7,11 @@ from collections.abc import Collection
 
 from finetune.errors import PartitionError
 from finetune.models.depth import DepthOrder
+from finetune.recipe.patterns import matching
 from finetune.trees import module_of
 
 SELECTORS = ("head", "backbone", "norms", "biases", "embeddings", "blocks[i]", "blocks[a:b]")
-_BLOCKS = re.compile(r"blocks\[(-?\d+|(-?\d*):(-?\d*))\]")
+_BLOCKS = re.compile(r"blocks\[(-?\d{1,9}|(-?\d{0,9}):(-?\d{0,9}))\]")
 _BACKBONE = "backbone/"
 
 
@@ -24,7 +25,8 @@ def select(match: str, paths: Collection[str], depth_order: DepthOrder | None = 
         depth_order: the backbone's; ``blocks`` needs it.
 
     Raises:
-        PartitionError: an invalid regular expression, blocks that do not exist, or a backbone without a depth order.
+        PartitionError: an invalid or slow regular expression, blocks that do not exist, or a backbone without a depth
+            order.
     """
     if match in ("head", "backbone"):
         return {path for path in paths if path.startswith(f"{match}/")}
@@ -38,10 +40,9 @@ def select(match: str, paths: Collection[str], depth_order: DepthOrder | None = 
     if blocks := _BLOCKS.fullmatch(match):
         return _blocks(blocks, paths, depth_order)
     try:
-        pattern = re.compile(match)
-    except re.error as error:
-        raise PartitionError(f"partitions: {match!r} is not a regular expression: {error}") from None
-    return {path for path in paths if pattern.fullmatch(path)}
+        return matching(match, paths)
+    except ValueError as error:
+        raise PartitionError(f"partitions: {match!r} is {error}") from None
 
 
 def needs_depth(match: str) -> bool:

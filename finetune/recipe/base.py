@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,7 +20,15 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 KeyPath = tuple[str | int, ...]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+def _fits_a_file_name(name: str) -> str:
+    if len(name) > 100:
+        raise ValueError(f"a name has at most 100 characters; this has {len(name):,}")
+    return name
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_fits_a_file_name)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -83,7 +92,7 @@ def mistakes(part: Part, messages: Mapping[str, str]) -> ValidationError:
 
 def split_key(dotted: str) -> KeyPath:
     """``stages.0.name`` as keys and positions."""
-    return tuple(int(key) if key.isdecimal() else key for key in dotted.split("."))
+    return tuple(int(key) if key.isdecimal() and len(key) < 10 else key for key in dotted.split("."))
 
 
 def _follow(node: Any, keys: KeyPath | list[str | int]) -> Any:

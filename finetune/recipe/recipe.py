@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -12,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml.comments import CommentedMap
 
 from finetune import resources
-from finetune.errors import RecipeError, nearest
+from finetune.errors import RecipeError, nearest, shown
 from finetune.recipe.backbone import BackboneConfig, HeadConfig, PretrainedConfig
 from finetune.recipe.base import KeyPath, Name, Part, locate, mistakes, takes_text
 from finetune.recipe.data import DataConfig
@@ -23,6 +24,7 @@ from finetune.recipe.source import RecipeSource
 from finetune.recipe.stages import Metric, Stage, TrainStage
 
 _PATHS: tuple[KeyPath, ...] = (("data", "source"), ("backbone", "source"), ("backbone", "weights"))
+_MISTAKES = 20  # that a message names
 _ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"}  # for the error that names the key
 
 
@@ -181,7 +183,7 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Reci
     try:
         return Recipe.model_validate(source.plain())
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(e, source) for e in error.errors())) from None
+        raise RecipeError("\n".join(_explain(e, source) for e in error.errors()[:_MISTAKES])) from None
 
 
 def _is_name(value: str) -> bool:
@@ -207,21 +209,23 @@ def read_data_config(source: str, overrides: Iterable[str] = ()) -> DataConfig:
     try:
         return DataConfig.model_validate(document.plain()["data"])
     except ValidationError as error:
-        explained = [_explain({**e, "loc": ("data", *e["loc"])}, document) for e in error.errors()]
+        explained = [_explain({**e, "loc": ("data", *e["loc"])}, document) for e in error.errors()[:_MISTAKES]]
         raise RecipeError("\n".join(explained)) from None
 
 
 def find_recipe(path_or_name: str | Path) -> Path:
     path = Path(path_or_name)
-    if path.is_file():
+    if os.path.isfile(path):  # a Path raises where the name is too long
         return path
     names = resources.recipes()
     if str(path_or_name) in names:
         return names[str(path_or_name)]
-    if path.is_dir():
-        raise RecipeError(f"{path}: a folder, not a recipe file")
+    if os.path.isdir(path):
+        raise RecipeError(f"{shown(path)}: a folder, not a recipe file")
+    if os.path.exists(path):
+        raise RecipeError(f"{shown(path)}: not a regular file, such as a pipe or device; give a file")
     raise RecipeError(
-        f"{path_or_name}: no such file, and no bundled recipe of that name"
+        f"{shown(path_or_name)}: no such file, and no bundled recipe of that name"
         f"{nearest(str(path_or_name), names)}; bundled: {', '.join(names)}"
     )
 
@@ -229,7 +233,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
 def _explain(error: Any, source: RecipeSource) -> str:
     """One line for one of pydantic's errors: where, what, received, valid."""
     at, valid = locate(Recipe, error["loc"])
-    dotted = ".".join(map(str, at)) or "recipe"
+    dotted = shown(".".join(map(str, at)) or "recipe")
     where = source.where(at)
     if error["type"] == "extra_forbidden":
         options = sorted(valid)
@@ -238,7 +242,7 @@ def _explain(error: Any, source: RecipeSource) -> str:
     if error["type"] == "union_tag_invalid":
         tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"].replace("'", "").split(", ")
         kind = error["ctx"]["discriminator"].strip("'_()")
-        return f"{where}: {dotted}: unknown {kind} {tag!r}{nearest(tag, tags)}; choose {', '.join(tags)}"
+        return f"{where}: {dotted}: unknown {kind} {shown(tag)!r}{nearest(tag, tags)}; choose {', '.join(tags)}"
     if error["type"] == "union_tag_not_found":
         key = error["ctx"]["discriminator"].strip("'")
         return f"{where}: {dotted}: {key!r} is missing: it says which {at[-1]} the options are of"
@@ -248,5 +252,5 @@ def _explain(error: Any, source: RecipeSource) -> str:
     message = message[0].lower() + message[1:]
     received = error["input"]
     if isinstance(received, str | int | float | bool) or received is None:
-        return f"{where}: {dotted}: {message}; received {received!r}"
+        return f"{where}: {dotted}: {message}; received {shown(repr(received))}"
     return f"{where}: {dotted}: {message}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,10 +12,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from finetune.errors import RecipeError, nearest
+from finetune.errors import RecipeError, nearest, shown
 from finetune.recipe.base import KeyPath, Part, split_key
+from finetune.recipe.yaml_text import Unreadable, parse_yaml
+from finetune.untrusted import RECIPE_BYTES, read_bytes
+
+_OVERRIDE = 2**16  # characters
+_KEYS = 32  # of an override's path
 
 
 @dataclass
@@ -28,17 +33,12 @@ class RecipeSource:
     @classmethod
     def read(cls, path: Path) -> RecipeSource:
         try:
-            document = _parser().load(path.read_text(encoding="utf-8"))
-        except MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            line = f":{mark.line + 1}" if mark else ""
-            raise RecipeError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from None
-        except (YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: not a YAML text: {error}") from None
-        except OSError as error:
-            raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+            document = parse_yaml(read_bytes(path, RECIPE_BYTES, RecipeError))
+        except Unreadable as error:
+            line = f":{error.line}" if error.line else ""
+            raise RecipeError(f"{shown(path)}{line}: {error}") from None
         if not isinstance(document, CommentedMap):
-            raise RecipeError(f"{path}: a recipe is a mapping of keys to values; received {_kind(document)}")
+            raise RecipeError(f"{shown(path)}: a recipe is a mapping of keys to values; received {_kind(document)}")
         return cls(path, document)
 
     def override(self, text: str, takes_text: Callable[[KeyPath], bool] = lambda _: False) -> None:
@@ -47,10 +47,16 @@ class RecipeSource:
         Args:
             takes_text: whether the value at a path is a text: then it is as it was typed, except for quotes around it.
         """
+        if len(text) > _OVERRIDE:
+            raise RecipeError(
+                f"override {text[:40]!r}...: has {len(text):,} characters, where {_OVERRIDE:,} are allowed"
+            )
         match = re.fullmatch(r"(?:~(?P<gone>[^=]+)|(?P<key>[^=]+)=(?P<value>.*))", text, re.DOTALL)
         if match is None:
             raise RecipeError(f"override {text!r}: write key=value, or ~key to delete a key")
         keys = split_key((match["gone"] or match["key"]).strip())
+        if len(keys) > _KEYS:
+            raise RecipeError(f"override {text[:40]!r}...: a path of {len(keys):,} keys; no recipe is so deep")
         parent = self._parent(keys, text)
         if match["gone"]:
             if isinstance(parent, CommentedMap) and keys[-1] not in parent:
@@ -60,8 +66,8 @@ class RecipeSource:
             return
         try:
             parent[keys[-1]] = _value(match["value"], takes_text(keys))
-        except YAMLError:
-            raise RecipeError(f"override {text!r}: {match['value']!r} is not a YAML value") from None
+        except Unreadable as error:
+            raise RecipeError(f"override {text!r}: {match['value']!r} is not a YAML value: {error}") from None
         self.overridden.pop(keys, None)  # so that the latest comes last
         self.overridden[keys] = text
 
@@ -93,7 +99,7 @@ class RecipeSource:
                 node = node[key]
             except (AttributeError, KeyError, IndexError, TypeError):
                 break
-        return f"{self.path}:{line + 1}" if line is not None else str(self.path)
+        return f"{shown(self.path)}:{line + 1}" if line is not None else shown(self.path)
 
     def _in_file(self, at: KeyPath) -> bool:
         node: Any = self.document
@@ -126,7 +132,7 @@ class RecipeSource:
             typed = any(at[: len(written)] == written for written in self.overridden)
             if not isinstance(value, str) or typed or value.startswith("~"):
                 continue
-            if (folder / value).exists() or not is_name(value):
+            if os.path.exists(folder / value) or not is_name(value):  # a Path raises where the name is too long
                 node[at[-1]] = str(folder / value)
 
     def plain(self) -> dict[str, Any]:
@@ -165,15 +171,11 @@ def _value(text: str, is_text: bool) -> Any:
     bare = text.strip()
     if is_text and bare not in ("", "~", "null") and not bare.startswith(("'", '"')) and not _is_list(bare):
         return bare
-    return _parser().load(text)
+    return parse_yaml(text)
 
 
 def _is_list(text: str) -> bool:
     return text.startswith("[") and text.endswith("]")
-
-
-def _parser() -> YAML:
-    return YAML(typ="rt", pure=True)
 
 
 def _plain(node: Any) -> Any:

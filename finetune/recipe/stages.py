@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,6 +18,7 @@ from finetune.recipe.heads import (
     TipAdapterStage,
 )
 from finetune.recipe.optimization import AdamW, Constant, CrossEntropy, Loss, Optimizer, Schedule
+from finetune.recipe.patterns import check_pattern
 
 FROZEN = "frozen"  # the label of all frozen parameters
 
@@ -129,10 +129,7 @@ class Partition(Part):
     @field_validator("match")
     @classmethod
     def _is_a_regular_expression(cls, match: str) -> str:
-        try:
-            re.compile(match)
-        except re.error as error:
-            raise ValueError(f"not a regular expression ({error})") from None
+        check_pattern(match)
         return match
 
     @model_validator(mode="after")

@@ -11,7 +11,8 @@ from typing import Any
 from finetune.checkpoint import RunCheckpoints
 from finetune.data.sources import is_path
 from finetune.data.workers import check_workers
-from finetune.errors import CheckpointError, Interrupted, foreign_errors_translated
+from finetune.errors import CheckpointError, Interrupted
+from finetune.foreign_errors import foreign_errors_translated
 from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import ModuleConfig, Recipe
 from finetune.run.continuation import check_continuation
