@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from finetune.errors import CheckpointError, first_line
-from finetune.files import hash_json, require_space
+from finetune.files import hash_json, replaced, require_space
 from finetune.foreign_errors import advice_for
 from finetune.trees import hash_array
 
@@ -98,8 +98,8 @@ class RunCheckpoints:
             CheckpointError: this step, or the one before, cannot be written, for example because the disk is full.
         """
         self.wait()
-        if not self.directory.is_dir():
-            raise CheckpointError(f"{self.directory}: cannot save: the folder is no longer there")
+        if not self.directory.is_dir():  # Orbax would make it again
+            raise CheckpointError(f"{self.directory}: is gone: it was removed, moved or unmounted during the run")
         require_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves((variables, state))))
         metrics = None if score is None else {"score": score}
         variables, state = _copy_to_host((variables, state))
@@ -219,8 +219,14 @@ def _hash_arrays(tree: Any) -> list[str]:
 
 
 def find_bundle(folder: Path) -> Path | None:
-    """The model bundle that a folder is, or that a run's folder has; None where there is none."""
-    return next((home for home in (folder, folder / "model") if (home / "model.json").is_file()), None)
+    """The model bundle that a folder is, or that a run's folder has; None where there is none.
+
+    Where a kill came while the run's model was replaced, it is the earlier one.
+    """
+    homes = [folder, folder / "model", replaced(folder / "model")]
+    if folder.name == "model" and (folder.parent / "run.json").is_file():
+        homes.append(replaced(folder))
+    return next((home for home in homes if (home / "model.json").is_file()), None)
 
 
 def on_this_device(tree: Any) -> Any:

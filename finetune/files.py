@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import math
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,15 +21,23 @@ from finetune.errors import CheckpointError
 # Left by a process that was killed while it wrote.
 UNFINISHED = ".new"
 REPLACED = ".old"
+_ABANDONED = 3600  # seconds
+_TRIES = 20  # of processes that write one folder at the same time
 
 
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write a file to. It replaces ``path`` at the end, unless an error is raised."""
+    """A path beside ``path`` to write a file to. It replaces ``path`` at the end, unless an error is raised.
+
+    A link of that name is replaced, and not followed. After a power cut there is the old file or the new one.
+    """
     beside = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    beside.unlink(missing_ok=True)
     try:
         yield beside
+        _sync_file(beside)
         beside.replace(path)
+        sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -45,6 +55,20 @@ def open_regular(path: str | Path) -> BinaryIO:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     raise OSError(errno.ESPIPE, f"{'a pipe' if stat.S_ISFIFO(mode) else 'a device'}, not a file", str(path))
+
+
+def sync_folder(folder: Path) -> None:
+    """So that what was renamed in it stays renamed after a power cut."""
+    with suppress(OSError):  # some file systems have no such thing
+        _sync_file(folder)
+
+
+def _sync_file(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,20 +100,86 @@ def _finite(data: Any) -> Any:
 
 @contextmanager
 def folder_written_atomically(folder: Path) -> Iterator[Path]:
-    """An empty folder beside ``folder`` to fill. It replaces ``folder`` at the end, unless an error is raised."""
-    fresh, old = (folder.with_name(folder.name + suffix) for suffix in (UNFINISHED, REPLACED))
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir(parents=True)
+    """An empty folder beside ``folder`` to fill. It replaces ``folder`` at the end, unless an error is raised.
+
+    A kill between two renames leaves the earlier one as ``<folder>.old``: see :func:`restore_replaced`.
+
+    Raises:
+        FileNotFoundError: the folder around it is missing.
+    """
+    _remove_abandoned(folder)
+    fresh, old = folder.with_name(f"{folder.name}.{os.getpid()}{UNFINISHED}"), replaced(folder)
+    _remove(fresh)
+    fresh.mkdir()
     try:
         yield fresh
+        for path in fresh.rglob("*"):
+            sync_folder(path) if path.is_dir() else _sync_file(path)
+        restore_replaced(folder)
+        for _ in range(_TRIES):
+            try:
+                fresh.rename(folder)  # onto nothing
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+            _remove(old)
+            with suppress(FileNotFoundError):  # another process has just done so
+                folder.rename(old)
+        else:
+            raise CheckpointError(f"{folder}: other processes keep writing it; end them, then try again")
     except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
+        _remove(fresh)
         raise
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    sync_folder(folder.parent)
+    _remove(old)
+
+
+def replaced(folder: Path) -> Path:
+    """Where the earlier folder is between two renames."""
+    return folder.with_name(folder.name + REPLACED)
+
+
+def restore_replaced(folder: Path) -> None:
+    """Moves the earlier folder back, where a kill came between two renames."""
+    if not os.path.lexists(folder):
+        with suppress(FileNotFoundError):
+            replaced(folder).rename(folder)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What processes that have died left of the folder, unless something was written there in the last hour."""
+    for path in folder.parent.glob(f"{glob.escape(folder.name)}.*{UNFINISHED}"):
+        pid = path.name[len(folder.name) + 1 : -len(UNFINISHED)]
+        if pid.isdecimal() and not _is_process(int(pid)) and time.time() - _newest(path) > _ABANDONED:
+            _remove(path)
+
+
+def _is_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
+def _newest(path: Path) -> float:
+    """When something was last written there; a process of another host may go on writing."""
+    times = [path.lstat().st_mtime]
+    for inside in path.rglob("*"):
+        with suppress(FileNotFoundError):
+            times.append(inside.lstat().st_mtime)
+    return max(times)
+
+
+def _remove(path: Path) -> None:
+    """A tree, a file or a link itself; what a link names stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def require_space(directory: Path, needed: int) -> None:

@@ -27,6 +27,7 @@ ROOMS = [  # from top to bottom
     "untrusted",
     "tracking",
     "trees",
+    "foreign_errors",
     "errors",
 ]
 PACKAGE = ROOT / "finetune"

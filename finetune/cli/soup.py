@@ -41,6 +41,7 @@ def soup(
             overwrite=overwrite,
             allow_local_code=allow_local_code,
             track=display.track,
+            say=display.say,
         )
     made = result.summary["soup"]
     print_results(result.summary["results"])

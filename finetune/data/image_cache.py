@@ -67,6 +67,7 @@ def cached(split: Split, size: int, folder: Path, fingerprint: str) -> Split:
 
 def _write(split: Split, size: int, target: Path) -> None:
     require_space(target, len(split) * size * size * 4)  # 3 channels at an aspect ratio of 4:3
+    target.parent.mkdir(parents=True, exist_ok=True)
     rows, start = [], 0
     with folder_written_atomically(target) as folder:
         with (folder / "pixels").open("wb") as file:

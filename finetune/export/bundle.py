@@ -8,6 +8,7 @@ novelty.safetensors    what tells unknown images by their features, where it doe
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ import orbax.checkpoint as ocp
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from finetune.checkpoint import on_this_device
-from finetune.errors import CheckpointError, first_line
+from finetune.checkpoint import find_bundle, on_this_device
+from finetune.errors import CheckpointError, first_line, listed
 from finetune.export.confidence import Confidence
 from finetune.files import folder_written_atomically, hash_json, require_space, write_json
 from finetune.foreign_errors import advice_for
@@ -98,6 +99,8 @@ def _write(directory: Path, model: Mapping[str, Any], variables: Any, confidence
     arrays = {} if confidence is None else dict(confidence.novelty.arrays)
     described["novelty_sha256"] = hash_tree(arrays)
     directory = directory.absolute()
+    _check_replaceable(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
     require_space(directory, sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     with folder_written_atomically(directory) as folder:
         try:
@@ -114,6 +117,19 @@ def _write(directory: Path, model: Mapping[str, Any], variables: Any, confidence
     return weights
 
 
+def _check_replaceable(directory: Path) -> None:
+    """Raises:
+    CheckpointError: there is something that is no bundle, and would be lost.
+    """
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        raise CheckpointError(f"{directory}: a file or a link has the name of the bundle's folder; move it")
+    own = {"weights", _NOVELTY, "model.json"}
+    if foreign := [name for name in sorted(os.listdir(directory)) if name not in own] if directory.exists() else []:
+        raise CheckpointError(
+            f"{directory}: cannot be replaced by a bundle: has files that are no bundle's: {listed(foreign)}; move them"
+        )
+
+
 def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
     """Reads a bundle onto this process's default device, whatever machine wrote it.
 
@@ -124,6 +140,8 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
         CheckpointError: not a bundle, or one whose parts are missing, damaged or do not fit each other.
         ModelError: it names a module that is not allowed, or is not there.
     """
+    if directory.name == "model":
+        directory = find_bundle(directory) or directory
     file = directory / "model.json"
     try:
         model = json.loads(file.read_text(encoding="utf-8"))

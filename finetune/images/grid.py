@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from finetune.files import written_atomically
 from finetune.images.fonts import font_for
 
 _CELL, _CAPTION = 128, 14  # heights in pixels; cells are square
@@ -34,4 +35,5 @@ def save_image_grid(path: Path, images: Sequence[np.ndarray] | np.ndarray, capti
         grid.paste(image.resize(size, resampling), (left + 2, top + 2))
         draw.text((left + 2, top + _CELL - 1), caption[:20], fill="black", font=font_for(caption[:20]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    grid.save(path)
+    with written_atomically(path) as beside:
+        grid.save(beside, format=Image.registered_extensions()[path.suffix])

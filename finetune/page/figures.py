@@ -12,6 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from finetune.files import written_atomically
+
 # Of middling lightness, so that they are seen on white and on black, and told apart by those who see few colours.
 COLORS = ("#2f81d6", "#e07b1f", "#1f9e77", "#c2549d", "#b0920b", "#d1495b", "#17a2b8", "#8b6fd6")
 _GRID = "#80808055"
@@ -135,7 +137,8 @@ def save_charts(path: Path, charts: Sequence[Chart]) -> None:
     with _styled({}):
         figure = _drawn(charts)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        with written_atomically(path) as beside:
+            figure.savefig(beside, format=path.suffix[1:], dpi=120)
 
 
 def _drawn(charts: Sequence[Chart]) -> Any:

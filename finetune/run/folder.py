@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from finetune.errors import CheckpointError, first_line, listed
-from finetune.files import REPLACED, UNFINISHED, json_text, write_json, write_text, written_atomically
+from finetune.files import hash_json, json_text, write_json, write_text, written_atomically
 from finetune.recipe import Recipe, load_recipe
 from finetune.recipe.source import dump_recipe
+from finetune.run import contents
+from finetune.run.lock import FolderLock
+from finetune.run.placement import create, mend, replace, why_fixed
 from finetune.trees import Variables, flatten, unflatten
 
-_RECIPE, _RUN, _SUMMARY, _METRICS = "recipe.yaml", "run.json", "summary.json", "metrics.jsonl"
-_STATE, _MODEL, _FIGURES, _SKIPPED = "state", "model", "figures", "skipped_images.txt"
-_PREDICTIONS, _START, _REPORT = "predictions.parquet", "start.safetensors", "report.html"
 FINISHED = "finished"  # status of a run in its summary
-_WRITTEN = (_RECIPE, _RUN, _SUMMARY, _METRICS, _STATE, _MODEL, _FIGURES, _SKIPPED, _PREDICTIONS, _START, _REPORT)
+_FORMAT = 1  # of a run's folder
+_MARKER = "finetune_run"  # in run.json, with the format: what makes a folder a run's
+_EARLIER_MARKER = "backbone_sha256"
+_DIGEST = "sha256"  # in run.json, of all else that it says
+_ALLOWED = {".lock", contents.STARTING}  # in a folder that counts as empty
 
 
 class RunFolder:
@@ -43,81 +49,159 @@ class RunFolder:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self.state = self.directory / _STATE
-        self.model = self.directory / _MODEL
-        self.figures = self.directory / _FIGURES
-        self.predictions = self.directory / _PREDICTIONS
-        self.report = self.directory / _REPORT
-        self._metrics = self.directory / _METRICS
-        self._start = self.directory / _START
+        self.state = self.directory / contents.STATE
+        self.model = self.directory / contents.MODEL
+        self.figures = self.directory / contents.FIGURES
+        self.predictions = self.directory / contents.PREDICTIONS
+        self.report = self.directory / contents.REPORT
+        self._metrics = self.directory / contents.METRICS
+        self._start = self.directory / contents.START
+        self._run = self.directory / contents.RUN
+        self._lock: FolderLock | None = None
+        self._identity: tuple[int, int] | None = None
+
+    @contextmanager
+    def reserve(
+        self, doing: str, *, resume: bool = False, overwrite: bool = False, say: Callable[[str], None] = lambda _: None
+    ) -> Iterator[None]:
+        """While entered, the folder is this process's alone. What a killed process left there is put in order first.
+
+        Args:
+            doing: what other processes are told, in a word.
+            say: told what was put in order.
+
+        Raises:
+            CheckpointError: it cannot be used, another process uses it, or at the end it is no longer there.
+        """
+        self._check_place()
+        with FolderLock(self.directory, doing, say) as self._lock:
+            mend(self.directory, say)
+            self.check_free(resume=resume, overwrite=overwrite)
+            if resume and self.holds_run():
+                contents.remove_unfinished(self.directory)
+                self._identity = _identify(self.directory)
+            try:
+                yield
+            except Exception:
+                self.check_ours()  # says more than what came of it
+                raise
+            self.check_ours()
+
+    def check_ours(self) -> None:
+        """While a run goes on.
+
+        Raises:
+            CheckpointError: the folder is gone, or another process has taken it over.
+        """
+        if self._identity is not None and _identify(self.directory) != self._identity:
+            raise CheckpointError(
+                f"{self.directory}: is gone: it was removed, moved or unmounted during the run, which ends here; "
+                "if it was moved, bring it back, then continue with --resume"
+            )
+        if self._lock is not None:
+            self._lock.check()
 
     def check_free(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Before anything is loaded.
+        """Before anything is loaded or written.
 
         Raises:
             CheckpointError: a run cannot be written here: there is a run already, or something else.
         """
-        for path in (self.directory, *self.directory.parents):
-            if path.exists() and not path.is_dir():
-                raise CheckpointError(f"{path}: the output is a folder, and a file has that name")
-        existing = next(path for path in (self.directory, *self.directory.absolute().parents) if path.exists())
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise CheckpointError(f"{existing}: cannot be written to; choose another folder with --output")
+        self._check_place()
         if self.holds_run():
             if not (resume or overwrite):
                 raise CheckpointError(
                     f"{self.directory}: already holds a run; continue it with --resume, replace it with --overwrite, "
                     "or choose another folder with --output"
                 )
-            if overwrite and (foreign := self._foreign()):
+            if links := contents.list_links(self.directory):
                 raise CheckpointError(
-                    f"{self.directory}: has files that no run wrote: {listed(foreign)}; move them, then --overwrite"
+                    f"{self.directory}: has links where a run writes: {listed(links)}; replace them by what they name"
                 )
-        elif self.directory.is_dir() and any(self.directory.iterdir()):
+            if overwrite:
+                self._check_replaceable()
+        elif self.directory.is_dir() and any(path.name not in _ALLOWED for path in self.directory.iterdir()):
             asked = (
                 "--overwrite replaces runs alone, and this is none" if overwrite else "is not empty, and holds no run"
             )
             raise CheckpointError(f"{self.directory}: {asked}; choose another folder with --output")
 
-    def start(self, recipe: Recipe, about: Mapping[str, Any]) -> None:
-        """Makes the folder for a new run.
+    def _check_place(self) -> None:
+        """Raises:
+        CheckpointError: a folder cannot be here, or cannot be written to.
+        """
+        if self.directory.is_symlink():
+            raise CheckpointError(f"{self.directory}: a link, and runs do not write through links; give what it names")
+        for path in (self.directory, *self.directory.parents):
+            if path.exists() and not path.is_dir():
+                raise CheckpointError(f"{path}: the output is a folder, and a file has that name")
+        existing = next(path for path in (self.directory, *self.directory.absolute().parents) if path.exists())
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise CheckpointError(f"{existing}: cannot be written to; choose another folder with --output")
+
+    def _check_replaceable(self) -> None:
+        """Raises:
+        CheckpointError: the run cannot be moved aside, or not removed without files that are no run's.
+        """
+        if foreign := contents.list_foreign(self.directory):
+            raise CheckpointError(
+                f"{self.directory}: has files that no run wrote: {listed(foreign)}; move them, then --overwrite"
+            )
+        if reason := why_fixed(self.directory):
+            raise CheckpointError(
+                f"{self.directory}: {reason}: it cannot be moved aside to --overwrite it; remove the run by hand, or "
+                "choose another folder with --output"
+            )
+
+    def start(
+        self,
+        recipe: Recipe,
+        about: Mapping[str, Any],
+        skipped: Sequence[str] = (),
+        *,
+        overwrite: bool = False,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Makes the folder for a new run. A kill at any moment leaves nothing, the earlier run or the new one.
+
+        Args:
+            about: for run.json.
+            skipped: lines about images that are left out.
+            overwrite: in the place of an earlier run.
 
         Raises:
             CheckpointError: it already holds a run, or something else.
         """
-        self.check_free()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.write_recipe(recipe)
-        write_json(self.directory / _RUN, about)
+        self.check_free(overwrite=overwrite)
+        files = {contents.RECIPE: dump_recipe(recipe)}
+        if skipped:
+            files[contents.SKIPPED] = "".join(f"{line}\n" for line in skipped)
+        files[contents.RUN] = _describe_run(about)
+        if self.holds_run():
+            replace(self.directory, files, say)
+        else:
+            create(self.directory, files)
+        self._identity = _identify(self.directory)
 
     def holds_run(self) -> bool:
-        """Whether there is a run here, and not just a file of that name."""
-        file = self.directory / _RUN
-        try:
-            return "backbone_sha256" in json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        """Whether there is a run here, and not just a file of that name.
+
+        Raises:
+            CheckpointError: there is such a file, and it is too damaged to tell.
+        """
+        if not self._run.is_file():
             return False
-        except (ValueError, TypeError):  # a run's, but damaged
-            return (self.directory / _RECIPE).is_file()
-
-    def _foreign(self) -> list[str]:
-        """Names of what is here and no run wrote."""
-        return [path.name for path in sorted(self.directory.iterdir()) if path not in self._written()]
-
-    def _written(self) -> set[Path]:
-        """What a run wrote, or left unfinished."""
-        paths = set()
-        for name in _WRITTEN:
-            paths |= {self.directory / name, self.directory / f"{name}{REPLACED}"}
-            paths |= set(self.directory.glob(f"{name}*{UNFINISHED}"))
-        return paths
-
-    def clear(self) -> None:
-        """Removes what a run wrote, and nothing else."""
-        if not self.holds_run():
-            return
-        for path in self._written():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        text = self._run.read_bytes()
+        try:
+            about = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            if any(marker.encode() in text for marker in (_MARKER, _EARLIER_MARKER)):
+                return True  # a run's, but damaged
+            raise CheckpointError(
+                f"{self._run}: not JSON: {first_line(error)}; if it was a run's, restore it from a copy; otherwise "
+                "choose another folder with --output"
+            ) from None
+        return isinstance(about, dict) and (_MARKER in about or _EARLIER_MARKER in about)
 
     def recipe(self) -> Recipe:
         """The recipe that the run was started with.
@@ -125,18 +209,16 @@ class RunFolder:
         Raises:
             CheckpointError: there is none: this is not a run's folder.
         """
-        file = self.directory / _RECIPE
+        file = self.directory / contents.RECIPE
         if not file.is_file():
-            raise CheckpointError(f"{self.directory}: has no {_RECIPE}; give the folder of a run")
+            raise CheckpointError(f"{self.directory}: has no {contents.RECIPE}; give the folder of a run")
         return load_recipe(file)
-
-    def list_skipped(self, lines: Sequence[str]) -> None:
-        write_text(self.directory / _SKIPPED, "".join(f"{line}\n" for line in lines))
 
     def save_start(self, head: Variables) -> None:
         """Keeps the head before fine-tuning; the backbone before it is the pretrained one."""
         from safetensors.numpy import save_file
 
+        self.check_ours()
         arrays = {path: np.asarray(leaf, order="C") for path, leaf in flatten(head).items()}
         with written_atomically(self._start) as file:
             save_file(arrays, file)
@@ -156,11 +238,30 @@ class RunFolder:
             raise CheckpointError(f"{self._start}: cannot be read: {first_line(error)}") from None
 
     def figure(self, name: str) -> Path:
+        self.check_ours()
         return self.figures / f"{name}.png"
 
     def log(self, record: Mapping[str, Any]) -> None:
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json_text(record) + "\n")
+        self.check_ours()
+        with self._appended() as file:
+            file.write((json_text(record) + "\n").encode())
+
+    def _appended(self) -> BinaryIO:
+        """The log, to write at its end: never through a link, nor into a copy that shares its bytes (``cp -al``)."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(self._metrics, flags, 0o666)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise CheckpointError(f"{self._metrics}: a link, and runs do not write through links; remove it") from None
+        file = os.fdopen(descriptor, "ab")
+        if os.fstat(descriptor).st_nlink < 2:
+            return file
+        file.close()
+        with written_atomically(self._metrics) as beside:
+            shutil.copyfile(self._metrics, beside)
+        return self._metrics.open("ab")
 
     def records(self) -> list[dict[str, Any]]:
         """Everything that was logged.
@@ -175,6 +276,7 @@ class RunFolder:
 
     def cut_log(self, lines: int) -> None:
         """Forgets what was logged after the state that a resumed run starts from."""
+        self.check_ours()
         if self._metrics.is_file():
             kept = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
             write_text(self._metrics, "".join(kept))
@@ -183,47 +285,87 @@ class RunFolder:
         return len(self._metrics.read_text(encoding="utf-8").splitlines()) if self._metrics.is_file() else 0
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_json(self.directory / _SUMMARY, summary)
+        self.check_ours()
+        write_json(self.directory / contents.SUMMARY, summary)
 
     def summary(self) -> dict[str, Any] | None:
         """Of a finished run; None while it is not."""
-        summary = self._read(_SUMMARY) if (self.directory / _SUMMARY).is_file() else None
+        summary = self._read(contents.SUMMARY) if (self.directory / contents.SUMMARY).is_file() else None
         return summary if summary is not None and summary.get("status") == FINISHED else None
 
     def forget_summary(self) -> None:
         """The run is no longer finished."""
-        (self.directory / _SUMMARY).unlink(missing_ok=True)
+        (self.directory / contents.SUMMARY).unlink(missing_ok=True)
 
     def write_recipe(self, recipe: Recipe) -> None:
-        write_text(self.directory / _RECIPE, dump_recipe(recipe))
+        write_text(self.directory / contents.RECIPE, dump_recipe(recipe))
 
     def add_to_history(self, record: Mapping[str, Any]) -> None:
         """Adds to ``run.json`` when and with what the run went on."""
         about = self.about()
-        write_json(self.directory / _RUN, {**about, "history": [*about.get("history", ()), record]})
+        write_text(self._run, _describe_run({**about, "history": [*about.get("history", ()), record]}))
 
     def weights_sha256(self) -> str | None:
         """Of the saved model; None where there is none."""
-        return self._read(f"{_MODEL}/model.json").get("weights_sha256") if self.model.is_dir() else None
+        return self._read(f"{contents.MODEL}/model.json").get("weights_sha256") if self.model.is_dir() else None
 
     def about(self) -> dict[str, Any]:
-        """With what the run was made, as :func:`about_run` said at its start."""
-        return self._read(_RUN)
+        """With what the run was made, as :func:`about_run` said at its start.
+
+        Raises:
+            CheckpointError: run.json is missing, damaged or of a newer version.
+        """
+        about = self._read(contents.RUN)
+        if about.pop(_MARKER, _FORMAT) != _FORMAT:
+            raise CheckpointError(f"{self._run}: written by another version, which this one cannot read; use that one")
+        if _DIGEST in about and about.pop(_DIGEST) != hash_json({_MARKER: _FORMAT, **about}):
+            raise CheckpointError(
+                f"{self._run}: damaged: it is not what the run wrote; restore it from a copy, or start anew with "
+                "--overwrite"
+            )
+        return about
+
+    @property
+    def bundle(self) -> Path:
+        """The saved model, also where a kill has left it beside its place."""
+        from finetune.checkpoint import find_bundle
+
+        return find_bundle(self.model) or self.model
 
     def class_names(self) -> tuple[str, ...]:
         """Those of the saved model."""
-        return tuple(self._read(f"{_MODEL}/model.json")["class_names"])
+        file = self.bundle / "model.json"
+        return tuple(self._read(str(file.relative_to(self.directory)))["class_names"])
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
             return dict(json.loads((self.directory / name).read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+        except FileNotFoundError:
+            raise CheckpointError(f"{self.directory / name}: is missing; give the folder of a run") from None
+        except (ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{self.directory / name}: damaged: {error}; start anew with --overwrite") from None
+
+
+def _describe_run(about: Mapping[str, Any]) -> str:
+    """The text of run.json."""
+    described = {_MARKER: _FORMAT, **{key: value for key, value in about.items() if key not in (_MARKER, _DIGEST)}}
+    return json_text({**described, _DIGEST: hash_json(described)}, indent=1) + "\n"
 
 
 def is_run_or_bundle(directory: Path) -> bool:
     """Whether a folder holds a run, finished or not, or is a model bundle."""
-    return any((directory / name).is_file() for name in (_RUN, "model.json", f"{_MODEL}/model.json"))
+    from finetune.checkpoint import find_bundle
+
+    return (directory / contents.RUN).is_file() or find_bundle(directory) is not None
+
+
+def _identify(directory: Path) -> tuple[int, int] | None:
+    """Device and number of a folder, which tell it from another of its name; None where there is none."""
+    try:
+        status = directory.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def about_run(recipe: Recipe, backbone_sha256: str, data_sha256: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from finetune.run.page import write_report
 from finetune.run.progress import Progress
 from finetune.run.resume import RunProgress
 from finetune.run.session import RunSession
-from finetune.run.setup import RunSetup, prepare_run
+from finetune.run.setup import prepare_run
 from finetune.run.stages import measure_first_head, run_stage
 from finetune.signals import StopSignal
 
@@ -81,10 +81,14 @@ def run(
     recipe = _with_absolute_paths(recipe)
     folder = RunFolder(Path("checkpoints") / recipe.name if output is None else output)
     resume = resume or extend
-    folder.check_free(resume=resume, overwrite=overwrite)
     if recipe.data.num_workers:
         check_workers(recipe.data.num_workers)
-    with _stopping(folder) as signal, Progress(quiet, signal.check) as display:
+    doing = "--resume" if resume else "--overwrite" if overwrite else "run"
+    with (
+        _stopping(folder) as signal,
+        Progress(quiet, signal.check) as display,
+        folder.reserve(doing, resume=resume, overwrite=overwrite, say=display.say),
+    ):
         progress = RunProgress()
         with progress.timed("load"):
             setup = prepare_run(recipe, data=data, allow_local_code=allow_local_code, track=display.track)
@@ -93,7 +97,8 @@ def run(
             display.say(line)
         continuation = None
         if not (resume and folder.holds_run()):
-            _start(folder, setup, overwrite)
+            about = about_run(setup.recipe, setup.backbone_sha256, setup.splits.sha256)
+            folder.start(setup.recipe, about, setup.splits.skipped, overwrite=overwrite, say=display.say)
         else:
             continuation = check_continuation(folder, setup, extend)
             for line in continuation.lines:
@@ -139,15 +144,6 @@ def _stopping(folder: RunFolder) -> Iterator[StopSignal]:
             yield signal
         except Interrupted as error:
             raise Interrupted(f"{folder.directory}: {error}; {saved()}", error.signal) from None
-
-
-def _start(folder: RunFolder, setup: RunSetup, overwrite: bool) -> None:
-    """Makes the folder, now that recipe, data and weights are known to be good."""
-    if overwrite:
-        folder.clear()
-    folder.start(setup.recipe, about_run(setup.recipe, setup.backbone_sha256, setup.splits.sha256))
-    if setup.splits.skipped:
-        folder.list_skipped(setup.splits.skipped)
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:

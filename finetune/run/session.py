@@ -260,6 +260,7 @@ class RunSession:
                 f"{ours:.4f} against {theirs:.4f}): the model of {kept.stage} is kept"
             )
             return
+        self.folder.check_ours()
         with self.display.busy("saving the model"):
             weights = save_bundle(
                 self.folder.model,

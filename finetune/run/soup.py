@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -52,6 +52,7 @@ def make_soup(
     overwrite: bool = False,
     allow_local_code: bool = False,
     track: Track | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> RunResult:
     """Averages the models of finished runs, as long as that helps on validation images.
 
@@ -69,6 +70,7 @@ def make_soup(
         overwrite: remove an earlier run in the output folder first.
         allow_local_code: as in :func:`restore`.
         track: shows how far it is; by default nothing does.
+        say: told what an earlier process has left in the output folder, and was put in order.
 
     Returns:
         The output folder and its summary: ``results`` of each run's model and of the soup, on the test images of the
@@ -82,9 +84,23 @@ def make_soup(
     """
     track = track or untracked
     folder = RunFolder(output)
-    folder.check_free(overwrite=overwrite)
     if any(Path(directory).resolve() == folder.directory.resolve() for directory in directories):
         raise CheckpointError(f"{output}: one of the runs; the soup needs a folder of its own")
+    with folder.reserve("soup", overwrite=overwrite, say=say):
+        summary = _cook(directories, folder, data, batch_norm, overwrite, allow_local_code, track)
+    return RunResult(folder.directory, summary, allow_local_code)
+
+
+def _cook(
+    directories: Sequence[str | Path],
+    folder: RunFolder,
+    data: str | DataConfig | None,
+    batch_norm: str,
+    overwrite: bool,
+    allow_local_code: bool,
+    track: Track,
+) -> dict[str, Any]:
+    """Chooses the runs, and writes the folder."""
     runs = _open(directories, track)
     pot = _Pot(runs, data, batch_norm, allow_local_code, track)
     order = sorted(runs, key=lambda run: -pot.scores[run.name])
@@ -95,12 +111,11 @@ def make_soup(
         score = pot.measure(pot.served(candidate), f"with {run.name}").score(pot.metric)
         if score >= best:
             members, soup, best = [*members, run.name], candidate, score
-    if overwrite:
-        folder.clear()
-    folder.start(runs[0].recipe, {**runs[0].folder.about(), "soup_of": [str(run.folder.directory) for run in runs]})
+    about = {**runs[0].folder.about(), "soup_of": [str(run.folder.directory) for run in runs]}
+    folder.start(runs[0].recipe, about, overwrite=overwrite)
     if len(members) > 1:
         soup = pot.served(soup)
-    return RunResult(folder.directory, _finish(folder, pot, members, soup, best), allow_local_code)
+    return _finish(folder, pot, members, soup, best)
 
 
 def _open(directories: Sequence[str | Path], track: Track) -> list[_Run]:
@@ -138,7 +153,7 @@ class _Pot:
         track: Track,
     ) -> None:
         self.runs, self._batch_norm, self._local, self._track = runs, batch_norm, allow_local_code, track
-        first = load_bundle(runs[0].folder.model, allow_local_code=allow_local_code)
+        first = load_bundle(runs[0].folder.bundle, allow_local_code=allow_local_code)
         self.first: Bundle = replace(first, variables={})  # as much as all runs share
         self.validation, self.test = _images(runs, self.first, data, track)
         recipe = runs[0].recipe
@@ -167,7 +182,7 @@ class _Pot:
         Raises:
             CheckpointError: they are of another network or of other classes than the first run's.
         """
-        bundle = load_bundle(run.folder.model, allow_local_code=self._local)
+        bundle = load_bundle(run.folder.bundle, allow_local_code=self._local)
         for what in ("classifier", "class_names", "image_spec", "multi_label"):
             if getattr(bundle, what) != getattr(self.first, what):
                 raise CheckpointError(
@@ -254,7 +269,8 @@ def _finish(folder: RunFolder, pot: _Pot, members: Sequence[str], soup: Variable
     assert on_validation.logits is not None
     confidence = fit_confidence(on_validation.logits, pot.validation.labels, pot.runs[0].recipe.evaluate.calibration)
     source = next(run for run in pot.runs if run.name == best)
-    weights = save_bundle_like(folder.model, source.folder.model, soup, confidence)
+    folder.check_ours()
+    weights = save_bundle_like(folder.model, source.folder.bundle, soup, confidence)
     summary = {
         "name": folder.directory.absolute().name,
         "status": FINISHED,
