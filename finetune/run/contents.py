@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from finetune.errors import RecipeError
@@ -55,66 +56,88 @@ class Entry:
     kind: str
 
 
-def list_foreign(directory: Path) -> list[str]:
-    """What no run wrote; of a folder that is foreign, the folder alone."""
-    stages = _stages(directory)
-    return [entry.name for entry in _walk(directory, stages) if not _is_written(entry, stages)]
+class Contents:
+    """What there is in a folder that a run may have written. Nothing is followed that is a link."""
 
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
 
-def list_links(directory: Path) -> list[str]:
-    """Links where a run writes: its own names, and anything inside its own folders."""
-    stages = _stages(directory)
-    links = [entry.name for entry in _walk(directory, stages) if entry.kind == "link"]
-    return [name for name in links if "/" in name or _has_own_name(name, stages)]
+    def foreign(self) -> list[str]:
+        """What no run wrote; of a folder that is foreign, the folder alone."""
+        return [entry.name for entry in self._walk() if not self._is_written(entry)]
 
+    def links(self) -> list[str]:
+        """Links where a run writes: its own names, and anything inside its own folders."""
+        links = [entry.name for entry in self._walk() if entry.kind == "link"]
+        return [name for name in links if "/" in name or _FILE.fullmatch(name) or _FOLDER.fullmatch(name)]
 
-def remove_written(directory: Path) -> list[str]:
-    """Removes what a run wrote, and the folder if nothing else is in it.
+    def remove_written(self) -> list[str]:
+        """Removes what a run wrote, and the folder if nothing else is in it.
 
-    First goes what makes it a run, so that half of one is none; last the recipe, which names its pictures.
+        First goes what makes it a run, so that half of one is none; last the recipe, which names its pictures.
 
-    Returns:
-        What is left, as no run wrote it.
-    """
-    if directory.is_symlink() or not directory.is_dir():
-        return []
-    stages = _stages(directory)
-    written = [entry for entry in _walk(directory, stages) if _is_written(entry, stages)]
-    order = {RUN: 0, RECIPE: 2}
-    for entry in sorted(written, key=lambda entry: (order.get(entry.name, 1), -entry.name.count("/"))):
-        _remove(directory / entry.name, entry.kind)
-    foreign = list_foreign(directory)
-    if not foreign:
-        _remove(directory, "folder")
-    return foreign
+        Returns:
+            What is left, as no run wrote it.
+        """
+        if self._directory.is_symlink() or not self._directory.is_dir():
+            return []
+        order = {RUN: 0, RECIPE: 2}
+        for entry in sorted(self._written(), key=lambda entry: order.get(entry.name, 1)):
+            self._remove(entry)
+        with suppress(OSError):  # something else is in it
+            self._directory.rmdir()
+            return []
+        return self.foreign()
 
+    def remove_unfinished(self) -> None:
+        """Removes what a killed process was writing or had replaced; nobody else writes now."""
+        for entry in self._written():
+            if any(_LEFT_OVER.fullmatch(part) for part in entry.name.split("/")):
+                self._remove(entry)
 
-def remove_unfinished(directory: Path) -> None:
-    """Removes what a killed process was writing or had replaced; nobody else writes now."""
-    stages = _stages(directory)
-    written = [entry for entry in _walk(directory, stages) if _is_written(entry, stages)]
-    for entry in reversed(written):
-        if any(_LEFT_OVER.fullmatch(part) for part in entry.name.split("/")):
-            _remove(directory / entry.name, entry.kind)
+    def _written(self) -> list[Entry]:
+        """What a run wrote, a folder behind what is in it."""
+        return [entry for entry in self._walk() if self._is_written(entry)][::-1]
 
+    def _remove(self, entry: Entry) -> None:
+        path = self._directory / entry.name
+        if entry.kind == "folder":
+            with suppress(OSError):  # something that no run wrote is in it: it stays
+                path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
 
-def _remove(path: Path, kind: str) -> None:
-    if kind == "folder":
-        with suppress(OSError):  # something has come into it: it stays
-            path.rmdir()
-    else:
-        path.unlink(missing_ok=True)
+    def _walk(self, inside: str = "") -> Iterator[Entry]:
+        """All entries, a folder before what is in it; foreign folders are not entered."""
+        with os.scandir(self._directory / inside) as entries:
+            listed = sorted((entry.name, _kind(entry)) for entry in entries)
+        for name, kind in listed:
+            entry = Entry(inside + name, kind)
+            yield entry
+            if kind == "folder" and self._is_written(entry):
+                yield from self._walk(f"{entry.name}/")
 
+    def _is_written(self, entry: Entry) -> bool:
+        if entry.kind == "folder":
+            return _FOLDER.fullmatch(entry.name) is not None
+        if entry.kind != "file":
+            return False
+        if picture := _PICTURE.fullmatch(entry.name):
+            return picture["name"] in _CHARTS or picture["name"] in self._batches
+        return any(kind.fullmatch(entry.name) for kind in (_FILE, _STARTING_FILE, _BUNDLE_FILE, _STATE_FILE))
 
-def _walk(directory: Path, stages: set[str], inside: str = "") -> Iterator[Entry]:
-    """All entries, a folder before what is in it; links are not followed, and foreign folders not entered."""
-    with os.scandir(directory) as entries:
-        found = sorted((entry.name, _kind(entry)) for entry in entries)
-    for name, kind in found:
-        entry = Entry(inside + name, kind)
-        yield entry
-        if kind == "folder" and _is_written(entry, stages):
-            yield from _walk(directory / name, stages, f"{entry.name}/")
+    @cached_property
+    def _batches(self) -> set[str]:
+        """Names of the pictures of each stage's first batch."""
+        file = self._directory / RECIPE
+        if file.is_symlink() or not file.is_file():
+            return set()
+        try:
+            stages = RecipeSource.read(file).document.get("stages")
+        except RecipeError:
+            return set()
+        named = [stage for stage in stages or () if isinstance(stage, dict)] if isinstance(stages, list) else []
+        return {f"{stage.get('name')}_batch" for stage in named}
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
@@ -123,30 +146,3 @@ def _kind(entry: os.DirEntry[str]) -> str:
     if entry.is_dir(follow_symlinks=False):
         return "folder"
     return "file" if entry.is_file(follow_symlinks=False) else "other"
-
-
-def _is_written(entry: Entry, stages: set[str]) -> bool:
-    if entry.kind == "folder":
-        return _FOLDER.fullmatch(entry.name) is not None
-    if entry.kind != "file":
-        return False
-    if picture := _PICTURE.fullmatch(entry.name):
-        return picture["name"] in _CHARTS | {f"{stage}_batch" for stage in stages}
-    return any(kind.fullmatch(entry.name) for kind in (_FILE, _STARTING_FILE, _BUNDLE_FILE, _STATE_FILE))
-
-
-def _has_own_name(name: str, stages: set[str]) -> bool:
-    return any(_is_written(Entry(name, kind), stages) for kind in ("file", "folder"))
-
-
-def _stages(directory: Path) -> set[str]:
-    """Names of the run's stages, which its pictures have."""
-    file = directory / RECIPE
-    if file.is_symlink() or not file.is_file():
-        return set()
-    try:
-        stages = RecipeSource.read(file).document.get("stages")
-    except RecipeError:
-        return set()
-    listed = stages if isinstance(stages, list) else []
-    return {str(stage["name"]) for stage in listed if isinstance(stage, dict) and "name" in stage}

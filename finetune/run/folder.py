@@ -23,6 +23,7 @@ from finetune.files import hash_json, json_text, write_json, write_text, written
 from finetune.recipe import Recipe, load_recipe
 from finetune.recipe.source import dump_recipe
 from finetune.run import contents
+from finetune.run.contents import Contents
 from finetune.run.lock import FolderLock
 from finetune.run.placement import create, mend, replace, why_fixed
 from finetune.trees import Variables, flatten, unflatten
@@ -78,7 +79,7 @@ class RunFolder:
             mend(self.directory, say)
             self.check_free(resume=resume, overwrite=overwrite)
             if resume and self.holds_run():
-                contents.remove_unfinished(self.directory)
+                Contents(self.directory).remove_unfinished()
                 self._identity = _identify(self.directory)
             try:
                 yield
@@ -114,7 +115,7 @@ class RunFolder:
                     f"{self.directory}: already holds a run; continue it with --resume, replace it with --overwrite, "
                     "or choose another folder with --output"
                 )
-            if links := contents.list_links(self.directory):
+            if links := Contents(self.directory).links():
                 raise CheckpointError(
                     f"{self.directory}: has links where a run writes: {listed(links)}; replace them by what they name"
                 )
@@ -143,7 +144,7 @@ class RunFolder:
         """Raises:
         CheckpointError: the run cannot be moved aside, or not removed without files that are no run's.
         """
-        if foreign := contents.list_foreign(self.directory):
+        if foreign := Contents(self.directory).foreign():
             raise CheckpointError(
                 f"{self.directory}: has files that no run wrote: {listed(foreign)}; move them, then --overwrite"
             )

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from finetune.errors import CheckpointError, listed
 from finetune.files import restore_replaced, sync_folder, write_text
-from finetune.run.contents import MODEL, RECIPE, RUN, SKIPPED, STARTING, remove_written
+from finetune.run.contents import MODEL, RECIPE, RUN, SKIPPED, STARTING, Contents
 from finetune.run.lock import is_fixed, locate
 
 
@@ -37,7 +38,8 @@ def create(directory: Path, files: Mapping[str, str]) -> None:
     except BaseException:
         _remove_half_start(directory)
         if made:
-            directory.rmdir()
+            with suppress(OSError):  # the start had come to its end: the run is whole
+                directory.rmdir()
         raise
     sync_folder(directory.parent)
 
@@ -56,17 +58,17 @@ def replace(directory: Path, files: Mapping[str, str], say: Callable[[str], None
         fresh.mkdir(mode=stat.S_IMODE(place.stat().st_mode))
         _write(fresh, files)
     except BaseException:
-        remove_written(fresh)
+        Contents(fresh).remove_written()
         raise
     place.rename(old)
     try:
         fresh.rename(place)
     except BaseException:
         old.rename(place)
-        remove_written(fresh)
+        Contents(fresh).remove_written()
         raise
     sync_folder(place.parent)
-    if left := remove_written(old):
+    if left := Contents(old).remove_written():
         say(f"{old}: of the earlier run, files that no run wrote are left here: {listed(left)}")
 
 
@@ -74,13 +76,13 @@ def mend(directory: Path, say: Callable[[str], None]) -> None:
     """Puts in order what a killed process left beside and in a folder."""
     place = locate(directory)
     old = _old(place)
-    remove_written(_fresh(place))
+    Contents(_fresh(place)).remove_written()
     _remove_half_start(place)
     if (old / RUN).is_file() and not (place.exists() and any(place.iterdir())):
         old.rename(place)
         say(f"{directory}: --overwrite was interrupted: the earlier run is back")
     elif (place / RUN).is_file():
-        remove_written(old)
+        Contents(old).remove_written()
     if place.is_dir():
         restore_replaced(place / MODEL)
 
@@ -115,7 +117,7 @@ def _remove_half_start(directory: Path) -> None:
         for name in (RECIPE, SKIPPED):
             if not (staging / name).exists():
                 (directory / name).unlink(missing_ok=True)
-    remove_written(staging)
+    Contents(staging).remove_written()
 
 
 def _fresh(place: Path) -> Path:

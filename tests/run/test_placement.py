@@ -1,0 +1,74 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from paths import ROOT, TESTS
+from run_folders import make_run, start, tree
+
+from finetune.errors import CheckpointError
+from finetune.run import placement
+from finetune.run.folder import RunFolder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scene", ["start", "start_in_an_empty_folder", "overwrite", "overwrite_twice", "model"])
+def test_a_kill_at_any_file_operation_leaves_a_whole_run_or_none(tmp_path, scene):
+    script = TESTS / "support" / "kill_everywhere.py"
+    command = [sys.executable, str(script), scene, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 10
+
+
+def test_an_overwrite_that_fails_leaves_the_earlier_run_as_it_was(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run")
+    before = tree(folder.directory)
+
+    def no_room(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(placement, "write_text", no_room)
+    with pytest.raises(OSError, match="No space left"):
+        start(folder, 2, overwrite=True)
+    assert tree(folder.directory) == before
+    assert list(tmp_path.iterdir()) == [folder.directory]
+
+
+def test_a_start_that_fails_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(placement.Path, "rename", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        start(RunFolder(tmp_path / "run"), 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_overwrite_is_undone_and_said(tmp_path):
+    folder = make_run(tmp_path / "run")
+    before = tree(folder.directory)
+    folder.directory.rename(tmp_path / ".run.old")
+    lines = []
+    with folder.reserve("test", resume=True, say=lines.append):
+        assert tree(folder.directory) == before
+    assert lines == [f"{folder.directory}: --overwrite was interrupted: the earlier run is back"]
+
+
+def test_the_current_folder_is_started_in_and_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = make_run(Path())
+    assert (tmp_path / "run.json").is_file()
+    with pytest.raises(CheckpointError, match="the current folder, or around it: it cannot be moved aside"):
+        folder.check_free(overwrite=True)
+    with folder.reserve("test", resume=True):
+        assert (tmp_path.parent / f".{tmp_path.name}.lock").is_file()
+
+
+def test_what_stands_in_the_way_of_an_overwrite_is_named(tmp_path):
+    folder = make_run(tmp_path / "run")
+    before = tree(folder.directory)
+    (tmp_path / ".run.old").mkdir()
+    (tmp_path / ".run.old" / "mine.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"\.run\.old: is in the way; move it"):
+        start(folder, 2, overwrite=True)
+    assert tree(folder.directory) == before
