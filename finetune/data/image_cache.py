@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ import numpy as np
 from PIL import Image
 
 from finetune.data.labeled_images import Images, Split
+from finetune.data.workers import map_in_threads
 from finetune.errors import DataError
 from finetune.files import folder_written_atomically, require_space
 from finetune.images.open import open_image
-
-_CHUNK = 256  # images decoded before they are written
 
 
 class CachedImages:
@@ -87,9 +85,7 @@ def _decoded(split: Split, size: int) -> Iterator[np.ndarray]:
         except DataError as error:
             raise DataError(f"{split.name(i)}: {error}") from None
 
-    with ThreadPoolExecutor() as pool:
-        for first in range(0, len(split), _CHUNK):
-            yield from pool.map(decode, range(first, min(first + _CHUNK, len(split))))
+    return map_in_threads(decode, len(split))
 
 
 def _shrink(image: Image.Image, size: int) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from finetune.data.labeled_images import THUMBNAIL_SIZE, EncodedImages, Images, ImageStats, Split
+from finetune.data.workers import map_in_threads
 from finetune.errors import DataError
 from finetune.files import written_atomically
 from finetune.images.open import open_with_mode
@@ -64,9 +64,8 @@ def fingerprint(images: Images) -> str | None:
 
 
 def _scan(split: Split, track: Track, name: str) -> ImageStats:
-    with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes
-        scanned = pool.map(lambda i: _scan_image(split, i), range(len(split)))
-        rows = list(track(scanned, f"checking {name} images", len(split)))
+    scanned = map_in_threads(lambda i: _scan_image(split, i), len(split))  # Pillow releases the GIL while it decodes
+    rows = list(track(scanned, f"checking {name} images", len(split)))
     columns: Any = list(zip(*rows, strict=True)) if rows else [()] * len(fields(ImageStats))
     dtypes: Any = (str, np.int32, np.int32, str, np.uint64, np.uint64, np.uint8)
     return ImageStats(*(np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)))

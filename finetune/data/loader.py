@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Callable, Iterator, Sized
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 
 from finetune.data.feature_store import FeatureStore
 from finetune.data.labeled_images import Split
+from finetune.data.parallel_batches import ParallelBatches
 from finetune.errors import DataError
 from finetune.images.open import ImageLike, open_image
 from finetune.images.spec import ImageSpec
@@ -41,10 +43,10 @@ def training_batches(
     num_workers: int = 0,
     balanced: bool = False,
     shard: tuple[int, int] = (0, 1),
-) -> grain.DatasetIterator:
+) -> ParallelBatches:
     """An endless iterator over full batches, shuffled differently in every epoch.
 
-    Its ``get_state()`` and ``set_state()`` save and restore its position.
+    Its ``get_state()`` and ``set_state()`` save and restore its position, for any number of workers.
 
     Args:
         transform: (image, generator) -> uint8 [H, W, C]; the generator is a function of seed, epoch and index.
@@ -57,6 +59,7 @@ def training_batches(
     Raises:
         DataError: the batch size exceeds the number of images or is not a multiple of the number of shards, or
             ``balanced`` with many labels per image.
+        RecipeError: there are more workers than processors.
     """
     shard_index, shard_count = shard
     if batch_size % shard_count:
@@ -66,15 +69,12 @@ def training_batches(
     if shard_count > 1:
         indices = indices[shard_index::shard_count]
     examples = indices.map(_Examples(split).__getitem__).seed(seed).random_map(_Transformed(transform))
-    batches = examples.batch(batch_size // shard_count, drop_remainder=True)
-    if not balanced:
-        batches = batches.repeat()
-    return _in_processes(batches, num_workers) if num_workers else _in_threads(batches)
+    return ParallelBatches(partial(_stack, examples), sys.maxsize, batch_size // shard_count, num_workers)
 
 
 def kept_batches(
     store: FeatureStore, labels: np.ndarray, batch_size: int, *, seed: int, balanced: bool = False
-) -> grain.DatasetIterator:
+) -> ParallelBatches:
     """The batches of :func:`training_batches`, in the same order, with ``kept`` from a store instead of ``image``.
 
     Where the store has several views of each image, all first views first, each batch draws among them.
@@ -85,12 +85,11 @@ def kept_batches(
         count = len(labels)
         indices = indices.seed(seed).random_map(lambda index, rng: index + count * int(rng.integers(views)))
 
-    def gather(rows: Any) -> dict[str, Any]:
-        rows = np.asarray(rows)
+    def gather(start: int, stop: int) -> dict[str, Any]:
+        rows = np.array([indices[i] for i in range(start, stop)])
         return {"kept": store.take(rows), "label": labels[rows % len(labels)]}
 
-    batches = indices.batch(batch_size, drop_remainder=True).map(gather)
-    return _in_threads(batches if balanced else batches.repeat())
+    return ParallelBatches(gather, sys.maxsize, batch_size)
 
 
 def evaluation_batches(split: Split, spec: ImageSpec, batch_size: int, start: int = 0) -> Iterator[Batch]:
@@ -99,8 +98,7 @@ def evaluation_batches(split: Split, spec: ImageSpec, batch_size: int, start: in
     size = min(batch_size, len(split))
     examples = grain.MapDataset.source(range(start, len(split))).map(_Examples(split).__getitem__)
     examples = examples.map(_Transformed(lambda image: spec.to_uint8(open_image(image))))
-    for batch in _in_threads(examples.batch(size)):
-        yield _pad(batch, size)
+    return _padded(examples, size)
 
 
 def view_batches(
@@ -110,8 +108,7 @@ def view_batches(
     size = min(batch_size, len(split))
     rows = grain.MapDataset.source(range(views * len(split))).seed(seed)
     rows = rows.map(lambda row: _Examples(split)[row % len(split)]).random_map(_Transformed(transform))
-    for batch in _in_threads(rows[start:].batch(size)):
-        yield _pad(batch, size)
+    return _padded(rows[start:], size)
 
 
 def kept_evaluation_batches(store: FeatureStore, labels: np.ndarray, batch_size: int) -> Iterator[dict[str, Any]]:
@@ -169,18 +166,15 @@ def _balanced_indices(labels: np.ndarray, seed: int) -> grain.MapDataset:
     return grain.MapDataset.mix(shuffled)
 
 
-def _in_threads(batches: grain.MapDataset) -> grain.DatasetIterator:
-    threads = min(16, os.cpu_count() or 2)
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)))
+def _stack(examples: grain.MapDataset, start: int, stop: int) -> Batch:
+    rows = [examples[i] for i in range(start, stop)]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _in_processes(batches: grain.MapDataset, num_workers: int) -> grain.DatasetIterator:
-    if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags, which only absl's own programs parse
-        flags.FLAGS.mark_as_parsed()
-    read_options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-    return iter(
-        batches.to_iter_dataset(read_options).mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-    )
+def _padded(examples: grain.MapDataset, size: int) -> Iterator[Batch]:
+    with closing(ParallelBatches(partial(_stack, examples), len(examples), size)) as batches:
+        for batch in batches:
+            yield _pad(batch, size)
 
 
 def _pad(batch: Batch, size: int) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from copy import deepcopy
 
 import numpy as np
@@ -56,7 +57,8 @@ def run_stage(session: RunSession, index: int) -> None:
             _fit_head(session, stage, index)
         else:
             training = TrainStageRun(session, stage, index)
-            score = training.run()
+            with closing(training.batches):  # with their threads and processes
+                score = training.run()
     before = deepcopy(session.progress)
     try:
         session.measure(stage.name, score)
