@@ -31,43 +31,68 @@ def read_bytes(file: Path, most: int, error: type[FinetuneError] = ModelError) -
     Raises:
         FinetuneError: of the type ``error``; the file cannot be read, is of another kind, or is larger.
     """
-    name = shown(file)
     try:
-        if not stat.S_ISREG(os.stat(file).st_mode):  # opening some devices has an effect already
-            raise error(f"{name}: not a regular file, such as a pipe, device or folder; give a file")
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # replaced in between
-                raise error(f"{name}: not a regular file")
-            data = stream.read(most + 1)
-    except (OSError, ValueError) as cause:  # the latter: a null byte in the name
-        raise error(f"{name}: cannot be read: {getattr(cause, 'strerror', None) or cause}") from None
-    if len(data) > most:
-        raise error(f"{name}: has more than {most / 2**20:g} MB, which no file of its kind needs")
-    return data
+        return _read(file, most)
+    except ValueError as cause:
+        raise error(f"{shown(file)}: cannot be read: {cause}") from None
 
 
-def read_text(file: Path, most: int, error: type[FinetuneError] = ModelError) -> str:
-    """The UTF-8 text of a regular file; arguments and errors as in :func:`read_bytes`."""
-    data = read_bytes(file, most, error)
-    try:
-        return data.decode()
-    except UnicodeDecodeError as cause:
-        raise error(f"{shown(file)}: not a UTF-8 text: byte {cause.start:,} cannot be decoded") from None
-
-
-def read_json_object(file: Path, error: type[FinetuneError] = ModelError, most: int = JSON_BYTES) -> dict[str, Any]:
+def read_json(file: Path, error: type[FinetuneError] = ModelError, most: int = JSON_BYTES) -> dict[str, Any]:
     """The JSON object in a regular file; see :func:`parse_json` for what it may not have.
 
     Raises:
         FinetuneError: of the type ``error``; the file cannot be read, or holds something other than an object.
     """
     try:
-        data = parse_json(read_text(file, most, error))
+        data = parse_json(_read(file, most))
     except ValueError as cause:
         raise error(f"{shown(file)}: cannot be read as JSON: {cause}") from None
     if not isinstance(data, dict):
         raise error(f"{shown(file)}: needs a JSON object; received {type(data).__name__}")
     return data
+
+
+def require_file(file: Path, most: int, error: type[FinetuneError] = ModelError) -> None:
+    """Before another library opens a file; arguments and errors as in :func:`read_bytes`."""
+    try:
+        if _regular(file).st_size > most:
+            raise ValueError(_too_large(most))
+    except ValueError as cause:
+        raise error(f"{shown(file)}: cannot be read: {cause}") from None
+
+
+def _read(file: Path, most: int) -> bytes:
+    """
+    Raises:
+        ValueError: why not.
+    """
+    _regular(file)  # opening some devices has an effect already
+    try:
+        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+            _require_regular(os.fstat(stream.fileno()))  # it may have been replaced in between
+            data = stream.read(most + 1)
+    except OSError as error:
+        raise ValueError(error.strerror or error) from None
+    if len(data) > most:
+        raise ValueError(_too_large(most))
+    return data
+
+
+def _regular(file: Path) -> os.stat_result:
+    try:
+        return _require_regular(os.stat(file))
+    except OSError as error:
+        raise ValueError(error.strerror or error) from None
+
+
+def _require_regular(facts: os.stat_result) -> os.stat_result:
+    if not stat.S_ISREG(facts.st_mode):
+        raise ValueError("not a regular file, such as a pipe, device or folder; give a file")
+    return facts
+
+
+def _too_large(most: int) -> str:
+    return f"more than {most / 2**20:g} MB, which no file of its kind needs"
 
 
 def parse_json(text: str | bytes) -> Any:

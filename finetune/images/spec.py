@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 _Array = TypeVar("_Array", np.ndarray, "jax.Array")
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 _RESAMPLING = {name: Image.Resampling[name.upper()] for name in Interpolation.__args__}  # type: ignore[attr-defined]
+_ROUNDING = ("floor", "even")
+LARGEST = 4096  # edge of a model's input, in pixels
+_BRIGHTEST = 1e4  # of means and deviations; those of published models are below 1
 _LONG = 16, 1 << 22  # times the pixels that are kept, and pixels, from which on a resized image counts as long
 _LUMA = np.array([19595, 38470, 7471], np.uint32)  # ITU-R 601-2 in 1 / 65536
 
@@ -39,6 +43,31 @@ class ImageSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     rounding: Literal["floor", "even"] = "floor"
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: a value is of another type, or out of the range in which images can be prepared.
+        """
+        resize = self.resize if isinstance(self.resize, tuple) else () if self.resize is None else (self.resize,)
+        if isinstance(self.resize, tuple) and len(resize) != 2:
+            raise ValueError(f"resize: needs one edge, or height and width; received {_brief(self.resize)}")
+        for name, edges, most in (("size", (self.height, self.width), LARGEST), ("resize", resize, 4 * LARGEST)):
+            if not all(
+                isinstance(edge, Integral) and not isinstance(edge, bool) and 1 <= edge <= most for edge in edges
+            ):
+                raise ValueError(f"{name}: needs edges of 1 to {most:,} pixels; received {_brief(edges)}")
+        for name, values, least in (("mean", self.mean, -_BRIGHTEST), ("std", self.std, 1 / _BRIGHTEST)):
+            if not isinstance(values, tuple) or len(values) not in (1, 3) or len(values) != len(self.mean):
+                raise ValueError(f"{name}: needs a number for each of 3 channels, or 1; received {_brief(values)}")
+            if not all(_is_number(value) and least <= value <= _BRIGHTEST for value in values):
+                raise ValueError(f"{name}: needs numbers from {least:g} to {_BRIGHTEST:g}; received {_brief(values)}")
+        for name, value, known in (
+            ("interpolation", self.interpolation, _RESAMPLING),
+            ("rounding", self.rounding, _ROUNDING),
+        ):
+            if not isinstance(value, str) or value not in known:
+                raise ValueError(f"{name}: choose {', '.join(known)}; received {_brief(value)}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -143,6 +172,14 @@ class ImageSpec:
     def from_json(cls, data: dict[str, Any]) -> ImageSpec:
         tuples = {key: tuple(data[key]) for key in ("mean", "std", "resize") if isinstance(data[key], list)}
         return cls(**{**data, **tuples})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _brief(value: Any) -> str:
+    return repr(value)[:100]
 
 
 def _reached(kept: tuple[float, float], scale: float, size: int) -> tuple[int, int]:

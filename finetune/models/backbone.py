@@ -11,21 +11,18 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from finetune.errors import ModelError, first_line
+from finetune.errors import ModelError
 from finetune.images.spec import ImageSpec
 from finetune.models.family import Family
 from finetune.models.layers.base import l2_normalize
-from finetune.models.layers.text import canonicalize
 from finetune.models.pretrained import Pretrained, find_reader, read_pretrained
 from finetune.models.pretrained_head import PretrainedHead, read_head
 from finetune.models.surgery import TransferReport, extract_submodule
+from finetune.models.tokenizer import load_tokenizer, tokenize
 from finetune.weights.layout import open_checkpoint
 from finetune.weights.license import read_license
 from finetune.weights.locate import locate
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 
 @dataclass(frozen=True)
@@ -51,41 +48,15 @@ class Clip(Pretrained):
         Raises:
             ModelError: the checkpoint has no tokenizer, or one that cannot be read.
         """
-        from transformers import AutoTokenizer
-
-        if not any((self.folder / name).is_file() for name in _TOKENIZER_FILES):  # transformers would make an empty one
-            raise ModelError(f"{self.folder}: has no tokenizer; it needs one of {', '.join(_TOKENIZER_FILES)}")
-        try:
-            tokenizer = self._tokenizer_as_saved()
-            return tokenizer or AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ModelError(f"{self.folder}: its tokenizer cannot be read: {first_line(error)}") from None
-
-    def _tokenizer_as_saved(self) -> Any:
-        """The tokenizer of ``tokenizer.json``, where transformers would make another of it or does not know its class.
-
-        transformers 5 makes Gemma's anew, without the lower-casing that SigLIP 2's file asks for; transformers 4 does
-        not know TIPSv2's.
-        """
-        from transformers import PreTrainedTokenizerFast
-        from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
-        name = get_tokenizer_config(str(self.folder), local_files_only=True).get("tokenizer_class") or ""
-        if not name.startswith(("Gemma", "Tipsv2")) or not (self.folder / "tokenizer.json").is_file():
-            return None
-        return PreTrainedTokenizerFast.from_pretrained(str(self.folder), local_files_only=True)
+        return load_tokenizer(self.folder)
 
     def embed_texts(self, texts: Sequence[str]) -> jax.Array:
-        """Text embeddings of length one, float32 [texts, width]; texts beyond the tower's length are truncated."""
-        config = self.config.text_config
-        texts = [canonicalize(text) for text in texts] if config.canonical else list(texts)
-        tokens = self.tokenizer(
-            texts, padding="max_length", truncation=True, max_length=config.max_position_embeddings, return_tensors="np"
-        )
-        ids = tokens["input_ids"]
-        if config.drop_separator:
-            ids = np.where(ids == self.tokenizer.sep_token_id, 0, ids)
-        mask = tokens["attention_mask"] if config.padding_hidden else None
+        """Text embeddings of length one, float32 [texts, width]; texts beyond the tower's length are truncated.
+
+        Raises:
+            ModelError: the tokenizer cannot be read, or does not belong to the text tower.
+        """
+        ids, mask = tokenize(self.tokenizer, self.config.text_config, texts, self.folder)
         return l2_normalize(self._text_features(self.variables, ids, mask))
 
     @cached_property

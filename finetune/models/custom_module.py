@@ -17,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
@@ -26,6 +27,7 @@ from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
 from finetune.models.classifier import Classifier, state_of, training_switch
 from finetune.models.surgery import TransferReport, transplant
+from finetune.weights.tensors import require_finite
 
 FAMILY = "module"  # its family in a saved bundle
 _TRUSTED = "finetune.models."
@@ -163,6 +165,9 @@ def _read_weights(folder: Path) -> Mapping[str, Any]:
         raise ModelError(
             f"weights: {folder}: neither a run, nor a bundle, nor variables saved by Orbax: {first_line(error)}"
         ) from None
-    if bundle is None:
-        return variables
-    return {name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree}
+    if bundle is not None:
+        variables = {name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree}
+    for path, leaf in flatten_dict(dict(variables), sep="/").items():
+        if isinstance(leaf, jax.Array):
+            require_finite(np.asarray(leaf), path)
+    return variables

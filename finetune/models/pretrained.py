@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from finetune.errors import ModelError, first_line, nearest
+from finetune.errors import ModelError, first_line, nearest, shown
 from finetune.images.spec import ImageSpec
 from finetune.models.family import Family, Reader, Reading
 from finetune.models.layers.positions import resize_positions
 from finetune.models.registry import FAMILIES
+from finetune.models.sizes import check_blocks, check_config, check_file
 from finetune.models.surgery import TransferReport, transplant
 from finetune.weights.layout import Checkpoint
 from finetune.weights.names import apply_table
 from finetune.weights.preprocessor import read_image_spec
+from finetune.weights.tensors import LazyArray, require_finite
 
 _POSITIONS = ("embeddings", "position_embedding", "embedding")  # the path of the position table in a vision tower
 
@@ -136,12 +139,16 @@ def _module(reader: Reader, reading: Reading, tower: Family, config: Any, **opti
 
 def _read_config(checkpoint: Checkpoint, reader: Reader) -> Reading:
     try:
-        return reader.read(checkpoint.config, checkpoint.tensors.keys())
+        check_file(checkpoint.config, checkpoint.tensors.keys())
+        reading = reader.read(checkpoint.config, checkpoint.tensors.keys())
+        check_config(reading.config)
+        check_blocks(reading.config, checkpoint.tensors.keys())
+        return reading
     except ModelError as error:
         if str(checkpoint.folder) in str(error):  # raised for a file of tensors, which the message names
             raise
         raise ModelError(f"{checkpoint.file}: {error}") from None
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
         cause = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(f"{checkpoint.file}: no model can be built from it: {cause}") from None
 
@@ -193,8 +200,11 @@ def _transfer(checkpoint: Checkpoint, reading: Reading, shapes: Any) -> tuple[di
             f"{checkpoint.folder}: none of its {len(named.unknown)} tensors belong to the model that its "
             f"{checkpoint.file.name} names"
         )
-    leaves: dict[tuple[str, ...], Any] = dict(named.leaves)
     names = dict(named.names)
+    leaves: dict[tuple[str, ...], Any] = {
+        key: LazyArray(leaf.shape, partial(_read_finite, leaf, names[key], checkpoint.folder))
+        for key, leaf in named.leaves.items()
+    }
     for path, value in reading.defaults.items():
         key = ("params", *path.split("."))
         if key not in leaves:
@@ -205,6 +215,13 @@ def _transfer(checkpoint: Checkpoint, reading: Reading, shapes: Any) -> tuple[di
         names["unknown", name] = name
     variables, report = transplant(source, shapes, names=names)
     return variables, replace(report, unused=named.dropped, notes=tensors.notes)
+
+
+def _read_finite(leaf: LazyArray, name: str, folder: Path) -> np.ndarray:
+    try:
+        return require_finite(np.asarray(leaf), name)
+    except ModelError as error:
+        raise ModelError(f"{shown(folder)}: {error}") from None
 
 
 def _resize_position_table(

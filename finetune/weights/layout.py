@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from finetune.errors import ModelError
+from finetune.errors import ModelError, shown
+from finetune.untrusted import read_json
 from finetune.weights.tensors import TensorFolder
 
 Layout = Literal["transformers", "timm", "open_clip"]
@@ -44,6 +44,12 @@ class Checkpoint:
             return TensorFolder(self.folder, ("open_clip_model.safetensors", "model.safetensors"))
         return TensorFolder(self.folder)
 
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """timm's settings of the weights; empty where there are none."""
+        settings = self.config.get("pretrained_cfg")
+        return settings if isinstance(settings, dict) else {}
+
     def with_tensors(self, tensors: TensorFolder) -> Checkpoint:
         """The same configuration with other tensors."""
         other = replace(self)
@@ -66,19 +72,23 @@ def open_checkpoint(folder: Path, *, prefer_open_clip: bool = False) -> Checkpoi
         config = read_json(open_clip)
         towers = config.get("model_cfg")
         if not isinstance(towers, dict) or not {"vision_cfg", "text_cfg", "embed_dim"} <= towers.keys():
-            raise ModelError(f"{open_clip}: needs a model_cfg with embed_dim, vision_cfg and text_cfg")
+            raise ModelError(f"{shown(open_clip)}: needs a model_cfg with embed_dim, vision_cfg and text_cfg")
         return Checkpoint(folder, open_clip, "open_clip", _open_clip_tower(towers["vision_cfg"]), config)
     if not file.is_file():
         raise ModelError(
-            f"{folder}: not a checkpoint: it has neither config.json (transformers, timm) nor open_clip_config.json; "
-            "give a folder that save_pretrained wrote or that was downloaded from the hub"
+            f"{shown(folder)}: not a checkpoint: it has neither config.json (transformers, timm) nor "
+            "open_clip_config.json; give a folder that save_pretrained wrote or that was downloaded from the hub"
         )
     config = read_json(file)
-    if isinstance(config.get("model_type"), str):
+    if _is_name(config.get("model_type")):
         return Checkpoint(folder, file, "transformers", config["model_type"], config)
-    if isinstance(config.get("architecture"), str):
+    if _is_name(config.get("architecture")):
         return Checkpoint(folder, file, "timm", config["architecture"], _with_settings(config))
-    raise ModelError(f"{file}: has neither model_type (transformers) nor architecture (timm)")
+    raise ModelError(f"{shown(file)}: has neither model_type (transformers) nor architecture (timm)")
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 200  # of a model; matched with many patterns
 
 
 def _open_clip_tower(vision: Any) -> str:
@@ -95,18 +105,3 @@ def _with_settings(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(config.get("pretrained_cfg"), dict):
         return config
     return {**config, "pretrained_cfg": {key: value for key, value in config.items() if key != "model_args"}}
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ModelError: the file cannot be read, or holds something other than an object.
-    """
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{file}: cannot be read as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ModelError(f"{file}: needs a JSON object; received {type(data).__name__}")
-    return data

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
+from finetune.errors import ModelError, shown
+from finetune.untrusted import read_bytes
 from finetune.weights.layout import Checkpoint
 
-_MOST = 2**16  # characters of a model card that are looked at
+_CARD_BYTES = 2**20
 _DINOV3_SIZES = {
     "vits16": "vit_small_patch16",
     "vits16plus": "vit_small_plus_patch16",
@@ -19,18 +21,23 @@ _DINOV3_SIZES = {
 
 def read_license(checkpoint: Checkpoint) -> str | None:
     """What timm's configuration or the model card (README.md) says; None where they say nothing."""
-    stated = checkpoint.config.get("pretrained_cfg", {}).get("license")
+    stated = checkpoint.pretrained_cfg.get("license")
     if isinstance(stated, str) and stated:
-        return stated
-    card = checkpoint.folder / "README.md"
-    if not card.is_file():
+        return shown(stated)
+    try:
+        card = read_bytes(checkpoint.folder / "README.md", _CARD_BYTES).decode(errors="replace")
+    except ModelError:
         return None
-    text = card.read_text(encoding="utf-8", errors="replace")[:_MOST]
-    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    fields = dict(
-        re.findall(r"^(license(?:_name)?):[ \t]*[\"']?([\w.+ -]+?)[\"']?[ \t]*$", front[1] if front else "", re.M)
-    )
-    return fields.get("license_name") or fields.get("license")
+    start, _, front = card.partition("---\n")
+    fields = dict(map(_field, front.partition("\n---")[0].splitlines())) if not start else {}
+    names = (fields.get("license_name"), fields.get("license"))
+    return next((name for name in names if name and re.fullmatch(r"[\w.+ -]{1,200}", name)), None)
+
+
+def _field(line: str) -> tuple[str, str]:
+    """Key and value of a line of YAML, without quotes."""
+    key, _, value = line.partition(":")
+    return key, value.strip(" \t\"'")
 
 
 def ungated_copy(repository: str) -> str | None:

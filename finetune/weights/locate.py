@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune import resources
-from finetune.errors import ModelError, first_line
+from finetune.errors import ModelError, first_line, shown
+from finetune.untrusted import read_json
 from finetune.weights.license import ungated_copy
 
 # Configuration, image processor, tokenizer and model card, from a repository's top folder only. Weights are downloaded
@@ -33,18 +34,18 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
         ModelError: there is no such checkpoint, or it cannot be downloaded.
     """
     text = str(source)
-    path = Path(source).expanduser()
-    if revision is not None and (text.startswith("builtin:") or path.exists()):
+    path = Path(os.path.expanduser(source))  # a Path raises where there is no such user
+    if revision is not None and (text.startswith("builtin:") or os.path.exists(path)):
         raise ModelError(f"{text}: revision {revision!r} applies only to hub ids; this is on disk, so leave it out")
     if text.startswith("builtin:"):
         return resources.checkpoint(text.removeprefix("builtin:"))
-    if path.is_dir():
+    if os.path.isdir(path):  # a Path raises where the name is too long
         return path
-    if path.is_file():
-        raise ModelError(f"{path}: is a file; give the folder that holds config.json and the safetensors")
+    if os.path.exists(path):
+        raise ModelError(f"{shown(path)}: is a file; give the folder that holds config.json and the safetensors")
     repository, at, named = text.partition("@")
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")) or repository.endswith("/"):
-        raise ModelError(f"{text}: no such folder, and neither a hub id (owner/name) nor builtin:NAME")
+        raise ModelError(f"{shown(text)}: no such folder, and neither a hub id (owner/name) nor builtin:NAME")
     if at and not named:
         raise ModelError(f"{text}: no revision after @; add a branch, tag or commit, or leave out the @")
     if named and revision and named != revision:
@@ -130,10 +131,9 @@ def _any(folder: Path, names: Sequence[str]) -> bool:
 def _read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file, or an empty one; what is wrong with the file is reported when it is loaded."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return read_json(file)
+    except ModelError:
         return {}
-    return data if isinstance(data, dict) else {}
 
 
 def _explain(error: Exception, repository: str) -> str:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from finetune.errors import ModelError
 from finetune.images.spec import ImageSpec
-from finetune.weights.layout import Checkpoint, read_json
+from finetune.untrusted import read_json
+from finetune.weights.layout import Checkpoint
 
 _IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 _HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
@@ -70,7 +71,7 @@ def read_image_spec(
             vision = checkpoint.config.get("model_cfg", {}).get("vision_cfg", {})
             size = size or native or vision.get("image_size") or 224
             return _from_open_clip(
-                checkpoint.config.get("preprocess_cfg", {}), int(size), f"{checkpoint.file}: preprocess_cfg"
+                checkpoint.config.get("preprocess_cfg", {}), _square(size), f"{checkpoint.file}: preprocess_cfg"
             )
         return _from_transformers(checkpoint, processor, native, size)
     except KeyError as error:
@@ -118,6 +119,7 @@ def from_processor(config: dict[str, Any], where: str, default: str = "CLIP") ->
 
 
 def _from_settings(config: dict[str, Any], processor: str, where: str) -> ImageSpec:
+    _require_flags(config)
     if not config.get("do_rescale", True) or abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         raise ModelError(f"{where}: only a rescale by 1/255 is supported; received {config.get('rescale_factor')}")
     geometry: Callable[..., tuple[Any, tuple[int, int]]] = (
@@ -129,10 +131,17 @@ def _from_settings(config: dict[str, Any], processor: str, where: str) -> ImageS
         height=height,
         width=width,
         resize=resize if config.get("do_resize", True) else None,
-        interpolation=Image.Resampling(config["resample"]).name.lower(),  # type: ignore[arg-type]
+        interpolation=Image.Resampling(_whole(config["resample"])).name.lower(),  # type: ignore[arg-type]
         mean=_channels(config["image_mean"]) if normalizes else (0.0, 0.0, 0.0),
         std=_deviations(config, where),
     )
+
+
+def _require_flags(config: dict[str, Any]) -> None:
+    """Steps are on or off: the text "false" would be on."""
+    for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "rescale_offset", "include_top"):
+        if not isinstance(config.get(name), bool | None):
+            raise TypeError(f"{name}: needs true or false; received {config[name]!r}")
 
 
 def _deviations(config: dict[str, Any], where: str) -> tuple[float, float, float]:
@@ -164,26 +173,39 @@ def _crop_percent(config: dict[str, Any], where: str) -> tuple[Any, tuple[int, i
 
 def _edges(size: Any, square: bool) -> int | tuple[int, int]:
     """A processor's size, which may be an int, {shortest_edge} or {height, width}."""
-    if isinstance(size, int):
-        return (size, size) if square else size
+    if not isinstance(size, dict):
+        return (_whole(size), _whole(size)) if square else _whole(size)
     if "shortest_edge" in size:
-        return int(size["shortest_edge"])
-    return int(size["height"]), int(size["width"])
+        return _whole(size["shortest_edge"])
+    return _whole(size["height"]), _whole(size["width"])
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"a whole number is needed; received {value!r}")
+    return value
 
 
 def _channels(values: Any) -> tuple[float, float, float]:
+    if not isinstance(values, list | tuple) or any(isinstance(value, bool | str) for value in values):
+        raise TypeError(f"a list of three numbers is needed; received {values!r}")
     red, green, blue = map(float, values)
     return red, green, blue
 
 
 def _from_timm(config: dict[str, Any], size: int | None, where: str) -> ImageSpec:
     """timm's ``pretrained_cfg`` with timm's defaults; evaluation at ``input_size``."""
-    size = size or int(config.get("input_size", (3, 224, 224))[-1])
+    size = size or _whole(config.get("input_size", (3, 224, 224))[-1])
     fraction, mode = config.get("crop_pct") or 0.875, config.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
         raise ModelError(f"{where}: crop_mode {mode!r} is not supported; supported: center, squash")
     edge = math.floor(size / fraction)
     return _torchvision(config, size, edge if mode == "center" else (edge, edge), _IMAGENET, where)
+
+
+def _square(size: Any) -> int:
+    """The edge of a square that is given as one, or as [height, width]."""
+    return _whole(size[0] if isinstance(size, list) and len(set(size)) == 1 else size)
 
 
 def _from_open_clip(config: dict[str, Any], size: int, where: str) -> ImageSpec:
