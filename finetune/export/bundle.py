@@ -1,14 +1,17 @@
 """The model bundle: a folder that holds all that prediction needs, and nothing that runs code.
 
-model.json    format, backbone family and configuration, head, class names, image spec, confidence, hash of the weights
+model.json    format, backbone family and configuration, head, class names, image spec, confidence; one digest of all
 weights/      every parameter and statistic, by Orbax
 novelty.safetensors    what tells unknown images by their features, where it does
+
+Nothing of it is trusted: files are plain and of bounded size, the description is a strict model
+(:mod:`finetune.export.description`), and the network that it describes is built only as far as the weights bear it out.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,23 +22,29 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save_file
 
 from finetune.checkpoint import find_bundle, on_this_device
-from finetune.errors import CheckpointError, first_line, listed
+from finetune.errors import CheckpointError, FinetuneError, ModelError, first_line, listed
 from finetune.export.confidence import Confidence
+from finetune.export.description import FORMAT, Description
+from finetune.export.formats import upgrade
 from finetune.files import folder_written_atomically, hash_json, require_space, write_json
 from finetune.foreign_errors import advice_for
 from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import build_module, describe
-from finetune.models.classifier import Classifier, init_shapes
+from finetune.models.classifier import Classifier
+from finetune.models.evidence import shapes_as_saved
 from finetune.models.heads import KnnConfig, TipAdapterConfig
-from finetune.trees import hash_tree
+from finetune.trees import flatten, hash_tree
+from finetune.untrusted import read_bytes, read_json
 
-FORMAT = 4
-_NOVELTY = "novelty.safetensors"
+_MODEL, _WEIGHTS, _NOVELTY = "model.json", "weights", "novelty.safetensors"
 _DIGEST = "sha256"  # of all else in model.json, which has those of the other files
+_FIRST_WITH_DIGEST = 5  # format
+_MOST_NOVELTY = 4 << 30  # bytes
+_MOST_JSON = 2**25  # bytes of model.json: names of 200,000 classes and what goes with them
 _HEADS: dict[type, str] = {KnnConfig: "knn", TipAdapterConfig: "tip_adapter"}  # those that are not linear
 
 
@@ -68,7 +77,8 @@ def save_bundle(
         The hash of the weights.
 
     Raises:
-        CheckpointError: it cannot be written, for example because the disk is full.
+        CheckpointError: its parts do not fit each other, such as other class names than the head has outputs; or it
+            cannot be written, for example because the disk is full.
     """
     model = {
         "format": FORMAT,
@@ -88,33 +98,36 @@ def save_bundle_like(directory: Path, like: Path, variables: Any, confidence: Co
         The hash of the weights.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: the other one's description is damaged, or the new one cannot be written.
     """
-    return _write(directory, json.loads((like / "model.json").read_text(encoding="utf-8")), variables, confidence)
+    return _write(directory, read_description(like).to_json(), variables, confidence)
 
 
 def _write(directory: Path, model: Mapping[str, Any], variables: Any, confidence: Confidence | None) -> str:
-    weights = hash_tree(variables)
-    described = {"confidence": None if confidence is None else confidence.to_json(), "weights_sha256": weights}
     arrays = {} if confidence is None else dict(confidence.novelty.arrays)
-    described["novelty_sha256"] = hash_tree(arrays)
+    described = {
+        "confidence": None if confidence is None else confidence.to_json(),
+        "weights_sha256": hash_tree(variables),
+        "novelty_sha256": hash_tree(arrays),
+    }
     directory = directory.absolute()
     _check_replaceable(directory)
+    description = Description.read({**model, **described}, directory / _MODEL)
     directory.parent.mkdir(parents=True, exist_ok=True)
     require_space(directory, sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     with folder_written_atomically(directory) as folder:
         try:
             with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(folder / "weights", variables)
+                checkpointer.save(folder / _WEIGHTS, variables)
             if arrays:
                 save_file(arrays, folder / _NOVELTY)
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise CheckpointError(
                 f"{directory}: cannot save the model: {first_line(error)}; {advice_for(error)}"
             ) from None
-        description = {**{key: value for key, value in model.items() if key != _DIGEST}, **described}
-        write_json(folder / "model.json", {**description, _DIGEST: hash_json(description)})
-    return weights
+        data = description.to_json()
+        write_json(folder / _MODEL, {**data, _DIGEST: hash_json(data)})
+    return description.weights_sha256
 
 
 def _check_replaceable(directory: Path) -> None:
@@ -123,7 +136,7 @@ def _check_replaceable(directory: Path) -> None:
     """
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise CheckpointError(f"{directory}: a file or a link has the name of the bundle's folder; move it")
-    own = {"weights", _NOVELTY, "model.json"}
+    own = {_WEIGHTS, _NOVELTY, _MODEL}
     if foreign := [name for name in sorted(os.listdir(directory)) if name not in own] if directory.exists() else []:
         raise CheckpointError(
             f"{directory}: cannot be replaced by a bundle: has files that are no bundle's: {listed(foreign)}; move them"
@@ -131,52 +144,119 @@ def _check_replaceable(directory: Path) -> None:
 
 
 def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
-    """Reads a bundle onto this process's default device, whatever machine wrote it.
+    """Reads a bundle onto this process's default device, whatever machine and whatever earlier version wrote it.
 
     Args:
         allow_local_code: import the module of your own that the bundle names, if it does.
 
     Raises:
-        CheckpointError: not a bundle, or one whose parts are missing, damaged or do not fit each other.
+        CheckpointError: not a bundle, one of a newer version, or one whose parts are missing, damaged or do not fit
+            each other.
         ModelError: it names a module that is not allowed, or is not there.
     """
     if directory.name == "model":
         directory = find_bundle(directory) or directory
-    file = directory / "model.json"
+    description = read_description(directory)
+    saved = _read_shapes(directory / _WEIGHTS)
+    classifier, shapes = _build(directory, description, saved, allow_local_code)
+    confidence = _read_confidence(directory, description, saved)
+    variables = _load_weights(directory / _WEIGHTS, shapes)
+    if hash_tree(variables) != description.weights_sha256:
+        raise CheckpointError(f"{directory / _WEIGHTS}: the weights are not those that model.json was written with")
+    return Bundle(
+        classifier,
+        variables,
+        tuple(description.class_names),
+        description.image_spec,
+        description.multi_label,
+        confidence,
+    )
+
+
+def read_description(directory: Path) -> Description:
+    """What a bundle says of itself, checked against its digest and in itself, whatever format it has.
+
+    Raises:
+        CheckpointError: not a bundle, one of a newer version, or a description that is damaged.
+    """
+    file = directory / _MODEL
+    if not os.path.lexists(file):
+        raise CheckpointError(f"{directory}: not a model bundle: it has no {_MODEL}")
+    model = read_json(file, CheckpointError, _MOST_JSON)
     try:
-        model = json.loads(file.read_text(encoding="utf-8"))
-        if model["format"] != FORMAT:
-            raise CheckpointError(f"{file}: format {model['format']}, made by another version; this one reads {FORMAT}")
-        if model.pop(_DIGEST) != hash_json(model):
+        version = model.get("format")
+        if type(version) is not int or version < 1:
+            raise ValueError(f"format: a number from 1 to {FORMAT}; received {version!r}")
+        if version > FORMAT:
+            raise CheckpointError(
+                f"{file}: format {version}, made by a newer version of finetune; this one reads 1 to {FORMAT}: upgrade "
+                "flax-finetune"
+            )
+        digest = model.pop(_DIGEST, None)
+        if digest != hash_json(model) and (digest is not None or version >= _FIRST_WITH_DIGEST):
             raise CheckpointError(f"{file}: changed since it was written; restore it from a copy, or train again")
-        spec = ImageSpec.from_json(model["image_spec"])
-        module = build_module(**model["backbone"], allow_local_code=allow_local_code)
-        classifier = _build_head(module, dict(model["head"]))
-        class_names = tuple(model["class_names"])
-        multi_label = bool(model.get("multi_label", False))
-        confidence = model.get("confidence")
-        if confidence is not None:
-            confidence = Confidence.from_json(confidence, len(class_names), _read_novelty(directory, model))
-        expected = model["weights_sha256"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{directory}: not a model bundle: it has no model.json") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: not a model description: {type(error).__name__}: {error}") from None
-    variables = _load_weights(directory / "weights", classifier, spec)
-    if hash_tree(variables) != expected:
-        raise CheckpointError(f"{directory / 'weights'}: the weights are not those that model.json was written with")
-    return Bundle(classifier, variables, class_names, spec, multi_label, confidence)
+        return Description.read(upgrade(model), file)
+    except KeyError as error:
+        raise CheckpointError(f"{file}: not a model description: it has no {error}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: not a model description: {first_line(error)}") from None
 
 
-def _read_novelty(directory: Path, model: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    file = directory / _NOVELTY
+def _build(
+    directory: Path, description: Description, saved: Mapping[str, tuple[int, ...]], allow_local_code: bool
+) -> tuple[Classifier, dict[str, Any]]:
+    """The classifier that is described, and the shapes of its variables, which are those that are saved."""
+    backbone, head = description.backbone, description.head
     try:
-        arrays = load_file(file) if file.is_file() else {}
+        module = build_module(backbone.family, backbone.config, allow_local_code=allow_local_code, saved=saved)
+    except ModelError as error:
+        raise ModelError(f"{directory / _MODEL}: {error}") from None
+    types: dict[str, Any] = {name: head_type for head_type, name in _HEADS.items()}
+    config = None if head.type is None else types[head.type](**(head.config or {}))
+    classifier = Classifier(module, head.num_classes, head.dropout, head.pool, head.headless, config)
+    pixels = jax.ShapeDtypeStruct((1, *description.image_spec.shape), jnp.float32)
+    try:
+        return classifier, shapes_as_saved(classifier, pixels, saved)
+    except Exception as error:  # the network's own code, which a wrong description leads anywhere
+        raise CheckpointError(
+            f"{directory}: the weights cannot be read into the network that {_MODEL} describes: {first_line(error)}"
+        ) from None
+
+
+def _read_confidence(
+    directory: Path, description: Description, saved: Mapping[str, tuple[int, ...]]
+) -> Confidence | None:
+    if description.confidence is None:
+        return None
+    arrays = _read_novelty(directory / _NOVELTY, description)
+    try:
+        confidence = Confidence.from_json(description.confidence.model_dump(), description.head.num_classes, arrays)
+    except ValueError as error:
+        raise CheckpointError(f"{directory / _MODEL}: not a model description: {first_line(error)}") from None
+    width = confidence.novelty.num_features
+    if width is not None and width != (features := _num_features(saved)):
+        raise CheckpointError(f"{directory / _NOVELTY}: for {width} features, and the head reads {features}")
+    return confidence
+
+
+def _read_novelty(file: Path, description: Description) -> dict[str, np.ndarray]:
+    try:
+        arrays = load(read_bytes(file, _MOST_NOVELTY, CheckpointError)) if os.path.lexists(file) else {}
     except SafetensorError as error:
         raise CheckpointError(f"{file}: damaged: {first_line(error)}") from None
-    if hash_tree(arrays) != model["novelty_sha256"]:
+    if hash_tree(arrays) != description.novelty_sha256:
         raise CheckpointError(f"{file}: {'not what' if arrays else 'missing; it is what'} model.json was written with")
+    if any(array.dtype != np.float32 or not np.isfinite(array).all() for array in arrays.values()):
+        raise CheckpointError(f"{file}: has arrays that are not of finite float32 numbers")
     return arrays
+
+
+def _num_features(saved: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Width of what the head reads; None without a head."""
+    for path, axis in (("params/head/kernel", 0), ("params/head/projection", 0), ("memory/head/keys", 1)):
+        if path in saved:
+            return saved[path][axis]
+    return None
 
 
 def _describe_head(classifier: Classifier) -> dict[str, Any]:
@@ -184,22 +264,31 @@ def _describe_head(classifier: Classifier) -> dict[str, Any]:
     config: Any = classifier.head_config
     if config is None:
         return head
-    return {**head, "type": _HEADS[type(config)], "config": asdict(config)}
+    described = asdict(config)
+    if isinstance(config, KnnConfig):
+        described["k"] = min(config.k, config.size)  # of fewer images, all vote
+    return {**head, "type": _HEADS[type(config)], "config": described}
 
 
-def _build_head(module: Any, head: dict[str, Any]) -> Classifier:
-    kind, config = head.pop("type", None), head.pop("config", {})
-    if kind is None:
-        return Classifier(module, **head)
-    types = {name: head_type for head_type, name in _HEADS.items()}
-    return Classifier(module, **head, head_config=types[kind](**config))
-
-
-def _load_weights(folder: Path, classifier: Classifier, spec: ImageSpec) -> dict[str, Any]:
-    pixels = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
+def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """``collection/path`` -> shape of every array in a folder of Orbax's, whose files are all regular ones."""
     try:
-        _, shapes = init_shapes(classifier, pixels)
+        for path in folder.rglob("*"):
+            if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
+                raise CheckpointError(f"{path}: neither a file nor a folder; weights are regular files")
+        with ocp.StandardCheckpointer() as checkpointer:
+            saved = checkpointer.metadata(folder.absolute())
+        tree = getattr(saved, "item_metadata", saved)
+        return {path: tuple(leaf.shape) for path, leaf in flatten(dict(tree)).items()}
+    except FinetuneError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise CheckpointError(f"{folder}: the weights cannot be read: {first_line(error)}") from None
+
+
+def _load_weights(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
+    try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder.absolute(), on_this_device(shapes))
-    except Exception as error:  # Orbax, TensorStore, or code of your own that is another by now
+    except Exception as error:  # Orbax and TensorStore raise many kinds
         raise CheckpointError(f"{folder}: the weights cannot be read: {first_line(error)}") from None

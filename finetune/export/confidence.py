@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
+from pydantic import ValidationError
 
+from finetune.export.description import ConfidenceDescription, SetKind, explain
 from finetune.export.novelty import Novelty
 
-SetKind = Literal["lac", "aps", "raps"]
 SET_KINDS: tuple[SetKind, ...] = get_args(SetKind)
 KNOWN_SHARE = 0.95  # of the validation images, which are not called unknown
 _CERTAINTY = 0.9  # of the error of what is accepted
@@ -133,21 +134,20 @@ class Confidence:
             arrays: of the novelty, which are not in the JSON.
 
         Raises:
-            ValueError, KeyError, TypeError: not what :meth:`to_json` gives.
+            ValueError: not what :meth:`to_json` gives.
         """
+        try:
+            described = ConfidenceDescription.model_validate(dict(data))
+        except ValidationError as error:
+            raise ValueError(explain(ConfidenceDescription, error, "confidence")) from None
+        described.check(num_classes)
         names = ("scale", "bias", "novelties", "certainties", "thresholds")
-        scale, bias, novelties, certainties, thresholds = (np.asarray(data[name], np.float32) for name in names)
-        right = np.asarray(data["right"], bool)
-        scores = {kind: np.asarray(values, np.float32) for kind, values in data["scores"].items()}
-        if scale.shape not in ((1,), (num_classes,)) or bias.shape != scale.shape:
-            raise ValueError(f"confidence: scale {scale.shape}, bias {bias.shape} for {num_classes} classes")
-        lists = (novelties, certainties, right, thresholds, *scores.values())
-        if not scores.keys() <= set(SET_KINDS) or any(values.ndim != 1 for values in lists):
-            raise ValueError("confidence: scores")
-        if certainties.shape != right.shape or len(thresholds) not in (0, num_classes):
-            raise ValueError("confidence: certainties or thresholds")
-        novelty = Novelty(data["novelty"], arrays)
-        return cls(scale, bias, scores, novelties, certainties, right, thresholds, novelty)
+        numbers = {name: np.asarray(getattr(described, name), np.float32) for name in names}
+        scores: dict[str, np.ndarray] = {
+            kind: np.asarray(values, np.float32) for kind, values in described.scores.items()
+        }
+        novelty = Novelty(described.novelty, arrays)
+        return cls(scores=scores, right=np.asarray(described.right, bool), novelty=novelty, **numbers)
 
 
 def set_scores(probabilities: np.ndarray, kind: SetKind) -> np.ndarray:

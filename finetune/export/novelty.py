@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from finetune.export.description import NoveltyKind
 from finetune.models.heads import unit_length
 
-NoveltyKind = Literal["energy", "knn", "mahalanobis"]
 NEIGHBOR = 10  # whose distance counts
 _ARRAYS = {"energy": set(), "knn": {"bank"}, "mahalanobis": {"means", "whitening"}}
 
@@ -41,6 +41,16 @@ class Novelty:
             raise ValueError(f"novelty: one of {', '.join(get_args(NoveltyKind))}; received {self.kind!r}")
         if self.arrays.keys() != _ARRAYS[self.kind] or any(array.ndim != 2 for array in self.arrays.values()):
             raise ValueError(f"novelty: {self.kind} with {', '.join(self.arrays) or 'no arrays'}")
+        widths = {array.shape[1] for array in self.arrays.values()}
+        if self.kind == "mahalanobis":
+            widths.add(self.arrays["whitening"].shape[0])
+        if len(widths) > 1:
+            raise ValueError(f"novelty: {self.kind} with arrays of {' and '.join(map(str, sorted(widths)))} features")
+
+    @property
+    def num_features(self) -> int | None:
+        """Of the features that it reads; None where it reads none."""
+        return next((int(array.shape[1]) for array in self.arrays.values()), None)
 
     @property
     def reads_features(self) -> bool:

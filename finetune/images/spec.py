@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -170,8 +171,22 @@ class ImageSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ImageSpec:
-        tuples = {key: tuple(data[key]) for key in ("mean", "std", "resize") if isinstance(data[key], list)}
-        return cls(**{**data, **tuples})
+        """
+        Raises:
+            ValueError: not what :meth:`to_json` gives; names the key.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a mapping of {', '.join(names)}; received {data!r}")
+        for key in data:
+            if key not in names:
+                raise ValueError(f"{key}: unknown key; there are: {', '.join(names)}")
+        if missing := [name for name in names if name not in data and name != "rounding"]:
+            raise ValueError(f"{missing[0]}: missing")
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        return cls(**values)
 
 
 def _is_number(value: Any) -> bool:

@@ -134,6 +134,10 @@ class Predictor:
             )
         if self.multi_label:
             raise CheckpointError(f"{option}: is for images of one class; this model's may be of several")
+        if option == "max_error" and not len(self.confidence.certainties):
+            raise CheckpointError(
+                f"{option}: an earlier version saved the model, without what this is measured on; train it again"
+            )
 
     def _prediction(
         self, row: np.ndarray, unknown: bool | None, members: tuple[str, ...] | None, accepted: bool | None

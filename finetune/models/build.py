@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, get_type_hints
 
 import flax.linen as nn
 import jax
+from pydantic import TypeAdapter, ValidationError
 
-from finetune.errors import ModelError
+from finetune.errors import ModelError, first_line, nearest
 from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone, load_backbone
 from finetune.models.classifier import Classifier, build_classifier
 from finetune.models.custom_module import FAMILY, CustomModule, load_module
+from finetune.models.evidence import check_sizes
 from finetune.models.registry import FAMILIES
 from finetune.recipe import HeadConfig, ImageConfig, ModuleConfig, PretrainedConfig
 
@@ -51,19 +55,52 @@ def describe(backbone: Backbone) -> dict[str, Any]:
     return {"family": backbone.family, "config": asdict(backbone.config)}
 
 
-def build_module(family: str, config: dict[str, Any], *, allow_local_code: bool = False) -> nn.Module:
+def build_module(
+    family: str,
+    config: dict[str, Any],
+    *,
+    allow_local_code: bool = False,
+    saved: Mapping[str, tuple[int, ...]] | None = None,
+) -> nn.Module:
     """The backbone's module, from what :func:`describe` returned.
 
+    Args:
+        saved: path -> shape of the arrays that it is for, which the sizes of the configuration are held against.
+
     Raises:
-        ModelError: the family is unknown; or see :meth:`CustomModule.build`.
+        ModelError: the family is unknown, the configuration is not one of it; or see :meth:`CustomModule.build`.
     """
     if family == FAMILY:
-        return CustomModule(**config).build(allow_local_code=allow_local_code)
+        return _read_config(CustomModule, config, FAMILY).build(allow_local_code=allow_local_code)
     families = {member.name: member for member in FAMILIES}
     if family not in families:
-        raise ModelError(f"unknown model family {family!r}; supported: {', '.join(families)}, {FAMILY}")
-    values = {key: _lists_to_tuples(value) for key, value in config.items()}
-    return families[family].module(families[family].config(**values))
+        raise ModelError(
+            f"unknown model family {family!r}{nearest(family, families)}; supported: {', '.join(families)}, {FAMILY}"
+        )
+    if saved is not None:
+        check_sizes(config, saved)
+    return families[family].module(_read_config(families[family].config, config, family))
+
+
+def _read_config(kind: type, config: dict[str, Any], family: str) -> Any:
+    """A configuration from JSON values; every key is known, and every value of the type that it has."""
+    known = {field.name: field for field in fields(kind)}
+    for name in config:
+        if name not in known:
+            raise ModelError(f"{family}: unknown key {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
+    types = get_type_hints(kind)
+    values = {}
+    for name, value in config.items():
+        try:
+            # As JSON, so that lists may stand for tuples, and nothing else for anything else.
+            values[name] = TypeAdapter(types[name]).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise ModelError(f"{family}: {name}: {problem['msg']}; received {str(value)[:80]}") from None
+    try:
+        return kind(**values)
+    except (ArithmeticError, TypeError, ValueError, LookupError) as error:  # such as no attention heads
+        raise ModelError(f"{family}: not a configuration: {first_line(error)}") from None
 
 
 def _image_spec(image: ImageConfig) -> ImageSpec:
@@ -71,7 +108,3 @@ def _image_spec(image: ImageConfig) -> ImageSpec:
         tuple(value) if isinstance(value, list) else (value,) * image.channels for value in (image.mean, image.std)
     )
     return ImageSpec(image.size, image.size, image.size, "bilinear", mean, std)
-
-
-def _lists_to_tuples(value: Any) -> Any:
-    return tuple(_lists_to_tuples(item) for item in value) if isinstance(value, list) else value

@@ -27,6 +27,8 @@ from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
 from finetune.models.classifier import Classifier, state_of, training_switch
 from finetune.models.surgery import TransferReport, transplant
+from finetune.trees import hash_tree
+from finetune.untrusted import read_json
 from finetune.weights.tensors import require_finite
 
 FAMILY = "module"  # its family in a saved bundle
@@ -150,6 +152,12 @@ def _import_class(reference: str, allow_local_code: bool) -> type[nn.Module]:
     return modules[name]
 
 
+def _check_digest(file: Path, weights_sha256: str) -> None:
+    """That a bundle's weights are those that its description was written with."""
+    if read_json(file).get("weights_sha256") != weights_sha256:
+        raise ModelError(f"weights: {file.parent}: the weights are not those that model.json was written with")
+
+
 def _read_weights(folder: Path) -> Mapping[str, Any]:
     """The variables in a folder of Orbax's, or those of the backbone in a bundle."""
     bundle = find_bundle(folder)
@@ -166,6 +174,7 @@ def _read_weights(folder: Path) -> Mapping[str, Any]:
             f"weights: {folder}: neither a run, nor a bundle, nor variables saved by Orbax: {first_line(error)}"
         ) from None
     if bundle is not None:
+        _check_digest(bundle / "model.json", hash_tree(variables))
         variables = {name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree}
     for path, leaf in flatten_dict(dict(variables), sep="/").items():
         if isinstance(leaf, jax.Array):

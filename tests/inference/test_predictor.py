@@ -167,9 +167,12 @@ def test_saved_steps_restore_by_number_and_as_the_last(small_run):
         (lambda d: (d / "model.json").write_text("{"), "not a model description"),
         (lambda d: _flip(d / "model.json", b'"3"', b'"2"'), "model.json: changed since it was written"),
         (lambda d: shutil.rmtree(d / "weights"), "the weights cannot be read"),
-        (lambda d: _rewrite(d, weights_sha256="0"), "not those that model.json was written with"),
-        (lambda d: _rewrite(d, format=99), "format 99, made by another version; this one reads 4"),
-        (lambda d: _rewrite(d, head={"num_classes": 7, "pool": None, "dropout": 0.0}), "the weights cannot be read"),
+        (lambda d: _rewrite(d, weights_sha256="0" * 64), "not those that model.json was written with"),
+        (
+            lambda d: _rewrite(d, format=99),
+            "format 99, made by a newer version of finetune; this one reads 1 to 5: upgrade",
+        ),
+        (lambda d: _rewrite(d, head={"num_classes": 7, "pool": None, "dropout": 0.0}), "the head gives 7 numbers, and"),
     ],
 )
 def test_a_damaged_bundle_says_what_is_wrong(small_run, tmp_path, damage, message):

@@ -144,13 +144,13 @@ class PositionMLP(nn.Module):
         self.fc2 = nn.Dense(self.heads, use_bias=False, dtype=self.dtype, kernel_init=_INIT)
 
     def __call__(self, window: Size) -> jax.Array:
-        axes = []
+        axes, index = [], relative_index(window)
         for edge in window:
             offsets = np.arange(1 - edge, edge) * 8 / max((self.pretrained_window or edge) - 1, 1)
             axes.append(np.sign(offsets) * np.log2(np.abs(offsets) + 1) / 3)
         positions = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
         table = self.fc2(jax.nn.relu(self.fc1(jnp.asarray(positions, jnp.float32))))
-        return 16 * jax.nn.sigmoid(table)[relative_index(window)].transpose(2, 0, 1)
+        return 16 * jax.nn.sigmoid(table)[index].transpose(2, 0, 1)
 
 
 class WindowAttention(nn.Module):

@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from finetune.errors import ModelError
+
 Size = tuple[int, int]  # height and width
 # How a table of relative positions is resampled for another window. "linear": PyTorch's bilinear filter (transformers).
 # "geometric": linear between entries whose distances grow geometrically, so that near ones change least (timm).
 Resampling = Literal["linear", "geometric"]
+_MOST_PAIRS = 1 << 24  # of tokens: 64 x 64 patches
 
 
 def biased_attention(
@@ -80,7 +83,15 @@ def shift_bias(size: Size, window: Size, shift: Size, value: float) -> np.ndarra
 
 
 def relative_index(window: Size) -> np.ndarray:
-    """int [tokens, tokens]: the row of a table [(2 * height - 1) * (2 * width - 1), heads] for each pair of tokens."""
+    """int [tokens, tokens]: the row of a table [(2 * height - 1) * (2 * width - 1), heads] for each pair of tokens.
+
+    Raises:
+        ModelError: they are so many pairs that the table of them would fill the memory.
+    """
+    if (tokens := window[0] * window[1]) ** 2 > _MOST_PAIRS:
+        raise ModelError(
+            f"attention with position bias over {window[0]} x {window[1]} = {tokens:,} patches; use smaller images"
+        )
     rows, columns = (axis.reshape(-1) for axis in np.indices(window))
     down = rows[:, None] - rows + window[0] - 1
     right = columns[:, None] - columns + window[1] - 1
