@@ -12,6 +12,7 @@ from PIL import Image
 import finetune
 from finetune.data.splits import load_splits
 from finetune.errors import CheckpointError, DataError
+from finetune.export.bundle import save_bundle_like
 from finetune.files import hash_json
 
 
@@ -190,6 +191,27 @@ def test_truncated_weights_are_an_error_and_never_a_wrong_answer(small_run, tmp_
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     with pytest.raises(CheckpointError, match="weights"):
         finetune.restore(tmp_path / "model")
+
+
+def test_a_model_that_a_kill_left_between_two_names_is_restored_and_not_moved(small_run, tmp_path):
+    shutil.copytree(small_run.directory / "model", tmp_path / "run" / "model.old")
+    shutil.copyfile(small_run.directory / "run.json", tmp_path / "run" / "run.json")
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (tmp_path / "run", tmp_path / "run" / "model"):
+        assert finetune.restore(folder).class_names == small_run.predictor().class_names
+    assert finetune.load_bundle(tmp_path / "run" / "model").class_names == small_run.predictor().class_names
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_bundle_does_not_replace_what_is_none(small_run, tmp_path):
+    model = shutil.copytree(small_run.directory / "model", tmp_path / "model")
+    (model / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"has files that are no bundle's: notes\.txt; move them"):
+        save_bundle_like(model, small_run.directory / "model", {})
+    (tmp_path / "link").symlink_to(model)
+    with pytest.raises(CheckpointError, match="a file or a link has the name of the bundle's folder"):
+        save_bundle_like(tmp_path / "link", small_run.directory / "model", {})
+    assert (model / "notes.txt").read_text() == "mine"
 
 
 def _flip(file, old, new):

@@ -9,6 +9,7 @@ from command_line import finetune as command
 import finetune
 from finetune.data.splits import load_splits
 from finetune.errors import CheckpointError
+from finetune.run.lock import FolderLock
 from finetune.trees import flatten
 
 RECIPE = """\
@@ -110,3 +111,12 @@ def test_what_has_no_mean_is_refused(runs, small_run, tmp_path):
     with pytest.raises(CheckpointError, match="one of the runs; the soup needs a folder of its own"):
         finetune.make_soup([first, runs["second"]], first, overwrite=True)
     assert finetune.restore(first)
+
+
+def test_a_soup_keeps_off_a_folder_that_a_process_works_on(tmp_path):
+    with FolderLock(tmp_path / "soup", "run"), pytest.raises(CheckpointError, match="soup: in use by process"):
+        finetune.make_soup([tmp_path / "a", tmp_path / "b"], tmp_path / "soup", overwrite=True)
+    (tmp_path / "soup").mkdir()
+    (tmp_path / "link").symlink_to("soup")
+    with pytest.raises(CheckpointError, match="link: a link, and runs do not write through links"):
+        finetune.make_soup([tmp_path / "a", tmp_path / "b"], tmp_path / "link")
