@@ -52,7 +52,7 @@ def make_soup(
     overwrite: bool = False,
     allow_local_code: bool = False,
     track: Track | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] | None = None,
 ) -> RunResult:
     """Averages the models of finished runs, as long as that helps on validation images.
 
@@ -70,7 +70,7 @@ def make_soup(
         overwrite: remove an earlier run in the output folder first.
         allow_local_code: as in :func:`restore`.
         track: shows how far it is; by default nothing does.
-        say: told what an earlier process has left in the output folder, and was put in order.
+        say: told what an earlier process has left in the output folder, and was put in order; by default nobody is.
 
     Returns:
         The output folder and its summary: ``results`` of each run's model and of the soup, on the test images of the
@@ -86,7 +86,7 @@ def make_soup(
     folder = RunFolder(output)
     if any(Path(directory).resolve() == folder.directory.resolve() for directory in directories):
         raise CheckpointError(f"{output}: one of the runs; the soup needs a folder of its own")
-    with folder.reserve("soup", overwrite=overwrite, say=say):
+    with folder.reserve("soup", overwrite=overwrite, say=say or (lambda _: None)):
         summary = _cook(directories, folder, data, batch_norm, overwrite, allow_local_code, track)
     return RunResult(folder.directory, summary, allow_local_code)
 
