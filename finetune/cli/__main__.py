@@ -1,3 +1,4 @@
 from finetune.cli.main import main
 
-main()
+if __name__ == "__main__":  # not in worker processes
+    main()

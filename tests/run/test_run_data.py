@@ -1,10 +1,16 @@
 """Runs on images of one's own: what becomes of broken, cached, augmented and many-labelled ones."""
 
 import json
+import os
+import signal
+import subprocess
+import time
 
 import datasets
 import numpy as np
+import psutil
 import pytest
+from command_line import FINETUNE
 from PIL import Image
 from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
@@ -150,3 +156,77 @@ def test_datasets_in_memory_are_trained_on_and_a_run_goes_on_with_no_others(tmp_
     assert again.summary == result.summary
     with pytest.raises(CheckpointError, match="cannot resume: data.source has other images or labels"):
         finetune.run(made, output=tmp_path / "run", quiet=True, data=data.shuffle(seed=0), resume=True)
+
+
+# Worker processes of a real run.
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Digits as PNG files."""
+    images, target = digits(120)
+    for i, (image, label) in enumerate(zip(images, target, strict=True)):
+        path = tmp_path / "data" / str(label) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((24, 24), Image.Resampling.NEAREST).save(path)
+    return tmp_path / "data"
+
+
+def training_with_workers(tmp_path, photos, *arguments):
+    """A run's process that trains, and all that it has started."""
+    augment = {"hflip": 0.5, "color_jitter": {"brightness": 0.2}}
+    partitions = [{"match": ".*", "learning_rate": 1e-4}]
+    data = {"source": str(photos), "validation": 0, "num_workers": 2}
+    recipe(tmp_path, data, epochs=200, augment=augment, partitions=partitions)
+    command = [*FINETUNE, "run", tmp_path / "own.yaml", "--output", tmp_path / "run", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, **pipes)
+    log = tmp_path / "run" / "metrics.jsonl"
+    lines = len(log.read_text().splitlines()) if log.is_file() else 0
+    while process.poll() is None and not (log.is_file() and len(log.read_text().splitlines()) > lines + 3):
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()[0]
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert sum("spawn_main" in " ".join(each.cmdline()) for each in below) == 2
+    return process, below
+
+
+def running(processes, seconds=5):
+    psutil.wait_procs(processes, timeout=seconds)
+    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_a_run_that_is_killed_and_the_run_goes_on(tmp_path, photos):
+    process, below = training_with_workers(tmp_path, photos)
+    process.kill()
+    process.communicate()
+    assert not running(below)
+    process, below = training_with_workers(tmp_path, photos, "--resume")
+    process.kill()
+    process.communicate()
+    assert not running(below)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_run_and_its_workers_saves_it_without_a_traceback(tmp_path, photos, number):
+    process, below = training_with_workers(tmp_path, photos)
+    os.killpg(process.pid, number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said
+    assert "saved: continue with --resume" in said
+    assert "Traceback" not in said
+    assert "leaked" not in said
+    assert not running(below)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_run_with_one_message(tmp_path, photos):
+    process, below = training_with_workers(tmp_path, photos)
+    next(each for each in below if "spawn_main" in " ".join(each.cmdline())).kill()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "a worker process was ended by SIGKILL" in said
+    assert "Traceback" not in said
+    assert not running(below)
