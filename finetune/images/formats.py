@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -78,7 +79,7 @@ def is_named_like_an_image(name: str) -> bool:
 
 
 def _ending(name: str) -> str:
-    return Path(name).suffix.lower()
+    return os.path.splitext(name)[1].lower()
 
 
 def is_image_by_content(path: Path) -> bool:

@@ -52,6 +52,8 @@ def _read(config: DataConfig, memory: Any) -> dict[str, LabeledImages]:
         return _read_folder(path, config)
     if _HUB_ID.fullmatch(config.source) and not path.parent.is_dir():
         return _tables().read_hub(config)
+    if path.exists():
+        raise DataError(f"data.source: {path}: neither a file nor a folder, but a pipe, a socket or a device")
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
     raise DataError(
         f"data.source: {config.source}: no such file or folder{where}{nearest(path.name, ['digits'])}; "

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import DataError
+from finetune.errors import DataError, listed
+from finetune.files import open_regular
 from finetune.images.formats import is_named_like_an_image
 
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # the likeliest first
 _SAMPLE = 200  # lines that the delimiter is chosen by
-_MAX_FIELD = 1 << 24  # characters
+_SAMPLE_SIZE = 1 << 20  # characters of them
+_MAX_LINE = 1 << 24  # characters, also of a field, which may have several lines
+_MAX_COLUMNS = 10_000
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,14 @@ def read_text_table(path: Path) -> TextTable:
     header = records[0]
     if any(is_named_like_an_image(field) for field in header):
         columns = [f"column {i + 1}" for i in range(len(header))]
-        notes.append(f"{path}: has no header: the first line names an image; columns are called {', '.join(columns)}")
+        notes.append(f"{path}: has no header: the first line names an image; columns are called {listed(columns)}")
     else:
         columns, lines, records = header, lines[1:], records[1:]
     for line, record in zip(lines, records, strict=True):
         if len(record) != len(columns):
             raise DataError(
                 f"{path}: line {line}: has {len(record)} fields, and the table has {len(columns)} columns "
-                f"({', '.join(columns)}); fields that hold the delimiter {delimiter!r} need quotes"
+                f"({listed(columns)}); fields that hold the delimiter {delimiter!r} need quotes"
             )
     keep = [i for i, name in enumerate(columns) if name or any(record[i] for record in records)]
     _check_names([columns[i] for i in keep], path)
@@ -63,7 +67,8 @@ def read_text_table(path: Path) -> TextTable:
 
 def _decode(path: Path) -> tuple[str, list[str]]:
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if b"\0" in data[:4096] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -74,21 +79,30 @@ def _decode(path: Path) -> tuple[str, list[str]]:
     else:
         encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        return data.decode(encoding), []
+        return _without_zeros(path, data.decode(encoding)), []
     except UnicodeDecodeError:
         if encoding != "utf-8-sig":
             raise DataError(f"{path}: not a text in UTF-8 or {encoding.upper()}; save it as UTF-8") from None
     try:
-        return data.decode("cp1252"), [f"{path}: is not UTF-8, and was read as Windows-1252 (cp1252)"]
+        return _without_zeros(path, data.decode("cp1252")), [
+            f"{path}: is not UTF-8, and was read as Windows-1252 (cp1252)"
+        ]
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(f"{path}: line {line}: encoding is neither UTF-8 nor Windows-1252; save it as UTF-8") from None
 
 
+def _without_zeros(path: Path, text: str) -> str:
+    if (at := text.find("\0")) >= 0:
+        line = text.count("\n", 0, at) + 1
+        raise DataError(f"{path}: line {line}: not a text: it holds zero bytes; give a CSV or Parquet file")
+    return text
+
+
 def _delimiter(path: Path, text: str) -> str:
     """The one that gives all lines of a sample the same number of fields, two or more."""
     delimiters = _DELIMITERS.get(path.suffix.lower(), ",;\t|")
-    sample = "".join(text.splitlines(keepends=True)[:_SAMPLE])
+    sample = "".join(text[:_SAMPLE_SIZE].splitlines(keepends=True)[:_SAMPLE])
     regular = []
     for delimiter in delimiters:
         lengths = [len(record) for record in _reader(sample, delimiter) if any(field.strip() for field in record)]
@@ -106,6 +120,8 @@ def _records(path: Path, text: str, delimiter: str) -> tuple[list[int], list[lis
     lines, records, line = [], [], 1
     try:
         for record in reader:
+            if len(record) > _MAX_COLUMNS:
+                raise DataError(f"{path}: line {line}: has {len(record):,} fields; at most {_MAX_COLUMNS:,}")
             fields = [field.strip() for field in record]
             if any(fields):
                 lines.append(line)
@@ -117,13 +133,22 @@ def _records(path: Path, text: str, delimiter: str) -> tuple[list[int], list[lis
 
 
 def _reader(text: str, delimiter: str) -> Any:
-    csv.field_size_limit(_MAX_FIELD)
-    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    csv.field_size_limit(_MAX_LINE)
+    return csv.reader(_lines(text), delimiter=delimiter, skipinitialspace=True)
+
+
+def _lines(text: str) -> Iterator[str]:
+    for line in io.StringIO(text, newline=""):
+        if len(line) > _MAX_LINE:
+            raise csv.Error(f"{len(line):,} characters; at most {_MAX_LINE:,}")
+        yield line
 
 
 def _check_names(names: list[str], path: Path) -> None:
+    seen: set[str] = set()
     for i, name in enumerate(names):
         if not name:
             raise DataError(f"{path}: line 1: column {i + 1} has no name; give it one")
-        if name in names[:i]:
+        if name in seen:
             raise DataError(f"{path}: line 1: two columns are called {name!r}; rename one")
+        seen.add(name)

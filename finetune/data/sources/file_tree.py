@@ -12,6 +12,8 @@ from finetune.images.formats import is_image_by_content, is_named_like_an_image
 
 _SYSTEM = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"})
 
+_DEEPEST = 100  # folders inside one another
+
 
 @dataclass(eq=False)
 class Folder:
@@ -56,22 +58,31 @@ def _read(path: Path, above: tuple[object, ...], linked: set[object]) -> Folder:
         folder.left_out.append(f"{path}: cannot be read: {error.strerror}")
         return folder
     for entry in entries:
-        inner = path / entry.name
-        if inner.is_dir():
-            identity = _identity(inner)
-            if _is_hidden(entry.name):
-                folder.left_out.append(f"{inner}: a hidden folder with {_count_files(inner)} files")
-            elif entry.is_symlink() and (identity in above or identity in linked):
-                folder.left_out.append(f"{inner}: a link to a folder that is read already")
-            else:
-                if entry.is_symlink():
-                    linked.add(identity)
-                folder.folders.append(_read(inner, (*above, identity), linked))
-        elif reason := _why_no_image(entry, inner):
-            folder.left_out.append(f"{inner}: {reason}")
-        else:
-            folder.images.append(inner)
+        try:
+            _add(folder, entry, above, linked)
+        except OSError as error:
+            folder.left_out.append(f"{path / entry.name}: cannot be read: {error.strerror}")
     return folder
+
+
+def _add(folder: Folder, entry: os.DirEntry[str], above: tuple[object, ...], linked: set[object]) -> None:
+    inner = folder.path / entry.name
+    if inner.is_dir():
+        identity = _identity(inner)
+        if _is_hidden(entry.name):
+            folder.left_out.append(f"{inner}: a hidden folder with {_count_files(inner)} files")
+        elif entry.is_symlink() and (identity in above or identity in linked):
+            folder.left_out.append(f"{inner}: a link to a folder that is read already")
+        elif len(above) > _DEEPEST:
+            folder.left_out.append(f"{inner}: more than {_DEEPEST} folders deep")
+        else:
+            if entry.is_symlink():
+                linked.add(identity)
+            folder.folders.append(_read(inner, (*above, identity), linked))
+    elif reason := _why_no_image(entry, inner):
+        folder.left_out.append(f"{inner}: {reason}")
+    else:
+        folder.images.append(inner)
 
 
 def _why_no_image(entry: os.DirEntry[str], path: Path) -> str | None:

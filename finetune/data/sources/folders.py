@@ -100,7 +100,7 @@ def _read_classes(folder: Folder, least: int) -> LabeledImages:
     paths = [path for name in declared for path in by_class[name]]
     labels = np.repeat(np.arange(len(declared), dtype=np.int32), [len(by_class[name]) for name in declared])
     left_out = [f"{path}: beside the class folders, in none of them" for path in folder.images] + folder.all_left_out
-    notes = [f"{inner.path}: no images inside, so no class" for inner in folder.folders if inner not in full]
+    notes = [f"{inner.path}: no images inside, so no class" for inner in folder.folders if not inner.all_images]
     return LabeledImages(paths, labels, declared, str(folder.path), tuple(left_out), tuple(notes))
 
 

@@ -13,10 +13,13 @@ import numpy as np
 from finetune.data.labeled_images import EncodedImages, Images, LabeledImages, local_path
 from finetune.data.sources.columns import LINE, ColumnRoles, infer_roles
 from finetune.data.sources.csv_text import read_text_table
+from finetune.data.sources.parquet import check_parquet, unreadable
 from finetune.data.sources.split_names import by_canonical_split, canonical_split, describe_unused
 from finetune.data.sources.table_labels import has_one_label_each, read_labels, row_of, text_of
 from finetune.errors import DataError, first_line
 from finetune.recipe import Columns, DataConfig
+
+_INT64 = 1 << 63  # larger integers fit in no column
 
 datasets.disable_progress_bars()
 
@@ -39,11 +42,15 @@ def read_csv(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
 
 def _numbers(values: list[str]) -> list[Any]:
     """Texts as integers or floats where all of them are such, with None for empty ones."""
+    if not any(values):
+        return list(values)
     for number in (int, float):
         try:
-            return [number(value) if value else None for value in values] if any(values) else list(values)
+            numbers = [number(value) if value else None for value in values]
         except ValueError:
             continue
+        if number is float or max(abs(value) for value in numbers if value is not None) < _INT64:
+            return numbers
     return list(values)
 
 
@@ -60,6 +67,8 @@ def read_parquet(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
     Paths of images are relative to their file's folder.
     """
     files = [path] if path.is_file() else sorted([*path.glob("*.parquet"), *path.glob("*/*.parquet")])
+    for file in files:
+        check_parquet(file)
     splits = {"train": files} if path.is_file() else _files_by_split(files, path)
     folders = {split: {file.parent for file in group} for split, group in splits.items()}
     bases = {split: parents.pop() if len(parents) == 1 else path for split, parents in folders.items()}
@@ -69,8 +78,7 @@ def read_parquet(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
             for split, group in splits.items()
         }
     except Exception as error:  # pyarrow and datasets raise many types
-        cause = error.__cause__ or error
-        raise DataError(f"{path}: cannot be read as Parquet: {first_line(cause)}") from None
+        raise unreadable(path, error) from None
     return _read_splits(tables, config, str(path), bases)
 
 
@@ -93,6 +101,9 @@ def _files_by_split(files: list[Path], folder: Path) -> dict[str, list[Path]]:
 
 def read_saved(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
     """A folder that ``save_to_disk`` wrote."""
+    for file in path.rglob("*.arrow"):
+        if not file.is_file():
+            raise DataError(f"{file}: not a file; save the dataset anew")
     try:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # pyarrow and json raise many types
@@ -205,4 +216,7 @@ def _read_images(table: datasets.Dataset, column: str, base: Path | None, where:
                 f"{where}: column {column!r} has URLs, such as {urls[0]}; download the images, and give paths"
             )
         return [local_path(base, path) for path in paths]
-    return EncodedImages(table.cast_column(column, datasets.Image(decode=False)), column, base)
+    try:
+        return EncodedImages(table.cast_column(column, datasets.Image(decode=False)), column, base)
+    except Exception as error:  # pyarrow and datasets raise many types
+        raise DataError(f"{where}: column {column!r} holds no images: {first_line(error)}") from None
