@@ -48,13 +48,13 @@ def open_regular(path: str | Path) -> BinaryIO:
     Raises:
         OSError: also for a pipe, a socket and a device, which could block forever or have no end.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is opened at once
-    if stat.S_ISREG(mode := os.fstat(handle).st_mode):
-        return os.fdopen(handle, "rb")
-    os.close(handle)
+    mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise OSError(errno.ESPIPE, f"{'a pipe' if stat.S_ISFIFO(mode) else 'a device'}, not a file", str(path))
+    if not stat.S_ISREG(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise OSError(errno.ESPIPE, f"{kind}, not a file", str(path))
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from finetune.data.labeled_images import EncodedImages, Images, LabeledImages, local_path
 from finetune.data.sources.columns import LINE, ColumnRoles, infer_roles
@@ -22,6 +23,7 @@ from finetune.recipe import Columns, DataConfig
 _INT64 = 1 << 63  # larger integers fit in no column
 
 datasets.disable_progress_bars()
+datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs as an error, it raises too
 
 
 def read_csv(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
@@ -159,6 +161,8 @@ def _read_splits(
     tables = {split: table.with_format(None) for split, table in tables.items() if len(table)}
     if "train" not in tables:
         raise DataError(f"{where}: has no rows to train on")
+    for table in tables.values():
+        _validate(table, where)
     roles = infer_roles(tables["train"], config.columns, where)
     if roles.split is not None and list(tables) == ["train"]:
         if isinstance(base, dict):
@@ -178,6 +182,14 @@ def _read_splits(
         f"{where}: the {split} split has no labels: it is not used" for split in read.keys() - splits.keys()
     )
     return {**splits, "train": splits["train"].with_notes((*notes, *withheld))}
+
+
+def _validate(table: datasets.Dataset, where: str) -> None:
+    """That texts are UTF-8 and offsets lead to data. Images themselves are not read."""
+    try:
+        table.data.table.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{where}: damaged: {first_line(error)}") from None
 
 
 def _split_by_column(
