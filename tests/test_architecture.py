@@ -23,6 +23,7 @@ ROOMS = [  # from top to bottom
     "images",
     "resources",
     "signals",
+    "remote",
     "files",
     "untrusted",
     "tracking",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -14,7 +13,7 @@ _NAMES_SHOWN = 20
 
 
 def evaluate(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A run's folder, or a URL of one.")],
     options: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Of other data, such as data.columns.label=species."),

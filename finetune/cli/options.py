@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Such as stages.1.epochs=3; ~KEY deletes a key."),
 ]
-RunOrBundle = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or a model bundle.")]
+RunOrBundle = Annotated[str, typer.Argument(metavar="DIR", help="A run's folder, or a model bundle; or a URL of one.")]
 LocalCode = Annotated[
     bool,
     typer.Option(

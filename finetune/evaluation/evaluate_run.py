@@ -19,6 +19,7 @@ from finetune.evaluation.steps import make_eval_step
 from finetune.evaluation.verdict import describe_result
 from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import DataConfig, Recipe, load_recipe, read_data_config
+from finetune.remote import local_folder
 from finetune.tracking import Track, untracked
 
 SplitName = Literal["train", "validation", "test"]
@@ -35,7 +36,7 @@ def evaluate_run(
     """Measures a run's model.
 
     Args:
-        directory: the run's folder.
+        directory: the run's folder, or the URL of a copy of it.
         source: another data source, whose classes are matched to the model's by name; all of its images are measured.
         split: one split of the source, or of the run's data, whose test split is measured by default.
         allow_local_code: as in :func:`restore`.
@@ -56,7 +57,7 @@ def evaluate_run(
             was trained for one, or the reverse; or there is no such split.
     """
     track = track or untracked
-    folder = Path(directory)
+    folder = local_folder(directory, skip=("state",))
     predictor = restore(folder, allow_local_code=allow_local_code)
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder}: has no recipe.yaml; evaluate needs a run's folder")

@@ -22,6 +22,7 @@ from finetune.export.novelty import Novelty
 from finetune.images.open import ImageLike, open_image
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier, head_paths
+from finetune.remote import local_folder
 from finetune.trees import merge
 
 _LARGEST_BATCH = 64
@@ -210,7 +211,8 @@ def restore(
     """A predictor from a run's folder, or from a model bundle moved anywhere alone.
 
     Args:
-        directory: what ``finetune run`` wrote, or its ``model`` folder.
+        directory: what ``finetune run`` wrote, or its ``model`` folder; or the URL of a copy of either, by fsspec
+            (``s3://``, ``gs://``, ``https://``, ``file://``, ...), which is fetched once.
         step: ``best``, the model that the run chose; ``last``, the newest saved state; or the number of a saved
             state. The last two need the run's folder.
         allow_local_code: import the module of your own that the model was made with, if it was.
@@ -218,7 +220,7 @@ def restore(
     Raises:
         CheckpointError: nothing to restore there, a damaged bundle, or a step that is not saved.
     """
-    folder = Path(directory).expanduser()
+    folder = local_folder(directory, skip=("state",) if step == "best" else ())
     home = find_bundle(folder)
     if home is None:
         what = (
