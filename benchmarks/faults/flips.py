@@ -63,12 +63,10 @@ class Flip:
         )
 
 
-def measure(place: Workplace, before: dict[str, Path], flips: int, seed: int = 0) -> dict[str, Any]:
-    """Trials.
-
-    Args:
-        before: an ``interrupted`` and a ``finished`` run.
-    """
+def measure(place: Workplace, flips: int, seed: int = 0) -> dict[str, Any]:
+    """Trials."""
+    place.prepare()
+    before = {"interrupted": place.interrupted, "finished": place.finished}
     rng, began = random.Random(seed), time.monotonic()
     with _quick(place):
         judges = {name: Judge(place, folder) for name, folder in before.items()}

@@ -24,15 +24,9 @@ _OPTIONS = {"run": (), "resume": ("--resume",), "overwrite": ("--overwrite",)}
 _APART = 0.5  # seconds at most
 
 
-def measure(
-    place: Workplace, expected: dict[str, Any], before: dict[str, Path], pairs: int, seed: int = 0
-) -> dict[str, Any]:
-    """Trials over all combinations.
-
-    Args:
-        expected: the outcome of a run that nothing broke.
-        before: an ``interrupted`` and a ``finished`` run.
-    """
+def measure(place: Workplace, pairs: int, seed: int = 0) -> dict[str, Any]:
+    """Trials over all combinations."""
+    before, expected = {"interrupted": place.interrupted, "finished": place.finished}, outcome(place.finished)
     rng, trials = random.Random(seed), []
     for number in range(pairs):
         first, second, state = COMBINATIONS[number % len(COMBINATIONS)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 LAST_STAGE = "finetune"
-RECIPE: dict[str, Any] = {
+_DATA = {"source": "digits", "fraction": 0.1, "validation": 0.2, "test": 0.1}
+_PROBE = {"name": "probe", "type": "linear_probe", "l2": 1.0}
+_TRAIN = {"name": LAST_STAGE, "epochs": 3, "batch_size": 32}
+# the quickstart's, cut down to ten seconds: a zero-shot head, a probe, training, validation and interpolation
+CLIP: dict[str, Any] = {
     "seed": 3,
     "backbone": {"source": "builtin:tiny-clip"},
     "head": {"init": "zero_shot", "templates": ["the digit {}"], "num_classes": 10},
-    "data": {"source": "digits", "fraction": 0.1, "validation": 0.2, "test": 0.1},
+    "data": _DATA,
     "stages": [
-        {"name": "probe", "type": "linear_probe", "l2": 1.0},
+        _PROBE,
         {
-            "name": LAST_STAGE,
-            "epochs": 3,
-            "batch_size": 32,
+            **_TRAIN,
             "partitions": [
                 {"match": "head/.*", "learning_rate": 1e-3, "schedule": {"name": "cosine", "warmup": 0.1}},
                 {"match": "backbone/encoder/layers/3/.*", "learning_rate": 1e-3},
@@ -32,6 +35,18 @@ RECIPE: dict[str, Any] = {
             ],
         },
     ],
+}
+# a network that is traced in no time, with statistics, whose best epoch is not its last
+LENET: dict[str, Any] = {
+    "seed": 3,
+    "backbone": {
+        "module": "finetune.models.lenet:LeNet",
+        "kwargs": {"num_classes": 10, "norm": True},
+        "image": {"size": 28, "channels": 1},
+    },
+    "head": {"init": "zeros", "num_classes": 10},
+    "data": {**_DATA, "fraction": 0.4},
+    "stages": [_PROBE, {**_TRAIN, "partitions": [{"match": ".*", "learning_rate": 0.01}]}],
 }
 LIMIT = 300.0  # seconds of any process
 _TIMES = ("seconds", "seconds_left", "images_per_second", "sha256")  # a digest is over times too
@@ -65,19 +80,53 @@ class Workplace:
 
     Attributes:
         folder: the runs are below it.
+        settings: of the recipe.
         environment: further variables of every process.
     """
 
     folder: Path
+    settings: Mapping[str, Any] = field(default_factory=lambda: CLIP)
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Path:
         return self.folder / "recipe.yaml"
 
-    def prepare(self) -> None:
+    @property
+    def finished(self) -> Path:
+        """A run that nothing broke."""
+        return self.folder / "finished"
+
+    @property
+    def interrupted(self) -> Path:
+        """A run that was killed when two states of its last stage were there."""
+        return self.folder / "interrupted"
+
+    def prepare(self) -> Ended:
+        """Makes these two, and gives how the first ended, by a process that counted its operations.
+
+        The run before it fills the caches, so that it takes as long as the ones to come.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.recipe.write_text(json.dumps(RECIPE), encoding="utf-8")
+        self.recipe.write_text(json.dumps(self.settings), encoding="utf-8")
+        for folder in (self.finished, self.interrupted, self.folder / "first"):
+            shutil.rmtree(folder, ignore_errors=True)
+        first = self.run(self.folder / "first")
+        whole = self.run(self.finished, strike={"root": str(self.finished), "at": 0})
+        for ended in (first, whole):
+            if ended.code:
+                raise RuntimeError(f"the run fails with nothing to break it: {ended.text}")
+        self._interrupt()
+        return whole
+
+    def _interrupt(self) -> None:
+        began = time.monotonic()
+        process = self.start(self.interrupted)
+        while process.poll() is None and len(_states(self.interrupted)) < 2:
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        finish(process, began)
 
     def variables(self) -> dict[str, str]:
         """Of every process: programs are compiled once for all of them, and images are known."""
@@ -112,6 +161,11 @@ class Workplace:
         """The same until it ends, or until it is killed after that many seconds."""
         began = time.monotonic()
         return finish(self.start(output, *options, strike=strike), began, kill_after)
+
+
+def _states(run: Path) -> list[str]:
+    """Those of the stage that trains: the probe before it counts as one step."""
+    return [path.name for path in run.glob("state/*") if path.name.isdigit() and int(path.name) > 1]
 
 
 def finish(process: subprocess.Popen[str], began: float, kill_after: float | None = None) -> Ended:

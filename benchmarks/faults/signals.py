@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.faults.runs import Workplace, differing, outcome
@@ -31,15 +32,14 @@ COLD = ("compiling", "extracting features", "checking images")  # without what t
 _DELAYS = (0.0, 0.2)
 
 
-def measure(place: Workplace, expected: dict[str, Any], count: int | None = None, limit: float = 10) -> dict[str, Any]:
+def measure(place: Workplace, count: int | None = None, limit: float = 10) -> dict[str, Any]:
     """Trials over all phases, with signals and delays in turn.
 
     Args:
-        expected: the outcome of a run that nothing broke.
         count: of trials; by default two of each phase.
         limit: seconds within which a process has to end.
     """
-    names = list(PHASES)
+    names, expected = list(PHASES), outcome(place.finished)
     count = 2 * len(names) if count is None else count
     trials = []
     for number in range(count):
@@ -67,9 +67,9 @@ def measure(place: Workplace, expected: dict[str, Any], count: int | None = None
 def _trial(place: Workplace, expected: dict[str, Any], phase: str, name: str, delay: float) -> dict[str, Any]:
     where = place
     if phase in COLD:
-        where = Workplace(place.folder, {"FINETUNE_CACHE": str(_fresh(place, "cold"))})
+        where = replace(place, environment={"FINETUNE_CACHE": str(_fresh(place, "cold"))})
         if phase == "compiling":
-            where = Workplace(place.folder, {"JAX_ENABLE_COMPILATION_CACHE": "0"})
+            where = replace(place, environment={"JAX_ENABLE_COMPILATION_CACHE": "0"})
     folder = _fresh(place, "signalled") / "run"
     on, call = PHASES[phase]
     ended = where.run(folder, strike={"on": on, "call": call, "delay": delay, "signals": [name]})
@@ -94,7 +94,7 @@ def _trial(place: Workplace, expected: dict[str, Any], phase: str, name: str, de
 
 def _second_signal(place: Workplace) -> dict[str, Any]:
     """Two signals, 0.3 s apart, while programs are compiled, which takes longer than that."""
-    cold = Workplace(place.folder, {"JAX_ENABLE_COMPILATION_CACHE": "0"})
+    cold = replace(place, environment={"JAX_ENABLE_COMPILATION_CACHE": "0"})
     on, call = PHASES["compiling"]
     strike = {"on": on, "call": call, "delay": 0.0, "signals": ["SIGTERM", "SIGTERM"]}
     ended = cold.run(_fresh(place, "signalled") / "run", strike=strike)
