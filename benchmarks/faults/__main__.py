@@ -3,7 +3,8 @@
     python -m benchmarks.faults --kills 30 --flips 200   # table, and benchmarks/results/faults.json
 
 The recipe is the quickstart's, cut down to ten seconds (for flips, one for LeNet): a head, a probe, a stage that
-trains, validation and interpolation. Everything is compared with a run that nothing broke: summary, model, predictions, measured values.
+trains, validation and interpolation. Everything is compared with a run that nothing broke: summary, model,
+predictions, measured values.
 Kills: SIGKILL at a random operation on files or at a random time, then --resume. Flips: a flipped bit or a cut file in
 copies of an interrupted and of a finished run. Signals: SIGTERM and SIGINT in every phase. Pairs: two of run, --resume
 and --overwrite at once. Cost: of saving each minute, and of hashing.
@@ -58,7 +59,9 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         if "pairs" in args.only:
             results["pairs"] = pairs.measure(place, args.pairs, args.seed)
     if "flips" in args.only:
-        results["flips"] = flips.measure(Workplace(folder / "lenet", LENET), args.flips, args.seed)
+        place = Workplace(folder / "lenet", LENET)
+        place.prepare()
+        results["flips"] = flips.measure(place, args.flips, args.seed)
     if "cost" in args.only:
         results["cost"] = cost.measure(folder / "cost")
     return results

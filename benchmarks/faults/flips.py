@@ -64,8 +64,7 @@ class Flip:
 
 
 def measure(place: Workplace, flips: int, seed: int = 0) -> dict[str, Any]:
-    """Trials."""
-    place.prepare()
+    """Trials, in copies of a run that is there."""
     before = {"interrupted": place.interrupted, "finished": place.finished}
     rng, began = random.Random(seed), time.monotonic()
     with _quick(place):
@@ -167,7 +166,7 @@ def facts(folder: Path, *, finished: bool) -> dict[str, Any]:
         "log": log if finished else [line for line in log if json.loads(line)["stage"] != LAST_STAGE],
         "whole summary": run.summary() if finished else None,
         "recipe": run.recipe().model_dump(),
-        "about": run.about(),
+        "about": {key: value for key, value in run.about().items() if key != "history"},  # it has times
         "predictions": predictions(run),
     }
 

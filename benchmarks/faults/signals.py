@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,14 +33,16 @@ COLD = ("compiling", "extracting features", "checking images")  # without what t
 _DELAYS = (0.0, 0.2)
 
 
-def measure(place: Workplace, count: int | None = None, limit: float = 10) -> dict[str, Any]:
+def measure(
+    place: Workplace, count: int | None = None, limit: float = 10, phases: Sequence[str] = tuple(PHASES)
+) -> dict[str, Any]:
     """Trials over all phases, with signals and delays in turn.
 
     Args:
         count: of trials; by default two of each phase.
         limit: seconds within which a process has to end.
     """
-    names, expected = list(PHASES), outcome(place.finished)
+    names, expected = list(phases), outcome(place.finished)
     count = 2 * len(names) if count is None else count
     trials = []
     for number in range(count):

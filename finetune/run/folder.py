@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -26,13 +27,15 @@ from finetune.run import contents
 from finetune.run.contents import Contents
 from finetune.run.lock import FolderLock
 from finetune.run.placement import create, mend, replace, why_fixed
-from finetune.trees import Variables, flatten, unflatten
+from finetune.trees import Variables, flatten, hash_tree, unflatten
 
 FINISHED = "finished"  # status of a run in its summary
 _FORMAT = 1  # of a run's folder
 _MARKER = "finetune_run"  # in run.json, with the format: what makes a folder a run's
 _EARLIER_MARKER = "backbone_sha256"
-_DIGEST = "sha256"  # in run.json, of all else that it says
+_DIGEST = "sha256"  # of all else that a file says
+_LOG_DIGEST = "log_sha256"
+_RECIPE_DIGEST = "# sha256 of the lines above: "
 _ALLOWED = {".lock", contents.STARTING}  # in a folder that counts as empty
 
 
@@ -46,6 +49,7 @@ class RunFolder:
         figures: pictures.
         predictions: what each step says of the test images.
         report: the run as a page.
+        log_file: everything that is measured, as it comes.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -55,7 +59,7 @@ class RunFolder:
         self.figures = self.directory / contents.FIGURES
         self.predictions = self.directory / contents.PREDICTIONS
         self.report = self.directory / contents.REPORT
-        self._metrics = self.directory / contents.METRICS
+        self.log_file = self.directory / contents.METRICS
         self._start = self.directory / contents.START
         self._run = self.directory / contents.RUN
         self._lock: FolderLock | None = None
@@ -174,7 +178,7 @@ class RunFolder:
             CheckpointError: it already holds a run, or something else.
         """
         self.check_free(overwrite=overwrite)
-        files = {contents.RECIPE: dump_recipe(recipe)}
+        files = {contents.RECIPE: _describe_recipe(recipe)}
         if skipped:
             files[contents.SKIPPED] = "".join(f"{line}\n" for line in skipped)
         files[contents.RUN] = _describe_run(about)
@@ -208,11 +212,14 @@ class RunFolder:
         """The recipe that the run was started with.
 
         Raises:
-            CheckpointError: there is none: this is not a run's folder.
+            CheckpointError: there is none: this is not a run's folder. Or it is damaged.
         """
         file = self.directory / contents.RECIPE
         if not file.is_file():
             raise CheckpointError(f"{self.directory}: has no {contents.RECIPE}; give the folder of a run")
+        text, _, digest = file.read_bytes().partition(_RECIPE_DIGEST.encode())
+        if digest and digest.decode(errors="replace").strip() != _hash(text):
+            raise CheckpointError(f"{file}: damaged: it is not what the run wrote; restore it from a copy")
         return load_recipe(file)
 
     def save_start(self, head: Variables) -> None:
@@ -222,7 +229,7 @@ class RunFolder:
         self.check_ours()
         arrays = {path: np.asarray(leaf, order="C") for path, leaf in flatten(head).items()}
         with written_atomically(self._start) as file:
-            save_file(arrays, file)
+            save_file(arrays, file, metadata={_DIGEST: hash_tree(arrays)})
 
     def load_start(self) -> dict[str, Any]:
         """What :meth:`save_start` kept.
@@ -230,13 +237,18 @@ class RunFolder:
         Raises:
             CheckpointError: it is missing or damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        from safetensors import SafetensorError, safe_open
 
         try:
-            return unflatten(load_file(self._start))
+            with safe_open(self._start, framework="np") as file:
+                digest = (file.metadata() or {}).get(_DIGEST)
+                names = list(file.keys())
+                arrays = {name: file.get_tensor(name) for name in names}
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self._start}: cannot be read: {first_line(error)}") from None
+        if digest != hash_tree(arrays):
+            raise CheckpointError(f"{self._start}: damaged: it is not what the run wrote")
+        return unflatten(arrays)
 
     def figure(self, name: str) -> Path:
         self.check_ours()
@@ -251,18 +263,18 @@ class RunFolder:
         """The log, to write at its end: never through a link, nor into a copy that shares its bytes (``cp -al``)."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         try:
-            descriptor = os.open(self._metrics, flags, 0o666)
+            descriptor = os.open(self.log_file, flags, 0o666)
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            raise CheckpointError(f"{self._metrics}: a link, and runs do not write through links; remove it") from None
+            raise CheckpointError(f"{self.log_file}: a link, and runs do not write through links; remove it") from None
         file = os.fdopen(descriptor, "ab")
         if os.fstat(descriptor).st_nlink < 2:
             return file
         file.close()
-        with written_atomically(self._metrics) as beside:
-            shutil.copyfile(self._metrics, beside)
-        return self._metrics.open("ab")
+        with written_atomically(self.log_file) as beside:
+            shutil.copyfile(self.log_file, beside)
+        return self.log_file.open("ab")
 
     def records(self) -> list[dict[str, Any]]:
         """Everything that was logged.
@@ -270,36 +282,65 @@ class RunFolder:
         Raises:
             CheckpointError: the log is missing or damaged.
         """
+        digest = (self.summary() or {}).get(_LOG_DIGEST)
         try:
-            return [json.loads(line) for line in self._metrics.read_text(encoding="utf-8").splitlines()]
+            data = self.log_file.read_bytes()
+            if digest not in (None, _hash(data)):
+                raise ValueError("it is not what the run wrote")
+            return [json.loads(line) for line in data.decode().splitlines()]
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self._metrics}: cannot be read: {error}") from None
+            raise CheckpointError(f"{self.log_file}: damaged: {error}") from None
 
-    def cut_log(self, lines: int) -> None:
-        """Forgets what was logged after the state that a resumed run starts from."""
+    def cut_log(self, lines: int, sha256: str | None = None) -> bool:
+        """Forgets what was logged after the state that a resumed run starts from, and what cannot be read.
+
+        Args:
+            sha256: of the lines that stay, where it is known.
+
+        Returns:
+            Whether they are what was logged.
+        """
         self.check_ours()
-        if self._metrics.is_file():
-            kept = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
-            write_text(self._metrics, "".join(kept))
+        kept = self._logged()[:lines]
+        whole = sha256 in (None, _hash(b"".join(kept)))
+        if self.log_file.is_file():
+            write_text(self.log_file, b"".join(kept if whole else [line for line in kept if _is_record(line)]).decode())
+        return whole
 
-    def log_lines(self) -> int:
-        return len(self._metrics.read_text(encoding="utf-8").splitlines()) if self._metrics.is_file() else 0
+    def log_extent(self) -> tuple[int, str]:
+        """The number of lines that were logged, and their digest."""
+        lines = self._logged()
+        return len(lines), _hash(b"".join(lines))
+
+    def _logged(self) -> list[bytes]:
+        return self.log_file.read_bytes().splitlines(keepends=True) if self.log_file.is_file() else []
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes it with a digest over all that it says, and one of the log."""
         self.check_ours()
-        write_json(self.directory / contents.SUMMARY, summary)
+        described = json.loads(json_text({**summary, _LOG_DIGEST: self.log_extent()[1]}))
+        write_json(self.directory / contents.SUMMARY, {**described, _DIGEST: hash_json(described)})
 
     def summary(self) -> dict[str, Any] | None:
-        """Of a finished run; None while it is not."""
-        summary = self._read(contents.SUMMARY) if (self.directory / contents.SUMMARY).is_file() else None
-        return summary if summary is not None and summary.get("status") == FINISHED else None
+        """Of a finished run; None while it is not.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        file = self.directory / contents.SUMMARY
+        if not file.is_file():
+            return None
+        summary = self._read(contents.SUMMARY)
+        if summary.keys() & {_DIGEST, _LOG_DIGEST} and summary.pop(_DIGEST, None) != hash_json(summary):
+            raise CheckpointError(f"{file}: damaged: it is not what the run wrote; remove it, then --resume")
+        return summary if summary.get("status") == FINISHED else None
 
     def forget_summary(self) -> None:
         """The run is no longer finished."""
         (self.directory / contents.SUMMARY).unlink(missing_ok=True)
 
     def write_recipe(self, recipe: Recipe) -> None:
-        write_text(self.directory / contents.RECIPE, dump_recipe(recipe))
+        write_text(self.directory / contents.RECIPE, _describe_recipe(recipe))
 
     def add_to_history(self, record: Mapping[str, Any]) -> None:
         """Adds to ``run.json`` when and with what the run went on."""
@@ -317,9 +358,10 @@ class RunFolder:
             CheckpointError: run.json is missing, damaged or of a newer version.
         """
         about = self._read(contents.RUN)
+        digested = about.keys() & {_MARKER, _DIGEST}  # those of an earlier version have neither
         if about.pop(_MARKER, _FORMAT) != _FORMAT:
             raise CheckpointError(f"{self._run}: written by another version, which this one cannot read; use that one")
-        if _DIGEST in about and about.pop(_DIGEST) != hash_json({_MARKER: _FORMAT, **about}):
+        if digested and about.pop(_DIGEST, None) != hash_json({_MARKER: _FORMAT, **about}):
             raise CheckpointError(
                 f"{self._run}: damaged: it is not what the run wrote; restore it from a copy, or start anew with "
                 "--overwrite"
@@ -351,6 +393,23 @@ def _describe_run(about: Mapping[str, Any]) -> str:
     """The text of run.json."""
     described = {_MARKER: _FORMAT, **{key: value for key, value in about.items() if key not in (_MARKER, _DIGEST)}}
     return json_text({**described, _DIGEST: hash_json(described)}, indent=1) + "\n"
+
+
+def _describe_recipe(recipe: Recipe) -> str:
+    """The text of recipe.yaml."""
+    text = dump_recipe(recipe)
+    return f"{text}{_RECIPE_DIGEST}{_hash(text.encode())}\n"
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict) and line.endswith(b"\n")
+    except ValueError:
+        return False
 
 
 def is_run_or_bundle(directory: Path) -> bool:

@@ -100,6 +100,7 @@ class RunProgress:
         layer_change: the same by layer.
         seconds: by phase.
         log_lines: lines of metrics.jsonl at this moment.
+        log_sha256: their digest.
     """
 
     stage: int = -1
@@ -111,6 +112,7 @@ class RunProgress:
     layer_change: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     log_lines: int = 0
+    log_sha256: str | None = None
 
     @property
     def next_stage(self) -> int:
@@ -122,9 +124,9 @@ class RunProgress:
         """No stage has begun."""
         return self.stage < 0
 
-    def at(self, stage: int, point: ResumePoint | None, log_lines: int) -> Self:
+    def at(self, stage: int, point: ResumePoint | None, log_lines: int, log_sha256: str) -> Self:
         """The same results at another place."""
-        return replace(self, stage=stage, point=point, log_lines=log_lines)
+        return replace(self, stage=stage, point=point, log_lines=log_lines, log_sha256=log_sha256)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

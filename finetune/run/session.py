@@ -100,7 +100,8 @@ class RunSession:
             self.progress = replace(saved, seconds=saved.seconds | self.progress.seconds)  # this time's loading
             if saved.point is not None:
                 self.display.say(f"resuming at step {steps[-1]}")
-        self.folder.cut_log(self.progress.log_lines)
+        if not self.folder.cut_log(self.progress.log_lines, self.progress.log_sha256):
+            self.display.say(f"{self.folder.log_file}: damaged: what cannot be read of the log is left out")
 
     def _whole_states(self) -> list[int]:
         """The saved steps, without those that are damaged."""
@@ -228,6 +229,8 @@ class RunSession:
         result = {"name": name, "split": "test", **describe_result(evaluation, test.labels)}
         earlier = [step["name"] for step in self.progress.results]
         before = self._predictions.logits(earlier[-1]) if earlier else None
+        if earlier and before is None:
+            self.display.say(f"{self.folder.predictions}: what {earlier[-1]} says is missing or damaged: not compared")
         assert evaluation.logits is not None
         if before is not None:
             result["paired"] = compare_results(earlier[-1], before, evaluation.logits, test.labels)
@@ -307,7 +310,7 @@ class RunSession:
 
     def save_within(self, index: int, snapshot: Snapshot) -> None:
         """A stage that goes on."""
-        progress = self.progress.at(index, snapshot.point, self.folder.log_lines())
+        progress = self.progress.at(index, snapshot.point, *self.folder.log_extent())
         score = None if snapshot.score is None else 2 * index + snapshot.score  # above those of earlier stages
         step = self.setup.first_step(index) + snapshot.point.step
         changing = self.setup.changed(snapshot.variables)
@@ -316,7 +319,7 @@ class RunSession:
 
     def save_end(self, index: int) -> None:
         """A stage that has ended."""
-        self.progress = self.progress.at(index, None, self.folder.log_lines())
+        self.progress = self.progress.at(index, None, *self.folder.log_extent())
         state = None if self.carried is None else {"opt_state": self.carried}
         changing = self.setup.changed(self.variables)
         with self.display.busy("saving"):

@@ -4,13 +4,14 @@ import shutil
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 from run_folders import FILES, make_run, start, tree
 
 from finetune.checkpoint import find_bundle
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, RecipeError
 from finetune.files import hash_json
-from finetune.run.folder import RunFolder
+from finetune.run.folder import FINISHED, RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +187,42 @@ def test_run_json_is_covered_by_its_digest(folder):
     about = json.loads((folder.directory / "run.json").read_text())
     assert about.pop("sha256") == hash_json(about)
     assert next(iter(about)) == "finetune_run"
+
+
+def flip(file, offset):
+    data = bytearray(file.read_bytes())
+    data[offset] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("recipe.yaml", RunFolder.recipe),
+        ("run.json", RunFolder.about),
+        ("summary.json", RunFolder.summary),
+        ("metrics.jsonl", RunFolder.records),
+        ("start.safetensors", RunFolder.load_start),
+    ],
+)
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_flipped_bit_in_a_file_of_the_run_is_seen_when_it_is_read(folder, name, read, share):
+    folder.log({"loss": 0.25})
+    folder.write_summary({"status": FINISHED, "results": [{"accuracy": 0.9375, "loss": None}]})
+    folder.save_start({"head": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}})
+    read(folder)
+    file = folder.directory / name
+    flip(file, int(share * file.stat().st_size))
+    with pytest.raises((CheckpointError, RecipeError), match=name):
+        read(folder)
+
+
+def test_a_resumed_run_keeps_what_can_be_read_of_a_damaged_log(folder):
+    folder.log({"loss": 0.25})
+    folder.log({"loss": 0.5})
+    lines, digest = folder.log_extent()
+    folder.log({"loss": 0.75})  # after the state that is gone on from
+    flip(folder.log_file, folder.log_file.read_bytes().index(b"0.5") - 3)  # a quotation mark
+    assert not folder.cut_log(lines, digest)
+    assert folder.cut_log(1)
+    assert folder.log_file.read_text().count("\n") == 1

@@ -5,7 +5,7 @@ import pyarrow.parquet
 import pytest
 
 from finetune.data.labeled_images import Split
-from finetune.run.predictions import Predictions
+from finetune.run.predictions import Predictions, read_predictions
 
 LOGITS = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -44,3 +44,18 @@ def test_images_with_several_labels_have_a_probability_for_each_class(tmp_path):
 def test_a_damaged_file_has_no_logits(tmp_path, images):
     (tmp_path / "p.parquet").write_bytes(b"PAR1 no more")
     assert Predictions(tmp_path / "p.parquet", images).logits("probe") is None
+
+
+def test_a_flipped_bit_never_gives_other_predictions(tmp_path, images):
+    file = tmp_path / "p.parquet"
+    Predictions(file, images).add("probe", LOGITS, [])
+    data, seen = file.read_bytes(), 0
+    for offset in range(0, len(data), 3):
+        file.write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
+        step = read_predictions(file, "probe")
+        seen += step is None
+        if step is not None:
+            assert step.names == ["a.png", "caf\\udce9.png"]
+            np.testing.assert_array_equal(step.labels, [0, 2])
+            np.testing.assert_array_equal(step.logits, LOGITS)
+    assert seen > 0
