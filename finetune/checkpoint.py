@@ -7,6 +7,7 @@ is an error, and never other weights.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -31,11 +32,20 @@ class RunCheckpoints:
     and ``manifest``, their digests. They are hashed and written by a thread of its own, one at a time.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False, keep_last: int = 2, keep_best: int = 1) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        read_only: bool = False,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        saved: Callable[[], None] = lambda: None,
+    ) -> None:
         """
         Args:
             keep_last: newest steps that are kept; one alone leaves nothing to go back to should it be damaged.
             keep_best: steps with the best validation scores that are kept.
+            saved: is called after each step that was written, by the thread that wrote it.
         """
         self.directory = directory.absolute()
         keep = policies.AnyPreservationPolicy(
@@ -60,6 +70,7 @@ class RunCheckpoints:
             "manifest": ocp.JsonCheckpointHandler(),
         }
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        self._saved_one = saved
         self._writer = ThreadPoolExecutor(1, "saving")
         self._saving: Future[None] | None = None
 
@@ -116,6 +127,7 @@ class RunCheckpoints:
         if step in self._manager.all_steps():
             self._manager.delete(step)
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        self._saved_one()
 
     def wait(self) -> None:
         """Waits until everything is on disk.

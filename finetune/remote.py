@@ -105,10 +105,14 @@ def push(folder: Path, url: str) -> str:
     text = json.dumps({**manifest, "sha256": digest}, indent=1) + "\n"
     try:
         files, root = _open(url)
-        for path in manifest["files"]:
+        there = _pushed(files, root)
+        for path, about in manifest["files"].items():
             target = f"{root}/{digest}/{path}"
             files.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
-            files.put_file(str(folder / path), target)
+            if (earlier := there.get(about["sha256"])) is not None:
+                files.cp_file(earlier, target)  # within the place, where object stores do it themselves
+            else:
+                files.put_file(str(folder / path), target)
         _replace(files, f"{root}/{_MANIFEST}", text)
         for old in files.ls(root, detail=False):
             if re.fullmatch(r"[0-9a-f]{64}", name := PurePosixPath(old).name) and name != digest:
@@ -118,6 +122,29 @@ def push(folder: Path, url: str) -> str:
     except Exception as error:  # each file system raises its own
         raise CheckpointError(f"{url}: cannot be written: {first_line(error)}") from None
     return digest
+
+
+def is_there(url: str) -> bool:
+    """Whether a URL has what :func:`push` writes.
+
+    Raises:
+        CheckpointError: it cannot be looked at.
+    """
+    with _reading(url):
+        files, root = _open(url)
+        return bool(files.exists(f"{root}/{_MANIFEST}"))
+
+
+def _pushed(files: AbstractFileSystem, root: str) -> dict[str, str]:
+    """SHA-256 -> path of the files that were pushed before."""
+    try:
+        manifest = parse_json(_read(files, f"{root}/{_MANIFEST}"))
+        digest = manifest.pop("sha256")
+        if digest != hash_json(manifest):
+            return {}
+        return {about["sha256"]: f"{root}/{digest}/{path}" for path, about in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _open(url: str) -> tuple[AbstractFileSystem, str]:

@@ -92,7 +92,7 @@ class Recipe(Part):
         if not self.train_stages:
             case = "without a stage of type: train: leave it out"
             cases |= {"head.dropout": case, "data.sampling": case, "data.cache_shortest_edge": case}
-            cases |= {f"save.{name}": case for name in SaveConfig.model_fields}
+            cases |= {"save.every": case, "save.keep_best": case}
         if isinstance(self.backbone, PretrainedConfig) and not self._may_train_backbone:
             case = "where no stage trains the backbone: leave it out"
             cases |= {"backbone.dropout": case, "backbone.drop_path": case}

@@ -31,7 +31,7 @@ class Every(Part):
 
 
 class SaveConfig(Part):
-    """What is saved while a stage of gradient descent goes on.
+    """What a run saves of its state.
 
     The end of a stage, the best epochs on validation and where a signal stops the run are saved in any case.
 
@@ -39,8 +39,11 @@ class SaveConfig(Part):
         every: how often; by default each epoch, and every five minutes within one.
         keep_last: newest states that are kept. With one alone, a damaged one leaves nothing to go on from.
         keep_best: states with the best validation scores that are kept.
+        mirror: URL of a folder (``s3://``, ``gs://`` and what else fsspec knows) that the run's folder is copied to
+            after each saved state. ``--resume`` brings the copy back where the run's folder is not there.
     """
 
     every: Every | None = None
     keep_last: int = Field(2, ge=1)
     keep_best: int = Field(1, ge=1)
+    mirror: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9+.-]+://.+")

@@ -92,6 +92,11 @@ class RunFolder:
                 raise
             self.check_ours()
 
+    def unlock(self) -> None:
+        """For a process that ends without leaving :meth:`reserve`."""
+        if self._lock is not None:
+            self._lock.release()
+
     def check_ours(self) -> None:
         """While a run goes on.
 

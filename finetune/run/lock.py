@@ -95,6 +95,9 @@ class FolderLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.release()
+
+    def release(self) -> None:
         if os.getpid() != self._owner.pid:
             return  # a fork of the owner
         self._ended.set()

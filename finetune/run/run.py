@@ -15,9 +15,11 @@ from finetune.errors import CheckpointError, Interrupted
 from finetune.foreign_errors import foreign_errors_translated
 from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import ModuleConfig, Recipe
+from finetune.recipe.saving import SaveConfig
 from finetune.run.continuation import check_continuation
 from finetune.run.folder import RunFolder, about_run
 from finetune.run.interpolation import interpolate_weights
+from finetune.run.mirror import bring_back, mirrored
 from finetune.run.page import write_report
 from finetune.run.progress import Progress
 from finetune.run.resume import RunProgress
@@ -83,6 +85,8 @@ def run(
     resume = resume or extend
     if recipe.data.num_workers:
         check_workers(recipe.data.num_workers)
+    if resume and recipe.save.mirror and not folder.directory.exists():
+        bring_back(folder.directory, recipe.save.mirror)
     doing = "--resume" if resume else "--overwrite" if overwrite else "run"
     with (
         _stopping(folder) as signal,
@@ -95,12 +99,12 @@ def run(
             frozen_sha256 = setup.hash_frozen(setup.variables)
         for line in setup.describe():
             display.say(line)
-        continuation = None
-        if not (resume and folder.holds_run()):
+        going_on = resume and folder.holds_run()
+        continuation = check_continuation(folder, setup, extend) if going_on else None
+        if continuation is None:
             about = about_run(setup.recipe, setup.backbone_sha256, setup.splits.sha256)
             folder.start(setup.recipe, about, setup.splits.skipped, overwrite=overwrite, say=display.say)
         else:
-            continuation = check_continuation(folder, setup, extend)
             for line in continuation.lines:
                 display.say(line)
             if not continuation.longer and (summary := folder.summary()):
@@ -108,21 +112,37 @@ def run(
                 if not folder.report.is_file():
                     write_report(setup, folder, summary, display)
                 return RunResult(folder.directory, summary, allow_local_code)
-        keep = recipe.save
-        with RunCheckpoints(folder.state, keep_last=keep.keep_last, keep_best=keep.keep_best) as checkpoints:
-            signal.busy = lambda: checkpoints.busy
+        with _saving(folder, recipe.save, signal, display) as checkpoints:
             session = RunSession(setup, folder, checkpoints, display, signal, progress)
             session.restore(continuation)
-            signal.check("before the first stage")
-            if session.progress.at_beginning and recipe.head.classifies_from_the_start:
-                measure_first_head(session)
-            for index in range(session.progress.next_stage, len(recipe.stages)):
-                run_stage(session, index)
-                if index < len(recipe.stages) - 1:
-                    signal.check(f"at the end of stage {recipe.stages[index].name!r}")
-            interpolate_weights(session)
+            _go_through_stages(session)
             checkpoints.wait()
-        return RunResult(folder.directory, session.finish(frozen_sha256), allow_local_code)
+            return RunResult(folder.directory, session.finish(frozen_sha256), allow_local_code)
+
+
+def _go_through_stages(session: RunSession) -> None:
+    """Those that are still to come."""
+    recipe, signal = session.setup.recipe, session.signal
+    signal.check("before the first stage")
+    if session.progress.at_beginning and recipe.head.classifies_from_the_start:
+        measure_first_head(session)
+    for index in range(session.progress.next_stage, len(recipe.stages)):
+        run_stage(session, index)
+        if index < len(recipe.stages) - 1:
+            signal.check(f"at the end of stage {recipe.stages[index].name!r}")
+    interpolate_weights(session)
+
+
+@contextmanager
+def _saving(folder: RunFolder, config: SaveConfig, signal: StopSignal, display: Progress) -> Iterator[RunCheckpoints]:
+    """The run's saved states, and their copies at a URL."""
+    with mirrored(folder.directory, config.mirror, display.say) as mirror:
+        saved = (lambda: None) if mirror is None else mirror.update
+        with RunCheckpoints(
+            folder.state, keep_last=config.keep_last, keep_best=config.keep_best, saved=saved
+        ) as checkpoints:
+            signal.busy = lambda: checkpoints.busy or (mirror is not None and mirror.busy)
+            yield checkpoints
 
 
 @contextmanager
@@ -136,10 +156,12 @@ def _stopping(folder: RunFolder) -> Iterator[StopSignal]:
     def saved() -> str:
         return "saved: continue with --resume" if folder.holds_run() else "nothing had been started"
 
+    def leave() -> str:
+        folder.unlock()
+        return f"{folder.directory}: stopped within a long computation; what was done before it is {saved()}"
+
     with StopSignal() as signal:
-        signal.at_end = lambda: (
-            f"{folder.directory}: stopped within a long computation; what was done before it is {saved()}"
-        )
+        signal.at_end = leave
         try:
             yield signal
         except Interrupted as error:
