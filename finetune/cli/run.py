@@ -21,7 +21,7 @@ def run(
     extend: Annotated[
         bool, typer.Option("--extend", help="Continue with longer stages; their schedules are made anew.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in the folder first.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
     allow_local_code: LocalCode = False,
 ) -> None:
     """Run a recipe: train, evaluate and save a classifier."""

@@ -25,7 +25,7 @@ def soup(
         Literal["reestimate", "average"],
         typer.Option(help="Running statistics that differ: estimated on training images, or averaged."),
     ] = "reestimate",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in the folder first.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
     allow_local_code: LocalCode = False,
 ) -> None:
     """Average the weights of runs, as long as that helps on validation images."""

@@ -230,7 +230,7 @@ def _read(descriptor: int) -> Owner | None:
         owner = Owner(**json.loads(os.pread(descriptor, 65536, 0)))
     except (ValueError, TypeError, RecursionError):
         return None
-    return owner if isinstance(owner.pid, int) else None
+    return owner if isinstance(owner.pid, int) and owner.pid > 0 else None
 
 
 def _write(descriptor: int, owner: Owner) -> None:

@@ -25,6 +25,7 @@ def create(directory: Path, files: Mapping[str, str]) -> None:
     Args:
         files: texts by name; the last one makes it a run.
     """
+    _remove_half_start(directory)
     made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     staging = directory / STARTING

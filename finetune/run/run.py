@@ -68,7 +68,7 @@ def run(
             evaluation, the name and what is saved may be others than at the start; images may have moved.
         extend: go on where the last stage that has begun, or one to come, is longer than it was. Its schedules are made
             anew for the new length.
-        overwrite: remove an earlier run in the folder first.
+        overwrite: replace an earlier run in the folder, once recipe, data and weights are known to be good.
         quiet: print nothing.
         data: a ``datasets.Dataset``, or a mapping of split names to some, for a recipe with ``data.source: memory``.
         allow_local_code: import the module that ``backbone.module`` names, if it is not one of this toolkit's. That

@@ -67,7 +67,7 @@ def make_soup(
             their own.
         batch_norm: running statistics that differ between the runs are estimated anew on training images
             (``reestimate``), or ``average``d like weights.
-        overwrite: remove an earlier run in the output folder first.
+        overwrite: replace an earlier run in the output folder.
         allow_local_code: as in :func:`restore`.
         track: shows how far it is; by default nothing does.
         say: told what an earlier process has left in the output folder, and was put in order; by default nobody is.

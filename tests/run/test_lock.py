@@ -15,6 +15,8 @@ from finetune.errors import CheckpointError
 from finetune.run import lock
 from finetune.run.lock import FolderLock, Owner, lock_file
 
+OWNER_ZERO = json.dumps({**dataclasses.asdict(Owner.this_process("run")), "pid": 0})  # which means all of a group
+
 
 def write_lock(folder, **changes):
     """That of a process which has ended, with some things changed."""
@@ -73,7 +75,7 @@ def test_a_process_of_another_machine_counts_as_dead_after_minutes_without_a_hea
     assert "taken over from process" in lines[0]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "[" * 10_000])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "[" * 10_000, OWNER_ZERO])
 def test_a_lock_that_was_being_written_at_a_kill_is_nobodys(tmp_path, content):
     lock_file(tmp_path / "run").write_text(content)
     with FolderLock(tmp_path / "run", "run"):

@@ -72,3 +72,28 @@ def test_what_stands_in_the_way_of_an_overwrite_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"\.run\.old: is in the way; move it"):
         start(folder, 2, overwrite=True)
     assert tree(folder.directory) == before
+
+
+def test_a_start_that_was_killed_half_way_is_begun_anew(tmp_path):
+    made = make_run(tmp_path / "made").directory
+    staging = tmp_path / "run" / ".starting"
+    staging.mkdir(parents=True)
+    (made / "run.json").rename(staging / "run.json")
+    (made / "recipe.yaml").rename(tmp_path / "run" / "recipe.yaml")
+    folder = RunFolder(tmp_path / "run")
+    assert not folder.holds_run()
+    with folder.reserve("test"):
+        start(folder, 2)
+    assert folder.about()["seed"] == folder.recipe().seed == 2
+    assert sorted(os.listdir(folder.directory)) == ["recipe.yaml", "run.json", "skipped_images.txt"]
+
+
+def test_a_recipe_of_ones_own_is_not_taken_for_that_of_a_start(tmp_path):
+    staging = tmp_path / "run" / ".starting"
+    staging.mkdir(parents=True)
+    for file in (staging / "recipe.yaml", staging / "run.json", tmp_path / "run" / "recipe.yaml"):
+        file.write_text("mine")
+    told = "is not empty, and holds no run"
+    with pytest.raises(CheckpointError, match=told), RunFolder(tmp_path / "run").reserve("test"):
+        pytest.fail("went on")
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == "mine"
