@@ -28,7 +28,7 @@ class FinetuneError(Exception):
     exit_code = 2
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(_printable(message))
+        super().__init__(printable(message))
 
 
 class RecipeError(FinetuneError):
@@ -99,11 +99,12 @@ def first_line(error: BaseException) -> str:
 
 def shown(name: object) -> str:
     """A name from outside, such as a file's, on one line."""
-    text = _printable(str(name).replace("\n", "\\n"))
+    text = printable(str(name).replace("\n", "\\n"))
     return text if len(text) <= 300 else f"{text[:200]}... ({len(text):,} characters)"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """A message without what a terminal would obey, such as an escape sequence in the name of a file, and cut."""
     lines = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text)).split("\n")
     lines = [line if len(line) <= _LINE else f"{line[:_LINE]}... ({len(line):,} characters)" for line in lines]
     return "\n".join([*lines[:_LINES], f"... and {len(lines) - _LINES:,} more lines"] if len(lines) > _LINES else lines)

@@ -93,5 +93,7 @@ def _run_app() -> None:
 
 
 def _stop(message: str, code: int) -> None:
-    typer.echo(message, err=True)
+    from finetune.errors import printable
+
+    typer.echo(printable(message), err=True)
     sys.exit(code)

@@ -47,7 +47,7 @@ def predict(
 ) -> None:
     """Classify images with a trained model. Images that cannot be used are named, and the others classified."""
     import finetune
-    from finetune.errors import DataError, RecipeError
+    from finetune.errors import DataError, RecipeError, printable
 
     for option, share in (("--coverage", coverage), ("--max-error", max_error)):
         if share is not None and not 0 < share < 1:
@@ -65,7 +65,7 @@ def predict(
         classified += done
         broken += len(problems)
         for problem in problems:
-            typer.echo(f"error: {problem}", err=True)
+            typer.echo(printable(f"error: {problem}"), err=True)
     if coverage is not None and not (as_csv or as_json):
         _say_what_is_guaranteed(predictor.confidence, coverage, sets)
     if max_error is not None and not (as_csv or as_json):

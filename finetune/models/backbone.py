@@ -24,6 +24,8 @@ from finetune.weights.layout import open_checkpoint
 from finetune.weights.license import read_license
 from finetune.weights.locate import locate
 
+_TEXTS = 4096  # embedded at once
+
 
 @dataclass(frozen=True)
 class Clip(Pretrained):
@@ -54,8 +56,12 @@ class Clip(Pretrained):
         """Text embeddings of length one, float32 [texts, width]; texts beyond the tower's length are truncated.
 
         Raises:
-            ModelError: the tokenizer cannot be read, or does not belong to the text tower.
+            ModelError: the tokenizer cannot be read, or does not belong to the text tower; or one is no text.
         """
+        parts = [self._embed(texts[i : i + _TEXTS]) for i in range(0, len(texts), _TEXTS)]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+    def _embed(self, texts: Sequence[str]) -> jax.Array:
         ids, mask = tokenize(self.tokenizer, self.config.text_config, texts, self.folder)
         return l2_normalize(self._text_features(self.variables, ids, mask))
 

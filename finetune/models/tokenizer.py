@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.errors import ModelError, first_line, shown
+from finetune.errors import ModelError, cut, first_line, shown
 from finetune.models.layers.text import TextConfig, canonicalize
 from finetune.untrusted import TOKENIZER_BYTES, read_json, require_file
 
@@ -62,8 +62,11 @@ def tokenize(
 
     Raises:
         ModelError: the tokenizer does not belong to the tower: it has no padding, makes ids that the tower has no
-            embedding of, or leaves out the end-of-text token.
+            embedding of, or leaves out the end-of-text token; or a text has half of a surrogate pair.
     """
+    for text in texts:
+        if not isinstance(text, str) or any("\ud800" <= character <= "\udfff" for character in text):
+            raise ModelError(f"{cut(ascii(text))}: not a text that can be tokenized; rename the class")
     texts = [canonicalize(text) for text in texts] if config.canonical else list(texts)
     length = config.max_position_embeddings
     try:

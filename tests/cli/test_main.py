@@ -85,3 +85,9 @@ def test_an_error_of_the_file_system_is_one_message_that_names_the_file(small_ru
 def test_an_unknown_verb_or_option_ends_with_exit_code_2():
     clean_failure(in_a_process("trian"), "trian")
     clean_failure(finetune("run", "quickstart", "--fast"), "--fast")
+
+
+def test_a_name_cannot_make_the_terminal_obey(tmp_path):
+    result = finetune("check-data", "quickstart", f"data.source={tmp_path}/\x1b[31mred\x07")
+    clean_failure(result, r"\x1b[31mred\x07")
+    assert "\x1b" not in result.stderr

@@ -5,7 +5,7 @@ import pytest
 
 from finetune.errors import ModelError
 from finetune.models.backbone import load_backbone
-from finetune.models.zero_shot import zero_shot_head
+from finetune.models.zero_shot import text_classifier, zero_shot_head
 
 NAMES = [str(digit) for digit in range(10)]
 TEMPLATES = ["a photo of the digit {}", "the letter {}"]
@@ -66,3 +66,26 @@ def test_a_checkpoint_without_a_text_tower_makes_no_zero_shot_head(goldens):
     backbone = load_backbone(goldens / "clip-vision-only")
     with pytest.raises(ModelError, match="needs a text tower"):
         zero_shot_head(backbone, ["a", "b"], ["{}"], jnp.zeros((1, 64)))
+
+
+ODD_NAMES = [
+    ["a\0b", "c"],
+    ["x" * 100_000, "y " * 100_000],
+    ["\U0010ffff", "\x1b[31m"],
+    ["{}", "{0}"],
+    ["<|endoftext|>", ""],
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", ODD_NAMES, ids=lambda names: ascii(names[0][:20]))
+def test_class_names_of_any_characters_and_length_have_a_direction(tiny_clip, names):
+    classes = text_classifier(tiny_clip, names, ["a photo of {}"]).classes
+    assert classes.shape[1] == 2
+    assert jnp.isfinite(classes).all()
+
+
+@pytest.mark.parametrize("name", ["dog\ud800", 7, None], ids=ascii)
+def test_a_class_name_that_is_no_text_is_named(tiny_clip, name):
+    with pytest.raises(ModelError, match="not a text that can be tokenized"):
+        tiny_clip.text.embed_texts(["cat", name])

@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+from finetune.data.sources.csv_text import read_text_table
 from finetune.data.splits import load_splits
 from finetune.errors import DataError
 from finetune.recipe import Columns, DataConfig
@@ -92,3 +93,27 @@ def test_fields_with_the_delimiter_may_be_quoted(load):
 def test_what_cannot_be_read_is_named_with_its_line_and_cause(load, text, message):
     with pytest.raises(DataError, match=message):
         load(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: b"file,label\n" + b"x" * (1 << 24) + b"y,a\n", "line 2: 16,777,220 characters; at most 16,777,216"),
+        (lambda: b"file,label\n" + b"," * 1_000_000, "line 2: has 1,000,001 fields; at most 10,000"),
+        (lambda: b",".join(b"c%d" % i for i in range(20_000)), "line 1: has 20,000 fields"),
+        (
+            lambda: b"file,label\n" + b"a.png,cat\n" * 500 + b"b.png,\0dog\n",
+            "line 502: not a text: it holds zero bytes",
+        ),
+        (
+            lambda: b'file,label\n"' + b"a.png,cat\n" * (1 << 21),
+            "line 2: field larger than field limit .*; close the quotes",
+        ),
+    ],
+    ids=["one line", "fields", "columns", "zeros", "unclosed quotes"],
+)
+def test_tables_of_no_sensible_size_are_refused(tmp_path, data, message):
+    (tmp_path / "t.csv").write_bytes(data())
+    with pytest.raises(DataError, match=message):
+        read_text_table(tmp_path / "t.csv")

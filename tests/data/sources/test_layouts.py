@@ -243,3 +243,40 @@ def test_names_that_are_no_utf8_are_read_and_written(tmp_path):
     splits = load_splits(DataConfig(source=str(tmp_path), validation=0.0, test=0.5, on_broken_image="skip"), 0)
     assert splits.class_names == ("grün", "rot")
     assert len(splits.skipped) == 1
+
+
+def test_links_in_a_circle_and_folders_without_end_are_passed_over(tmp_path):
+    classes(tmp_path, "cat", "dog")
+    (tmp_path / "cat" / "up").symlink_to(tmp_path)
+    (tmp_path / "cat" / "itself").symlink_to("itself")
+    deep = tmp_path / "dog"
+    for _ in range(150):
+        deep = deep / "d"
+    write(deep)
+    source = read(tmp_path)["train"]
+    assert len(source.images) == 4
+    lines = [line.removeprefix(f"{tmp_path}/") for line in source.left_out]
+    assert "cat/itself: a link to nothing" in lines
+    assert "cat/up: a link to a folder that is read already" in lines
+    assert any(line.endswith(": more than 100 folders deep") for line in lines)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "tab\there"], ids=ascii)
+def test_a_class_that_a_terminal_would_obey_is_refused(tmp_path, name):
+    write(tmp_path / name)
+    write(tmp_path / "cat")
+    with pytest.raises(DataError, match="has the character"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.npz"])
+def test_a_source_that_is_a_pipe_is_not_opened(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="neither a file nor a folder, but a pipe"):
+        read(tmp_path / name)
+
+
+def test_a_pipe_among_the_tables_of_a_folder_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="train.parquet: cannot be read as Parquet: .*a pipe"):
+        read(tmp_path)
