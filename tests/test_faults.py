@@ -24,7 +24,7 @@ def test_a_killed_run_resumes_to_the_same_bits(place, whole):
 
 
 def test_no_flipped_bit_is_silent(place, whole):
-    assert flips.measure(place, 12)["failures"] == []
+    assert flips.measure(place, 8)["failures"] == []
 
 
 def test_a_signal_in_a_phase_leaves_a_run_that_resumes_to_the_same_bits(place, whole):

@@ -125,10 +125,12 @@ class Judge:
 
     def __call__(self, flip: Flip) -> tuple[str, str]:
         """One of the verdicts, and what was said."""
-        from finetune.errors import FinetuneError
+        from finetune.errors import FinetuneError, Interrupted
 
         try:
             found, said = self._resume(flip.apply)
+        except Interrupted:
+            raise  # someone stops these trials
         except FinetuneError as error:
             return "refused", str(error)
         except Exception:

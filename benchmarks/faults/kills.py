@@ -8,6 +8,7 @@ import signal
 from typing import Any
 
 from benchmarks.faults.runs import Ended, Workplace, differing, leftovers, outcome
+from finetune.errors import FinetuneError
 
 _STARTED = 1.5  # seconds until a process has imported what it needs
 _AGAIN = 0.5  # chance that a resumed run is killed too
@@ -64,5 +65,8 @@ def _trial(
     trial: dict[str, Any] = {"how": ", then ".join(how), "killed": killed, "same": False, "error": None, "left": []}
     if ended.code:
         return {**trial, "error": f"exit code {ended.code}: {ended.text[-2000:]}"}
-    parts = differing(outcome(folder), expected)
+    try:
+        parts = differing(outcome(folder), expected)
+    except FinetuneError as error:
+        return {**trial, "error": f"not a whole run: {error}"}
     return {**trial, "same": not parts, "differs": parts, "left": leftovers(folder)}

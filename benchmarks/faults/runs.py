@@ -50,7 +50,7 @@ LENET: dict[str, Any] = {
 }
 _ROOT = Path(__file__).parents[2]
 LIMIT = 300.0  # seconds of any process
-_TIMES = ("seconds", "seconds_left", "images_per_second", "sha256")  # a digest is over times too
+_TIMES = ("seconds", "seconds_left", "images_per_second", "sha256", "log_sha256")  # digests are over times too
 _STRIKER = "benchmarks.faults.striker"
 
 
@@ -209,14 +209,21 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def predictions(run: Any) -> dict[str, Any]:
-    """What ``predictions.parquet`` has of each step of a finished run, as digests."""
+    """What ``predictions.parquet`` has of each step of a finished run, as digests.
+
+    Raises:
+        CheckpointError: it lacks a step, or one is damaged, which the toolkit does not take for predictions.
+    """
+    from finetune.errors import CheckpointError
     from finetune.run.predictions import read_predictions
     from finetune.trees import hash_array
 
     said = {}
     for result in (run.summary() or {}).get("results", ()):
         step = read_predictions(run.predictions, result["name"])
-        said[result["name"]] = step and [step.names, hash_array(step.labels), hash_array(step.logits)]
+        if step is None:
+            raise CheckpointError(f"{run.predictions}: has nothing of {result['name']}, or it is damaged")
+        said[result["name"]] = [step.names, hash_array(step.labels), hash_array(step.logits)]
     return said
 
 
