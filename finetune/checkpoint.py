@@ -39,7 +39,7 @@ class RunCheckpoints:
         read_only: bool = False,
         keep_last: int = 2,
         keep_best: int = 1,
-        saved: Callable[[], None] = lambda: None,
+        saved: Callable[[], None] | None = None,
     ) -> None:
         """
         Args:
@@ -127,7 +127,8 @@ class RunCheckpoints:
         if step in self._manager.all_steps():
             self._manager.delete(step)
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
-        self._saved_one()
+        if self._saved_one is not None:
+            self._saved_one()
 
     def wait(self) -> None:
         """Waits until everything is on disk.

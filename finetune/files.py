@@ -25,6 +25,15 @@ _ABANDONED = 3600  # seconds
 _TRIES = 20  # of processes that write one folder at the same time
 
 
+def file_state(path: Path) -> str:
+    """What changes when a file does, as text: its size, times and inode; ``missing`` where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write a file to. It replaces ``path`` at the end, unless an error is raised.

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from finetune.cli.options import AsJson, LocalCode
+from finetune.cli.options import AsJson, LocalCode, Verify
 from finetune.cli.tables import print_json, print_rows, result_cells
 
 _NAMES_SHOWN = 20
@@ -25,6 +25,7 @@ def evaluate(
         Literal["train", "validation", "test"] | None,
         typer.Option(help="Measure on this split of the data.  [default: test, or all of SOURCE]"),
     ] = None,
+    verify: Verify = False,
     as_json: AsJson = False,
     allow_local_code: LocalCode = False,
 ) -> None:
@@ -42,6 +43,7 @@ def evaluate(
             directory,
             source,
             split=split,
+            verify=verify,
             allow_local_code=allow_local_code,
             track=display.track,
         )

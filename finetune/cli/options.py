@@ -19,4 +19,7 @@ LocalCode = Annotated[
         help="Import the Linen module that the recipe or the run names: it runs code.",
     ),
 ]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Read every image again, even where nothing seems to have changed.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.options import LocalCode, Overrides, RecipeName
+from finetune.cli.options import LocalCode, Overrides, RecipeName, Verify
 from finetune.cli.tables import print_results
 
 
@@ -22,6 +22,7 @@ def run(
         bool, typer.Option("--extend", help="Continue with longer stages; their schedules are made anew.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
+    verify: Verify = False,
     allow_local_code: LocalCode = False,
 ) -> None:
     """Run a recipe: train, evaluate and save a classifier."""
@@ -37,6 +38,7 @@ def run(
             extend=extend,
             overwrite=overwrite,
             allow_local_code=allow_local_code,
+            verify=verify,
         )
     except Diverged:
         typer.echo("diverged: the run is not finished")

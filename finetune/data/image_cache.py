@@ -44,12 +44,12 @@ class CachedImages:
         return {**self.__dict__, "_pixels": None}
 
 
-def cached(split: Split, size: int, folder: Path, fingerprint: str) -> Split:
-    """The split with its images from a cache in ``folder``, which is written first if it is missing.
+def cached(split: Split, size: int, folder: Path, *, verify: bool = False) -> Split:
+    """The scanned split with its images from a cache in ``folder``, which is written first if it is missing.
 
     Args:
         size: pixels of the shorter edge to which larger images are shrunk.
-        fingerprint: of the images, in their order.
+        verify: write the cache again.
 
     Raises:
         DataError: an image cannot be decoded.
@@ -57,8 +57,10 @@ def cached(split: Split, size: int, folder: Path, fingerprint: str) -> Split:
     """
     if isinstance(split.images, np.ndarray):
         return split  # nothing to decode
-    target = folder / "images" / hashlib.sha256(f"{fingerprint} {size}".encode()).hexdigest()[:32]
-    if not (target / "index.npy").is_file():
+    assert split.stats is not None
+    contents = hashlib.sha256(split.stats.content_hash.tobytes()).hexdigest()
+    target = folder / "images" / hashlib.sha256(f"{contents} {size}".encode()).hexdigest()[:32]
+    if verify or not (target / "index.npy").is_file():
         _write(split, size, target)
     return Split(CachedImages(target, size), split.labels, split.stats)
 

@@ -27,19 +27,26 @@ class KnownImages:
 
 
 def read_known_images(
-    config: DataConfig, split: str | None, class_names: Sequence[str], multi_label: bool, track: Track
+    config: DataConfig,
+    split: str | None,
+    class_names: Sequence[str],
+    multi_label: bool,
+    track: Track,
+    *,
+    verify: bool = False,
 ) -> KnownImages:
     """All images of a source, or those of one of its splits.
 
     Args:
         class_names: of the model; the source may have some of them.
         multi_label: the model was trained for images with several labels.
+        verify: read every image again, whatever is cached.
 
     Raises:
         DataError: the source has classes that the model does not know, or images with several labels where the model
             was trained for one, or the reverse; or there is no such split.
     """
-    sources = read_source(config)
+    sources = read_source(config, verify=verify)
     if split is not None and split not in sources:
         raise DataError(f"{config.source}: has no {split} split; it has: {', '.join(sources)}")
     chosen: dict[str, LabeledImages] = sources if split is None else {split: sources[split]}
@@ -47,7 +54,9 @@ def read_known_images(
     relabeled = {
         name: Split(images.images, relabel(images.labels, images.names, class_names)) for name, images in chosen.items()
     }
-    scanned = {name: scan_images(images, cache_folder(), track, name) for name, images in relabeled.items()}
+    scanned = {
+        name: scan_images(images, cache_folder(), track, name, verify=verify) for name, images in relabeled.items()
+    }
     usable, skipped = drop_broken(scanned, skip=config.on_broken_image == "skip")
     left_out = sum(len(images.left_out) for images in sources.values())
     notes = tuple(line for images in sources.values() for line in images.notes)

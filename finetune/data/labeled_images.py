@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from finetune.files import file_state
+
 THUMBNAIL_SIZE = 8  # pixels along each edge
 
 
@@ -60,8 +62,12 @@ class EncodedImages:
 
     @property
     def fingerprint(self) -> str | None:
-        """That of ``datasets``, over the rows and their contents; None for a dataset in memory."""
-        return str(self._dataset._fingerprint) if self._dataset.cache_files else None
+        """That of ``datasets``, and the state of the files that hold the rows; None for a dataset in memory."""
+        files = self._dataset.cache_files
+        if not files:
+            return None
+        states = (f"{file['filename']} {file_state(Path(file['filename']))}" for file in files)
+        return "\n".join([str(self._dataset._fingerprint), *states])
 
 
 def local_path(base: Path | None, path: str) -> Path:
@@ -108,6 +114,7 @@ class ImageStats:
         problem: str [n], why an image cannot be used; empty where it can.
         width, height: int32 [n], in pixels, after the EXIF orientation is applied.
         mode: str [n], Pillow's mode of the image as stored.
+        content_hash: uint8 [n, 32], SHA-256 of the image's file or encoded bytes, or of its array.
         pixel_hash: uint64 [n], of the decoded pixels.
         difference_hash: uint64 [n], one bit for each of 8 x 8 pairs of neighboring grey values: whether the right one
             is larger (dHash).
@@ -118,6 +125,7 @@ class ImageStats:
     width: np.ndarray
     height: np.ndarray
     mode: np.ndarray
+    content_hash: np.ndarray
     pixel_hash: np.ndarray
     difference_hash: np.ndarray
     thumbnail: np.ndarray

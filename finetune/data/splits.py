@@ -56,17 +56,19 @@ class Splits:
 
     @property
     def sha256(self) -> str:
-        """Over the class names and every image's pixels and label, in order."""
+        """Over the class names and every image's content and label, in order."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for name, split in self.named().items():
             digest.update(f"{name} {len(split)}\n".encode())
             digest.update(split.labels.tobytes())
             if split.stats is not None:
-                digest.update(split.stats.pixel_hash.tobytes())
+                digest.update(split.stats.content_hash.tobytes())
         return digest.hexdigest()
 
 
-def load_splits(config: DataConfig, seed: int, memory: Any = None, track: Track = untracked) -> Splits:
+def load_splits(
+    config: DataConfig, seed: int, memory: Any = None, track: Track = untracked, *, verify: bool = False
+) -> Splits:
     """Reads the source, decodes every image once to check it, and makes the splits that the source lacks.
 
     Validation images and shots depend on ``seed``. The test split does not, so that runs with different seeds are
@@ -75,14 +77,15 @@ def load_splits(config: DataConfig, seed: int, memory: Any = None, track: Track 
     Args:
         memory: the datasets themselves, for ``source: memory``.
         track: shows how far the check of the images is.
+        verify: read every image again, whatever is cached.
 
     Raises:
         DataError: the source is missing or empty, images are broken, the splits' classes do not agree, or there are
             too few images for the splits.
     """
-    sources, notes, left_out = _read(config, memory)
+    sources, notes, left_out = _read(config, memory, verify)
     aligned, class_names = align_classes(sources)
-    scanned = {name: scan_images(split, cache_folder(), track, name) for name, split in aligned.items()}
+    scanned = {name: scan_images(split, cache_folder(), track, name, verify=verify) for name, split in aligned.items()}
     usable, skipped = drop_broken(scanned, skip=config.on_broken_image == "skip")
     _check_that_classes_are_left(scanned["train"], usable["train"], class_names)
     splits = make_splits(config, usable, class_names, seed)
@@ -93,9 +96,11 @@ def load_splits(config: DataConfig, seed: int, memory: Any = None, track: Track 
     return replace(splits, skipped=skipped, left_out=left_out, notes=notes)
 
 
-def _read(config: DataConfig, memory: Any = None) -> tuple[dict[str, LabeledImages], tuple[str, ...], tuple[str, ...]]:
+def _read(
+    config: DataConfig, memory: Any = None, verify: bool = False
+) -> tuple[dict[str, LabeledImages], tuple[str, ...], tuple[str, ...]]:
     """The splits of the source, without the classes that are to be dropped; notes; and lines about what is left out."""
-    sources = read_source(config, memory)
+    sources = read_source(config, memory, verify=verify)
     notes = tuple(line for source in sources.values() for line in source.notes)
     left_out = tuple(line for source in sources.values() for line in source.left_out)
     if config.rare_classes != "drop":

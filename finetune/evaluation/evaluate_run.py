@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from finetune.data.classes import relabel
+from finetune.data.image_record import ImageRecord
 from finetune.data.known_classes import KnownImages, read_known_images
 from finetune.data.labeled_images import Split
 from finetune.data.splits import Splits, load_splits
@@ -30,6 +31,7 @@ def evaluate_run(
     source: str | DataConfig | None = None,
     *,
     split: SplitName | None = None,
+    verify: bool = False,
     allow_local_code: bool = False,
     track: Track | None = None,
 ) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def evaluate_run(
         directory: the run's folder, or the URL of a copy of it.
         source: another data source, whose classes are matched to the model's by name; all of its images are measured.
         split: one split of the source, or of the run's data, whose test split is measured by default.
+        verify: read every image again, whatever is cached; for a change that kept a file's size and times.
         allow_local_code: as in :func:`restore`.
         track: shows how far it is; by default nothing does.
 
@@ -65,16 +68,18 @@ def evaluate_run(
     own: Splits | None = None
     if source is None:
         split = split or "test"
-        own = load_splits(recipe.data, recipe.seed, None, track)
+        own = load_splits(recipe.data, recipe.seed, None, track, verify=verify)
         name, measured = recipe.data.source, _own_split(own, split, predictor)
     else:
         config = read_data_config(source) if isinstance(source, str) else source
         config = config.with_columns_of(recipe.data)
         name, measured = (
             config.source,
-            read_known_images(config, split, predictor.class_names, predictor.multi_label, track),
+            read_known_images(config, split, predictor.class_names, predictor.multi_label, track, verify=verify),
         )
-        own = _training_images(recipe, track)
+        own = _training_images(recipe, track, verify)
+    before = ImageRecord.load(folder)
+    changes = None if own is None or before is None else ImageRecord.of(own).changes_since(before)
     step = make_eval_step(predictor.model, predictor.image_spec)
     evaluation = evaluate(
         step,
@@ -97,7 +102,7 @@ def evaluate_run(
         "skipped": measured.skipped,
         "left_out": measured.left_out,
         "trained_on": None if own is None else _count_shared(measured.images, own.train),
-        "notes": list(measured.notes),
+        "notes": [*_say_which_images(source, name, changes), *measured.notes],
         "class_names": list(predictor.class_names),
     }
 
@@ -110,10 +115,18 @@ def _own_split(splits: Splits, name: SplitName, predictor: Predictor) -> KnownIm
     return KnownImages(replace(images, labels=labels), splits.skipped_from(name), 0, ())
 
 
-def _training_images(recipe: Recipe, track: Track) -> Splits | None:
+def _say_which_images(source: str | DataConfig | None, name: str, changes: str | None) -> list[str]:
+    """Lines for whoever would take these images for those of the run."""
+    lines = [] if source is None else [f"measured on the images of {name}, not on the test images of the run"]
+    if changes:
+        lines.append(f"the run's images have changed: {changes}")
+    return lines
+
+
+def _training_images(recipe: Recipe, track: Track, verify: bool) -> Splits | None:
     """The run's own splits; None where they cannot be read any more."""
     try:
-        return load_splits(recipe.data, recipe.seed, None, track)
+        return load_splits(recipe.data, recipe.seed, None, track, verify=verify)
     except DataError:
         return None
 

@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from finetune.data.image_record import IMAGES_FILE
 from finetune.errors import RecipeError
 from finetune.recipe.source import RecipeSource
 
 RECIPE, RUN, SKIPPED = "recipe.yaml", "run.json", "skipped_images.txt"
 SUMMARY, METRICS, PREDICTIONS = "summary.json", "metrics.jsonl", "predictions.parquet"
-START, REPORT = "start.safetensors", "report.html"
+START, REPORT, IMAGES = "start.safetensors", "report.html", IMAGES_FILE
 STATE, MODEL, FIGURES = "state", "model", "figures"
 STARTING = ".starting"  # a folder for the files of a run that is about to start
 
 _CHARTS = {"confusion", "curves", "mistakes", "reliability", "weight_change"}
 _UNFINISHED = r"(\.\d+\.new)?"
-_FILES = (RECIPE, RUN, SKIPPED, SUMMARY, METRICS, PREDICTIONS, START, REPORT)
+_FILES = (RECIPE, RUN, SKIPPED, SUMMARY, METRICS, PREDICTIONS, START, REPORT, IMAGES)
 _FILE = re.compile(rf"({'|'.join(map(re.escape, _FILES))}){_UNFINISHED}|\.lock")
 _STARTING_FILE = re.compile(rf"{re.escape(STARTING)}/({'|'.join(map(re.escape, _FILES))}){_UNFINISHED}")
 _PICTURE = re.compile(rf"{FIGURES}/(?P<name>.+)\.png{_UNFINISHED}")

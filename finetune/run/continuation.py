@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune.data.image_record import ImageRecord
 from finetune.errors import CheckpointError
 from finetune.evaluation.metrics import score_of_value
 from finetune.optim.optimizer import learning_rates
@@ -48,7 +49,8 @@ def check_continuation(folder: RunFolder, setup: RunSetup, extend: bool) -> Cont
         CheckpointError: it was started with another recipe, other pretrained weights or other images.
     """
     before, about = folder.recipe(), folder.about()
-    lines = [*_check_identity(folder, about, setup), *_other_program(about)]
+    _check_identity(folder, about, setup)
+    lines = _other_program(about)
     longer = []
     refused = []
     for key, (old, new) in _differences(before, setup.recipe).items():
@@ -89,18 +91,18 @@ def _refusal(folder: RunFolder, refused: list[str]) -> str:
     )
 
 
-def _check_identity(folder: RunFolder, about: Mapping[str, Any], setup: RunSetup) -> list[str]:
+def _check_identity(folder: RunFolder, about: Mapping[str, Any], setup: RunSetup) -> None:
     if about.get("backbone_sha256") != setup.backbone_sha256:
         raise CheckpointError(
             f"{folder.directory}: cannot resume: the backbone has other weights than at the start; "
             "bring those back, or start anew with --overwrite"
         )
-    if about.get("data_sha256") != setup.splits.sha256:
+    before = ImageRecord.load(folder.directory) or ImageRecord({}, {})
+    before = replace(before, sha256={**before.sha256, "data.source": about.get("data_sha256", "")})
+    if changes := setup.images.changes_since(before):
         raise CheckpointError(
-            f"{folder.directory}: cannot resume: data.source has other images or labels than at the start; "
-            "bring those back, or start anew with --overwrite"
+            f"{folder.directory}: cannot resume: {changes}; bring those back, or start anew with --overwrite"
         )
-    return []
 
 
 def _other_program(about: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from finetune.data.image_record import ImageRecord
 from finetune.errors import CheckpointError, first_line, listed
 from finetune.files import hash_json, json_text, write_json, write_text, written_atomically
 from finetune.recipe import Recipe, load_recipe
@@ -168,6 +169,7 @@ class RunFolder:
         recipe: Recipe,
         about: Mapping[str, Any],
         skipped: Sequence[str] = (),
+        images: ImageRecord | None = None,
         *,
         overwrite: bool = False,
         say: Callable[[str], None] = lambda _: None,
@@ -177,15 +179,18 @@ class RunFolder:
         Args:
             about: for run.json.
             skipped: lines about images that are left out.
+            images: those of the run.
             overwrite: in the place of an earlier run.
 
         Raises:
             CheckpointError: it already holds a run, or something else.
         """
         self.check_free(overwrite=overwrite)
-        files = {contents.RECIPE: _describe_recipe(recipe)}
+        files: dict[str, str | bytes] = {contents.RECIPE: _describe_recipe(recipe)}
         if skipped:
             files[contents.SKIPPED] = "".join(f"{line}\n" for line in skipped)
+        if images is not None:
+            files[contents.IMAGES] = images.to_bytes()
         files[contents.RUN] = _describe_run(about)
         if self.holds_run():
             replace(self.directory, files, say)

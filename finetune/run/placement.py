@@ -14,16 +14,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from finetune.errors import CheckpointError, listed
-from finetune.files import restore_replaced, sync_folder, write_text
-from finetune.run.contents import MODEL, RECIPE, RUN, SKIPPED, STARTING, Contents
+from finetune.files import restore_replaced, sync_folder, written_atomically
+from finetune.run.contents import IMAGES, MODEL, RECIPE, RUN, SKIPPED, STARTING, Contents
 from finetune.run.lock import is_fixed, locate
 
 
-def create(directory: Path, files: Mapping[str, str]) -> None:
+def create(directory: Path, files: Mapping[str, str | bytes]) -> None:
     """Puts the files of a new run into a folder that is missing or empty.
 
     Args:
-        files: texts by name; the last one makes it a run.
+        files: contents by name; the last one makes it a run.
     """
     _remove_half_start(directory)
     made = not directory.exists()
@@ -45,7 +45,7 @@ def create(directory: Path, files: Mapping[str, str]) -> None:
     sync_folder(directory.parent)
 
 
-def replace(directory: Path, files: Mapping[str, str], say: Callable[[str], None]) -> None:
+def replace(directory: Path, files: Mapping[str, str | bytes], say: Callable[[str], None]) -> None:
     """Puts a new run of these files in the place of an earlier one, which is removed once that is done.
 
     Raises:
@@ -101,9 +101,11 @@ def why_fixed(directory: Path) -> str | None:
     )
 
 
-def _write(folder: Path, files: Mapping[str, str]) -> None:
-    for name, text in files.items():
-        write_text(folder / name, text)
+def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
+        with written_atomically(folder / name) as beside:
+            beside.write_bytes(data)
 
 
 def _remove_half_start(directory: Path) -> None:
@@ -115,7 +117,7 @@ def _remove_half_start(directory: Path) -> None:
     if staging.is_symlink() or not staging.is_dir():
         return
     if (staging / RUN).is_file() and not (directory / RUN).exists():
-        for name in (RECIPE, SKIPPED):
+        for name in (RECIPE, SKIPPED, IMAGES):
             if not (staging / name).exists():
                 (directory / name).unlink(missing_ok=True)
     Contents(staging).remove_written()

@@ -58,6 +58,7 @@ def run(
     quiet: bool = False,
     data: Any = None,
     allow_local_code: bool = False,
+    verify: bool = False,
 ) -> RunResult:
     """Runs a recipe from pretrained weights to a measured, saved classifier.
 
@@ -73,6 +74,7 @@ def run(
         data: a ``datasets.Dataset``, or a mapping of split names to some, for a recipe with ``data.source: memory``.
         allow_local_code: import the module that ``backbone.module`` names, if it is not one of this toolkit's. That
             runs it: look at it first.
+        verify: read every image again, whatever is cached; for a change that kept a file's size and times.
 
     Raises:
         FinetuneError: anything wrong with recipe, data, weights or folder; it says what.
@@ -95,7 +97,9 @@ def run(
     ):
         progress = RunProgress()
         with progress.timed("load"):
-            setup = prepare_run(recipe, data=data, allow_local_code=allow_local_code, track=display.track)
+            setup = prepare_run(
+                recipe, data=data, allow_local_code=allow_local_code, track=display.track, verify=verify
+            )
             frozen_sha256 = setup.hash_frozen(setup.variables)
         for line in setup.describe():
             display.say(line)
@@ -103,7 +107,7 @@ def run(
         continuation = check_continuation(folder, setup, extend) if going_on else None
         if continuation is None:
             about = about_run(setup.recipe, setup.backbone_sha256, setup.splits.sha256)
-            folder.start(setup.recipe, about, setup.splits.skipped, overwrite=overwrite, say=display.say)
+            folder.start(setup.recipe, about, setup.splits.skipped, setup.images, overwrite=overwrite, say=display.say)
         else:
             for line in continuation.lines:
                 display.say(line)
@@ -137,7 +141,7 @@ def _go_through_stages(session: RunSession) -> None:
 def _saving(folder: RunFolder, config: SaveConfig, signal: StopSignal, display: Progress) -> Iterator[RunCheckpoints]:
     """The run's saved states, and their copies at a URL."""
     with mirrored(folder.directory, config.mirror, display.say) as mirror:
-        saved = (lambda: None) if mirror is None else mirror.update
+        saved = None if mirror is None else mirror.update
         with RunCheckpoints(
             folder.state, keep_last=config.keep_last, keep_best=config.keep_best, saved=saved
         ) as checkpoints:

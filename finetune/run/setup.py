@@ -14,7 +14,7 @@ import numpy as np
 from finetune.data.augment import make_training_transform
 from finetune.data.feature_store import FeatureStore
 from finetune.data.image_cache import cached
-from finetune.data.image_scan import fingerprint
+from finetune.data.image_record import ImageRecord
 from finetune.data.known_classes import read_known_images
 from finetune.data.labeled_images import Split
 from finetune.data.leakage import describe_leakage
@@ -77,6 +77,10 @@ class RunSetup:
     @cached_property
     def backbone_sha256(self) -> str:
         return hash_tree(self.backbone.variables)
+
+    @cached_property
+    def images(self) -> ImageRecord:
+        return ImageRecord.of(self.splits, self.also)
 
     @cached_property
     def changing(self) -> frozenset[str]:
@@ -178,9 +182,16 @@ class RunSetup:
 
 
 def prepare_run(
-    recipe: Recipe, *, data: Any = None, allow_local_code: bool = False, track: Track = untracked
+    recipe: Recipe,
+    *,
+    data: Any = None,
+    allow_local_code: bool = False,
+    track: Track = untracked,
+    verify: bool = False,
 ) -> RunSetup:
     """Loads and checks everything, so that what cannot work in the last stage is told before the first.
+
+    ``verify`` reads every image again, whatever is cached.
 
     Raises:
         FinetuneError: anything wrong with recipe, data or weights; it says what.
@@ -190,7 +201,7 @@ def prepare_run(
             f"this is one of {jax.process_count()} processes, and a run uses one: start it without jax.distributed"
         )
     backbone = open_backbone(recipe.backbone, seed=recipe.seed, allow_local_code=allow_local_code)
-    splits = load_splits(recipe.data, recipe.seed, data, track)
+    splits = load_splits(recipe.data, recipe.seed, data, track, verify=verify)
     check_class_count(recipe, splits)
     check_label_kind(recipe, splits)
     check_validation(recipe, splits)
@@ -205,8 +216,8 @@ def prepare_run(
     classifiers, plans, parts, lines = _follow_stages(
         recipe, backbone, classifier, variables, splits.train.labels, lengths
     )
-    train = _training_images(recipe.data, splits.train)
-    also = {name: _further_images(recipe, name, splits, track) for name in recipe.evaluate.also}
+    train = _training_images(recipe.data, splits.train, verify)
+    also = {name: _further_images(recipe, name, splits, track, verify) for name in recipe.evaluate.also}
     return RunSetup(
         recipe, backbone, splits, train, also, classifier, variables, classifiers, plans, lengths, parts, lines
     )
@@ -329,13 +340,12 @@ def check_validation(recipe: Recipe, splits: Splits) -> None:
         raise RecipeError("evaluate.metric: has no effect without validation images: set data.validation")
 
 
-def _training_images(config: DataConfig, train: Split) -> Split:
-    if config.cache_shortest_edge is None or (key := fingerprint(train.images)) is None:
-        return train
-    return cached(train, config.cache_shortest_edge, cache_folder(), key)
+def _training_images(config: DataConfig, train: Split, verify: bool) -> Split:
+    size = config.cache_shortest_edge
+    return train if size is None else cached(train, size, cache_folder(), verify=verify)
 
 
-def _further_images(recipe: Recipe, name: str, splits: Splits, track: Track) -> Split:
+def _further_images(recipe: Recipe, name: str, splits: Splits, track: Track, verify: bool) -> Split:
     """All images of a set of ``evaluate.also``.
 
     Raises:
@@ -343,7 +353,7 @@ def _further_images(recipe: Recipe, name: str, splits: Splits, track: Track) -> 
     """
     config = DataConfig(source=recipe.evaluate.also[name]).with_columns_of(recipe.data)
     try:
-        images = read_known_images(config, None, splits.class_names, splits.multi_label, track).images
+        images = read_known_images(config, None, splits.class_names, splits.multi_label, track, verify=verify).images
     except DataError as error:
         raise DataError(f"evaluate.also.{name}: {error}") from None
     assert images.stats is not None

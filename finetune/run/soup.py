@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from finetune.data.augment import make_training_transform
+from finetune.data.image_record import ImageRecord
 from finetune.data.known_classes import read_known_images
 from finetune.data.labeled_images import Split
 from finetune.data.loader import training_batches
@@ -112,7 +113,7 @@ def _cook(
         if score >= best:
             members, soup, best = [*members, run.name], candidate, score
     about = {**runs[0].folder.about(), "soup_of": [str(run.folder.directory) for run in runs]}
-    folder.start(runs[0].recipe, about, overwrite=overwrite)
+    folder.start(runs[0].recipe, about, images=ImageRecord.of(runs[0].splits), overwrite=overwrite)
     if len(members) > 1:
         soup = pot.served(soup)
     return _finish(folder, pot, members, soup, best)

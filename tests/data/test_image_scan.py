@@ -10,9 +10,10 @@ import pytest
 from photographs import encoded, photograph
 from PIL import Image
 
-from finetune.data import image_scan
+from finetune.data import image_scan, labeled_images
 from finetune.data.image_scan import scan_images
 from finetune.data.labeled_images import EncodedImages, Split
+from finetune.data.sources import tables
 from finetune.data.splits import load_splits
 from finetune.errors import DataError
 from finetune.recipe import DataConfig
@@ -202,3 +203,146 @@ def test_a_class_whose_training_images_are_all_broken_is_an_error(folder):
         path.write_bytes(b"not an image")
     with pytest.raises(DataError, match="all training images of ant are broken"):
         load(folder, on_broken_image="skip")
+
+
+# What is cached follows the files, and --verify trusts none of it.
+
+
+def replace_in_place(path, content):
+    """Other bytes of the same number in the same file, and its times of access and modification as before."""
+    times = path.stat()
+    assert len(content) == times.st_size
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.fixture
+def without_ctime(monkeypatch):
+    """File systems whose files have no time of change that could not be set."""
+
+    def state(path):
+        status = path.stat()
+        return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+
+    for module in (image_scan, labeled_images, tables):
+        monkeypatch.setattr(module, "file_state", state)
+
+
+def other_pixels(path):
+    """The file of another image, of the same size in bytes: a bitmap has no compression."""
+    return path.read_bytes()[:-30] + bytes(30)
+
+
+@pytest.fixture
+def bitmaps(folder):
+    for path in folder.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    return folder
+
+
+def test_a_change_that_keeps_size_and_time_is_seen(bitmaps):
+    before = load(bitmaps).sha256
+    path = bitmaps / "train" / "ant" / "3.bmp"
+    replace_in_place(path, other_pixels(path))
+    assert load(bitmaps).sha256 != before
+
+
+def test_to_verify_trusts_no_time(bitmaps, without_ctime):
+    before = load(bitmaps).sha256
+    path = bitmaps / "train" / "ant" / "3.bmp"
+    replace_in_place(path, other_pixels(path))
+    assert load(bitmaps).sha256 == before
+    verified = load_splits(DataConfig(source=str(bitmaps), validation=0.0), 0, verify=True).sha256
+    assert verified != before
+    assert load(bitmaps).sha256 == verified  # what was read anew is cached
+
+
+def test_another_file_under_the_same_name_size_and_time_is_seen(bitmaps, without_ctime):
+    before = load(bitmaps).sha256
+    path = bitmaps / "train" / "ant" / "3.bmp"
+    times, content = path.stat(), other_pixels(path)
+    (bitmaps.parent / "fresh").write_bytes(content)
+    (bitmaps.parent / "fresh").replace(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert load(bitmaps).sha256 != before
+
+
+def test_the_identity_is_of_files_and_not_of_pixels_alone(bitmaps):
+    before = load(bitmaps)
+    path = bitmaps / "train" / "ant" / "3.bmp"
+    path.write_bytes(path.read_bytes() + b"\0")
+    after = load(bitmaps)
+    assert before.train.stats.pixel_hash.tolist() == after.train.stats.pixel_hash.tolist()
+    assert before.sha256 != after.sha256
+
+
+def rows_of_bitmaps():
+    def bitmap(i):
+        return {"bytes": encoded(photograph(20, 16, i), "BMP"), "path": None}
+
+    return {"image": [bitmap(i) for i in range(12)], "label": ["ant", "bee"] * 6}
+
+
+def uncompressed(path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    table = datasets.Dataset.from_dict(rows_of_bitmaps(), features=features).data.table
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+    return path
+
+
+def changed_bitmap(content):
+    """One byte in the pixels of the first bitmap is another."""
+    at = content.index(b"BM") + 500
+    return content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_parquet_file_that_changed_in_place_is_read_again(tmp_path, monkeypatch, verify, request):
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    if verify:
+        request.getfixturevalue("without_ctime")
+    path = uncompressed(tmp_path / "t.parquet")
+    before = load(path).sha256
+    replace_in_place(path, changed_bitmap(path.read_bytes()))
+    if verify:
+        assert load(path).sha256 == before
+    after = load_splits(DataConfig(source=str(path), validation=0.0), 0, verify=verify)
+    assert after.sha256 != before
+
+
+@pytest.mark.slow
+def test_a_saved_dataset_that_changed_in_place_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    datasets.Dataset.from_dict(rows_of_bitmaps(), features=features).save_to_disk(tmp_path / "saved")
+    before = load(tmp_path / "saved").sha256
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    replace_in_place(arrow, changed_bitmap(arrow.read_bytes()))
+    assert load(tmp_path / "saved").sha256 != before
+
+
+@pytest.mark.slow
+def test_arrays_and_datasets_in_memory_are_known_by_their_content(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+    labels = np.arange(20) % 2
+
+    def npz():
+        np.savez(tmp_path / "a.npz", images=images, labels=labels)
+        os.utime(tmp_path / "a.npz", (1, 1))
+        return load(tmp_path / "a.npz").sha256
+
+    def memory():
+        rows = {"image": [Image.fromarray(image) for image in images], "label": labels.tolist()}
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int32")})
+        data = datasets.Dataset.from_dict(rows, features=features)
+        return load_splits(DataConfig(source="memory", validation=0.0), 0, data).sha256
+
+    for sha256 in (npz, memory):
+        before = sha256()
+        assert sha256() == before
+        images[3, 2, 1] ^= 1
+        assert sha256() != before
+        images[3, 2, 1] ^= 1

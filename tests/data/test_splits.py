@@ -43,8 +43,8 @@ def test_digits_are_1797_grey_images_of_ten_classes():
 @pytest.mark.parametrize(
     ("options", "sha256"),
     [
-        ({}, "980089d20d0f1fe39109bb4e8d94192242e1f7d9ddc4668c6ddbaf4f76412a69"),
-        ({"shots_per_class": 5}, "9d915ecf6055307f63b91f055d7283ca655f2bbfa08f3820bd26a168ecc12764"),
+        ({}, "058e625d2dad86752b38876cf327f005558be22b7dcad0f23f145855d86b62e1"),
+        ({"shots_per_class": 5}, "49be994146886cbc0a56dbb114ed206ef1ee4510bd9f98393c9154c77fe0faec"),
     ],
 )
 def test_the_splits_of_digits_are_those_of_recorded_accuracies(options, sha256):

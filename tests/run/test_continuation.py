@@ -7,10 +7,12 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from paths import SMALL
 
 import finetune
+from finetune.data.image_record import ImageRecord
 from finetune.errors import CheckpointError, Interrupted
 from finetune.run.continuation import check_continuation, find_state_to_extend
 from finetune.run.folder import RunFolder, about_run
@@ -30,9 +32,22 @@ def started(tmp_path):
     return folder
 
 
+class Named:
+    """Images by number."""
+
+    def __len__(self):
+        return 3
+
+    def name(self, index):
+        return f"{index}.png"
+
+
+NAMED = Named()
+
+
 def setup(*overrides, backbone="weights", images="images"):
-    splits = SimpleNamespace(sha256=images)
-    return SimpleNamespace(recipe=small(*overrides), backbone_sha256=backbone, splits=splits)
+    record = ImageRecord({"data.source": images}, {"data.source": np.arange(3)}, {"data.source": [NAMED]})
+    return SimpleNamespace(recipe=small(*overrides), backbone_sha256=backbone, images=record)
 
 
 HARMLESS = ["data.num_workers=2", "evaluate.batch_size=8", "name=other", "save.every={minutes: 1}", "save.keep_last=5"]

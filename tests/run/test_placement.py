@@ -27,10 +27,10 @@ def test_an_overwrite_that_fails_leaves_the_earlier_run_as_it_was(tmp_path, monk
     folder = make_run(tmp_path / "run")
     before = tree(folder.directory)
 
-    def no_room(path, text):
+    def no_room(path):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(placement, "write_text", no_room)
+    monkeypatch.setattr(placement, "written_atomically", no_room)
     with pytest.raises(OSError, match="No space left"):
         start(folder, 2, overwrite=True)
     assert tree(folder.directory) == before

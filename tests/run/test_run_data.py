@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -10,7 +12,7 @@ import datasets
 import numpy as np
 import psutil
 import pytest
-from command_line import FINETUNE
+from command_line import FINETUNE, clean_failure, in_a_process
 from PIL import Image
 from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
@@ -18,6 +20,7 @@ from sklearn.datasets import load_digits
 import finetune
 from finetune.errors import CheckpointError, DataError, RecipeError
 from finetune.evaluation.evaluate_run import evaluate_run
+from finetune.files import cache_folder
 from finetune.recipe import Stage
 
 BACKBONE = {"source": "builtin:tiny-clip"}
@@ -154,7 +157,7 @@ def test_datasets_in_memory_are_trained_on_and_a_run_goes_on_with_no_others(tmp_
     assert result.summary["results"][0]["n"] == 24
     again = finetune.run(made, output=tmp_path / "run", quiet=True, data=data, resume=True)
     assert again.summary == result.summary
-    with pytest.raises(CheckpointError, match="cannot resume: data.source has other images or labels"):
+    with pytest.raises(CheckpointError, match="cannot resume: data.source: the images are those .* order are others"):
         finetune.run(made, output=tmp_path / "run", quiet=True, data=data.shuffle(seed=0), resume=True)
 
 
@@ -162,8 +165,9 @@ def test_datasets_in_memory_are_trained_on_and_a_run_goes_on_with_no_others(tmp_
 
 
 @pytest.fixture
-def photos(tmp_path):
-    """Digits as PNG files."""
+def photos(tmp_path, monkeypatch):
+    """Digits as PNG files, of which nothing is cached."""
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     images, target = digits(120)
     for i, (image, label) in enumerate(zip(images, target, strict=True)):
         path = tmp_path / "data" / str(label) / f"{i}.png"
@@ -230,3 +234,76 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_message(tmp_path, photos)
     assert "a worker process was ended by SIGKILL" in said
     assert "Traceback" not in said
     assert not running(below)
+
+
+# Whether the images are those of the run.
+
+
+@pytest.fixture
+def finished(tmp_path, photos):
+    made = recipe(tmp_path, {"source": str(photos), "validation": 0}, epochs=1)
+    finetune.run(made, output=tmp_path / "run", quiet=True)
+    return made, tmp_path / "run"
+
+
+def change(path):
+    """Other pixels in a file of the same size, under the same times."""
+    times, content = path.stat(), path.read_bytes()
+    image = np.asarray(Image.open(path)).copy()
+    for value in range(256):
+        image[5, 5] = value
+        Image.fromarray(image).save(path)
+        if path.stat().st_size == times.st_size and path.read_bytes() != content:
+            break
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.read_bytes() != content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_run_does_not_go_on_with_other_images_and_says_which(finished, photos, verify):
+    made, folder = finished
+    assert finetune.run(made, output=folder, quiet=True, resume=True, verify=verify).summary
+    change(photos / "7" / "17.png")
+    with pytest.raises(
+        CheckpointError, match=r"cannot resume: .*1 of 120 image is not one of its start, such as .*17\.png"
+    ):
+        finetune.run(made, output=folder, quiet=True, resume=True, verify=verify)
+
+
+@pytest.mark.slow
+def test_evaluate_says_where_the_images_are_not_those_of_the_run(finished, photos, tmp_path):
+    _, folder = finished
+    assert evaluate_run(folder, verify=True)["notes"] == []
+    shutil.copytree(photos, tmp_path / "elsewhere")
+    (line,) = evaluate_run(folder, str(tmp_path / "elsewhere"))["notes"]
+    assert re.fullmatch("measured on the images of .*elsewhere, not on the test images of the run", line)
+    change(photos / "7" / "17.png")
+    said = in_a_process("evaluate", folder, "--verify")
+    assert said.returncode == 0, said.stderr
+    assert re.search(
+        r"note: the run's images have changed: .*1 of 120 image is not one of its start, such as .*17\.png", said.stdout
+    )
+
+
+@pytest.mark.slow
+def test_to_verify_on_the_command_line_reads_images_again(finished, photos, tmp_path):
+    """What is cached of them says that they are those of the start."""
+    _, folder = finished
+    (cached,) = [path for path in checks() if len(np.load(path)["problem"]) == 120]
+    before = cached.read_bytes()
+    change(photos / "7" / "17.png")
+    known = set(checks())
+    evaluate_run(folder)
+    (fresh,) = set(checks()) - known
+    fresh.write_bytes(before)  # as if the change had not been seen
+    assert evaluate_run(folder)["notes"] == []
+    arguments = ["run", tmp_path / "own.yaml", "--output", folder, "--resume"]
+    assert in_a_process(*arguments).returncode == 0
+    refused = in_a_process(*arguments, "--verify")
+    clean_failure(refused, "1 of 120 image is not one of its start", "17.png")
+    assert len(evaluate_run(folder, verify=True)["notes"]) == 1
+
+
+def checks():
+    return list((cache_folder() / "checks").glob("*.npz"))

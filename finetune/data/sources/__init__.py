@@ -18,17 +18,18 @@ MEMORY = "memory"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def read_source(config: DataConfig, memory: Any = None) -> dict[str, LabeledImages]:
+def read_source(config: DataConfig, memory: Any = None, *, verify: bool = False) -> dict[str, LabeledImages]:
     """The splits that the source has: ``train``, and ``validation`` and ``test`` if there are any.
 
     Args:
         memory: a ``datasets.Dataset``, or a mapping from split names to datasets, for ``source: memory``.
+        verify: read Parquet files again, whatever is cached of them.
 
     Raises:
         DataError: the source is missing, empty or cannot be read, the roles of columns cannot be inferred, or an option
             of the recipe has no effect on this source.
     """
-    splits = _read(config, memory)
+    splits = _read(config, memory, verify)
     for name in ("validation", "test"):
         if name in splits and getattr(config, name) and not config.has_default(name):
             _refuse(config, f"the source has a {name} split of its own", name)
@@ -38,7 +39,7 @@ def read_source(config: DataConfig, memory: Any = None) -> dict[str, LabeledImag
     return splits
 
 
-def _read(config: DataConfig, memory: Any) -> dict[str, LabeledImages]:
+def _read(config: DataConfig, memory: Any, verify: bool) -> dict[str, LabeledImages]:
     if config.source == MEMORY:
         return _tables().read_memory(memory, config)
     if config.source == "digits":
@@ -47,9 +48,9 @@ def _read(config: DataConfig, memory: Any) -> dict[str, LabeledImages]:
     if path.exists():
         _refuse(config, f"{path} is no hub dataset", "subset", "revision")
     if path.is_file():
-        return _read_file(path, config)
+        return _read_file(path, config, verify)
     if path.is_dir():
-        return _read_folder(path, config)
+        return _read_folder(path, config, verify)
     if _HUB_ID.fullmatch(config.source) and not path.parent.is_dir():
         return _tables().read_hub(config)
     if path.exists():
@@ -66,23 +67,23 @@ def is_path(source: str) -> bool:
     return source not in ("digits", MEMORY) and Path(source).expanduser().exists()
 
 
-def _read_file(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
+def _read_file(path: Path, config: DataConfig, verify: bool) -> dict[str, LabeledImages]:
     match path.suffix.lower():
         case ".csv" | ".tsv":
             return _tables().read_csv(path, config)
         case ".parquet":
-            return _tables().read_parquet(path, config)
+            return _tables().read_parquet(path, config, verify=verify)
         case ".npz":
             _refuse(config, f"{path} holds arrays", "columns")
             return read_npz(path)
     raise DataError(f"data.source: {path}: unsupported type of file; supported: .csv, .tsv, .parquet, .npz")
 
 
-def _read_folder(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
+def _read_folder(path: Path, config: DataConfig, verify: bool) -> dict[str, LabeledImages]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _tables().read_saved(path, config)
     if next(path.glob("*.parquet"), None) or next(path.glob("*/*.parquet"), None):
-        return _tables().read_parquet(path, config)
+        return _tables().read_parquet(path, config, verify=verify)
     _refuse(config, f"{path} is a folder of images", "columns")
     return read_folders(path)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from finetune.data.sources.parquet import check_parquet, unreadable
 from finetune.data.sources.split_names import by_canonical_split, canonical_split, describe_unused
 from finetune.data.sources.table_labels import has_one_label_each, read_labels, row_of, text_of
 from finetune.errors import DataError, first_line
+from finetune.files import file_state
 from finetune.recipe import Columns, DataConfig
 
 _INT64 = 1 << 63  # larger integers fit in no column
@@ -63,10 +66,10 @@ def _without_point(values: list[str]) -> list[str]:
     return values
 
 
-def read_parquet(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
+def read_parquet(path: Path, config: DataConfig, *, verify: bool = False) -> dict[str, LabeledImages]:
     """A file, or a folder of files whose names, or whose folders' names, say their split.
 
-    Paths of images are relative to their file's folder.
+    Paths of images are relative to their file's folder. ``verify`` reads the files again, whatever is cached of them.
     """
     files = [path] if path.is_file() else sorted([*path.glob("*.parquet"), *path.glob("*/*.parquet")])
     for file in files:
@@ -76,12 +79,24 @@ def read_parquet(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
     bases = {split: parents.pop() if len(parents) == 1 else path for split, parents in folders.items()}
     try:
         tables = {
-            split: datasets.Dataset.from_parquet([str(file) for file in group], split=split)
+            split: datasets.Dataset.from_parquet(
+                [str(file) for file in group], split=split, cache_dir=str(_cache_of(group, verify))
+            )
             for split, group in splits.items()
         }
     except Exception as error:  # pyarrow and datasets raise many types
         raise unreadable(path, error) from None
     return _read_splits(tables, config, str(path), bases)
+
+
+def _cache_of(files: list[Path], verify: bool) -> Path:
+    """A folder for the tables that ``datasets`` makes of these files; for itself it would look at their times alone."""
+    states = "\n".join(f"{file.absolute()} {file_state(file)}" for file in files)
+    name = hashlib.sha256(states.encode(errors="surrogateescape")).hexdigest()[:32]
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "finetune" / name
+    if verify:
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def _files_by_split(files: list[Path], folder: Path) -> dict[str, list[Path]]:
