@@ -19,10 +19,10 @@ from finetune.images.spec import ImageSpec
 from finetune.models.family import Family, Reader, Reading
 from finetune.models.layers.positions import resize_positions
 from finetune.models.registry import FAMILIES
-from finetune.models.sizes import check_blocks, check_config, check_file
+from finetune.models.sizes import ImpossibleSize, check_blocks, check_config, check_file, check_shapes
 from finetune.models.surgery import TransferReport, transplant
 from finetune.weights.layout import Checkpoint
-from finetune.weights.names import apply_table
+from finetune.weights.names import NamedTensors, apply_table
 from finetune.weights.preprocessor import read_image_spec
 from finetune.weights.tensors import LazyArray, require_finite
 
@@ -101,23 +101,32 @@ def read_pretrained(
         return _read_as_named(checkpoint.with_tensors(tensors), family, reader, image_size, dtype)
 
 
+def check_pretrained(checkpoint: Checkpoint, family: Family, reader: Reader, *, image_size: int | None = None) -> None:
+    """What :func:`read_pretrained` finds out before it builds a module; arguments and errors are the same."""
+    _prepare(checkpoint, family, reader, image_size)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is known of a checkpoint's model before it is built."""
+
+    reading: Reading
+    spec: ImageSpec
+    tower: Family
+    named: NamedTensors
+
+
 def _read_as_named(
     checkpoint: Checkpoint, family: Family, reader: Reader, image_size: int | None, dtype: Any
 ) -> tuple[Pretrained, Family]:
     """With the tensors' names as they are."""
-    if image_size is not None and image_size < 1:
-        raise ModelError(f"image_size: at least one pixel is needed; received {image_size}")
-    reading = _read_config(checkpoint, reader)
-    config = reading.config
+    prepared = _prepare(checkpoint, family, reader, image_size)
+    reading, spec, tower, config = prepared.reading, prepared.spec, prepared.tower, prepared.reading.config
     vision_config = getattr(config, "vision_config", config)
     native_size = getattr(vision_config, "image_size", None)
-    spec = read_image_spec(checkpoint, processor=reader.processor, native=native_size, size=image_size)
-    patch_size = getattr(vision_config, "patch_size", None)
-    _check_image_size(checkpoint, reader, spec, native_size, image_size, patch_size)
-    tower = reading.tower or family
     pixels = (1, native_size or spec.height, native_size or spec.width, 3)
     shapes = _variable_shapes(checkpoint, _module(reader, reading, tower, config), pixels, with_text=reading.has_text)
-    variables, report = _transfer(checkpoint, reading, shapes)
+    variables, report = _transfer(checkpoint, reading, prepared.named, shapes)
     if native_size not in (None, spec.height):
         resized_config = replace(vision_config, image_size=spec.height)
         if getattr(vision_config, "learned_positions", True):
@@ -128,6 +137,20 @@ def _read_as_named(
         config = resized_config if config is vision_config else replace(config, vision_config=resized_config)
     module = _module(reader, reading, tower, config, dtype=dtype or jnp.float32)
     return Pretrained(module, variables, config, spec, report, checkpoint.folder), tower
+
+
+def _prepare(checkpoint: Checkpoint, family: Family, reader: Reader, image_size: int | None) -> _Prepared:
+    if image_size is not None and image_size < 1:
+        raise ModelError(f"image_size: at least one pixel is needed; received {image_size}")
+    reading = _read_config(checkpoint, reader)
+    vision_config = getattr(reading.config, "vision_config", reading.config)
+    native_size = getattr(vision_config, "image_size", None)
+    spec = read_image_spec(checkpoint, processor=reader.processor, native=native_size, size=image_size)
+    patch_size = getattr(vision_config, "patch_size", None)
+    _check_image_size(checkpoint, reader, spec, native_size, image_size, patch_size)
+    named = _named_tensors(checkpoint, reading)
+    check_shapes(vision_config, named.leaves)
+    return _Prepared(reading, spec, reading.tower or family, named)
 
 
 def _module(reader: Reader, reading: Reading, tower: Family, config: Any, **options: Any) -> nn.Module:
@@ -144,6 +167,8 @@ def _read_config(checkpoint: Checkpoint, reader: Reader) -> Reading:
         check_config(reading.config)
         check_blocks(reading.config, checkpoint.tensors.keys())
         return reading
+    except ImpossibleSize as error:
+        raise ModelError(f"{checkpoint.file}: no model can be built from it: {error}") from None
     except ModelError as error:
         if str(checkpoint.folder) in str(error):  # raised for a file of tensors, which the message names
             raise
@@ -192,14 +217,20 @@ def _variable_shapes(checkpoint: Checkpoint, module: nn.Module, pixels: tuple[in
         raise ModelError(f"{checkpoint.file}: no model can be built from it: {first_line(error)}") from None
 
 
-def _transfer(checkpoint: Checkpoint, reading: Reading, shapes: Any) -> tuple[dict[str, Any], TransferReport]:
-    tensors = checkpoint.tensors
-    named = apply_table(tensors, reading.names)
+def _named_tensors(checkpoint: Checkpoint, reading: Reading) -> NamedTensors:
+    named = apply_table(checkpoint.tensors, reading.names)
     if not named.leaves:
         raise ModelError(
             f"{checkpoint.folder}: none of its {len(named.unknown)} tensors belong to the model that its "
             f"{checkpoint.file.name} names"
         )
+    return named
+
+
+def _transfer(
+    checkpoint: Checkpoint, reading: Reading, named: NamedTensors, shapes: Any
+) -> tuple[dict[str, Any], TransferReport]:
+    tensors = checkpoint.tensors
     names = dict(named.names)
     leaves: dict[tuple[str, ...], Any] = {
         key: LazyArray(leaf.shape, partial(_read_finite, leaf, names[key], checkpoint.folder))

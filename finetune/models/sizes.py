@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any, get_type_hints
 
-from finetune.errors import ModelError, shown
+from finetune.errors import ModelError, TransferError, shown
 from finetune.images.spec import LARGEST
 
 _MOST = 2**24  # of any size; the largest vocabularies have 2**18 tokens
@@ -30,6 +30,10 @@ _EDGES = re.compile(r"(image|img|input)_size")
 _BLOCKS = re.compile(r"(.*_)?(depths?|layers|blocks|repeats|depth_coefficient)")
 
 
+class ImpossibleSize(ModelError):
+    """A size that no model has, or that the tensors beside it speak against."""
+
+
 def check_file(config: dict[str, Any], tensors: Collection[str]) -> None:
     """Checks a configuration file's own numbers.
 
@@ -38,20 +42,20 @@ def check_file(config: dict[str, Any], tensors: Collection[str]) -> None:
         tensors: names of all tensors beside it.
 
     Raises:
-        ModelError: naming the first key whose value cannot be a size, or is larger than the tensors allow.
+        ImpossibleSize: naming the first key whose value cannot be a size, or is larger than the tensors allow.
     """
     most_blocks = max(_FEW, len(tensors))
     for path, key, value in _entries(config):
         numbers = value if isinstance(value, list) else [value]
         if len(numbers) > _NUMBERS and any(isinstance(number, int | float) for number in numbers):
-            raise ModelError(f"{path}: a list of {len(numbers):,} values, and no model has so many parts")
+            raise ImpossibleSize(f"{path}: a list of {len(numbers):,} values, and no model has so many parts")
         if _SIZES.fullmatch(key) and value is not None:
             _require_sizes(path, value, LARGEST if _EDGES.fullmatch(key) else _MOST)
         amounts = [number for number in numbers if isinstance(number, int | float)]
         if any(abs(number) > 2**32 for number in amounts if isinstance(number, int)):
-            raise ModelError(f"{path}: out of range; received {shown(value)}")
+            raise ImpossibleSize(f"{path}: out of range; received {shown(value)}")
         if _BLOCKS.fullmatch(key) and sum(amounts) > most_blocks:
-            raise ModelError(
+            raise ImpossibleSize(
                 f"{path}: {shown(value)} blocks, but there are only {len(tensors):,} tensors: the weights are of "
                 "another model"
             )
@@ -64,7 +68,7 @@ def check_config(config: Any) -> None:
         config: a family's dataclass.
 
     Raises:
-        ModelError: naming the first field with a value that it cannot have.
+        ImpossibleSize: naming the first field with a value that it cannot have.
     """
     for name, value, hint in _fields(config):
         if dataclasses.is_dataclass(value):
@@ -79,21 +83,46 @@ def check_config(config: Any) -> None:
         least, most = _range(name)
         for number in numbers:
             if isinstance(number, int | float) and not isinstance(number, bool) and not least <= number <= most:
-                raise ModelError(f"{name}: needs a number from {least:,} to {most:,}; received {shown(value)}")
+                raise ImpossibleSize(f"{name}: needs a number from {least:,} to {most:,}; received {shown(value)}")
 
 
 def check_blocks(config: Any, tensors: Collection[str]) -> None:
     """Compares the number of a module's blocks with the numbered names of the tensors.
 
     Raises:
-        ModelError: there are far fewer tensors than so many blocks have.
+        ImpossibleSize: there are far fewer tensors than so many blocks have.
     """
     numbered = {name[: match.end()] for name in tensors for match in re.finditer(r"\.\d+(?=\.)", name)}
     if (blocks := _count_blocks(config)) > max(_FEW // 2, 2 * len(numbered)):
-        raise ModelError(
+        raise ImpossibleSize(
             f"it describes {blocks:,} blocks, but the names of the tensors number only {len(numbered):,} parts: the "
             "weights are of another model"
         )
+
+
+def check_shapes(config: Any, leaves: Mapping[tuple[str, ...], Any]) -> None:
+    """Compares the shapes that decide how many patches there are, since the work grows with their square.
+
+    Args:
+        config: of the vision module.
+        leaves: of its tree, with their shapes.
+
+    Raises:
+        TransferError: the patches are of another size, or the relative positions are of another grid.
+    """
+    for key, leaf in leaves.items():
+        shape = tuple(leaf.shape)
+        if key[-2:] == ("patch_embedding", "kernel") and len(shape) == 4 and hasattr(config, "patch_size"):
+            needed = (config.patch_size, config.patch_size, *shape[2:])
+        elif key[-1] == "relative_position_embedding" and hasattr(config, "bias_shape"):
+            needed = config.bias_shape
+        else:
+            continue
+        if shape != needed:
+            raise TransferError(
+                f"the weights do not fit the model: sizes do not: the configuration is of another size of the model:\n"
+                f"  shape       {shown('/'.join(key))}: {shape} given, {needed} needed"
+            )
 
 
 def _entries(config: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -112,7 +141,7 @@ def _entries(config: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
 def _require_sizes(path: str, value: Any, most: int) -> None:
     for size in value if isinstance(value, list) else [value]:
         if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
-            raise ModelError(f"{path}: needs a whole number from 1 to {most:,}; received {shown(repr(value))}")
+            raise ImpossibleSize(f"{path}: needs a whole number from 1 to {most:,}; received {shown(repr(value))}")
 
 
 def _fields(config: Any) -> list[tuple[str, Any, Any]]:
@@ -127,7 +156,7 @@ def _require_type(name: str, value: Any, hint: Any) -> None:
         _validator(hint).validate_python(value)
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Input ").replace("should be", "needs to be")
-        raise ModelError(f"{name}: {message}; received {shown(repr(value))}") from None
+        raise ImpossibleSize(f"{name}: {message}; received {shown(repr(value))}") from None
 
 
 @cache
