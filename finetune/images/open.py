@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import re
-import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,8 +12,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from finetune.errors import DataError, first_line
-from finetune.files import open_regular
 from finetune.images.formats import first_bytes, is_allowed, readable_formats, why_unreadable
+from finetune.images.limits import PNG, open_image_file, refuse_bombs, refuse_many_chunks
 
 ImageLike = str | Path | bytes | np.ndarray | Image.Image
 _ORIENTATION = 0x0112  # EXIF tag
@@ -29,14 +27,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where Pillow finds an orientation
-_MAX_BYTES = 1 << 28  # of a file that is read as a whole
-_READ_IN_PARTS = (b"II", b"MM", b"BM", b"P5", b"P6")  # beginnings of those that are not: TIFF, BMP and PPM
-_SCANS = 16  # of a JPEG file of any size; each is a pass over its pixels
-_SCANNED_PIXELS = 1 << 30  # in all passes, where there are more
-_WEBP_PIXELS = 50_000_000  # its decoder takes 16 bytes for each
-_RLE4, _RLE4_PIXELS = 2, 1 << 24  # a compression of bitmaps that Pillow decodes pixel by pixel in Python
-_CHUNKS = 100_000  # of a PNG file; each costs Pillow some calls in Python
-_PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
@@ -70,7 +60,7 @@ def open_with_mode(image: ImageLike) -> tuple[Image.Image, str]:
         if isinstance(image, Image.Image):
             return _from_pil(image)
         name = "" if isinstance(image, bytes) else str(image)
-        with _open_file(image) as file:
+        with open_image_file(image) as file:
             return _decode(file, name) or _decode(io.BytesIO(_without_notes(file)), name, last=True)  # type: ignore[return-value]
     except Exception as error:  # Pillow's decoders raise many types, some of them only when pixels are read
         raise _data_error(error, image) from None
@@ -84,26 +74,12 @@ def _from_pil(image: Image.Image) -> tuple[Image.Image, str]:
     return _turned(_as_rgb(image), _orientation(image)), mode
 
 
-def _open_file(image: str | Path | bytes) -> BinaryIO:
-    if isinstance(image, bytes):
-        return io.BytesIO(image)
-    file = open_regular(image)
-    size = os.fstat(file.fileno()).st_size
-    if size > _MAX_BYTES:
-        beginning = file.read(2)
-        file.seek(0)
-        if beginning not in _READ_IN_PARTS:
-            file.close()
-            raise Image.DecompressionBombError(f"{size / 1e6:,.0f} MB; at most {_MAX_BYTES / 1e6:,.0f} MB are read")
-    return file
-
-
 def _decode(file: BinaryIO, name: str, *, last: bool = False) -> tuple[Image.Image, str] | None:
     """None for a PNG with a text or a colour profile that Pillow finds too large, unless this is the last try."""
     try:
-        _refuse_many_chunks(file)
+        refuse_many_chunks(file)
         with Image.open(file, formats=readable_formats(name)) as opened:
-            _refuse_bombs(opened, file)
+            refuse_bombs(opened, file)
             mode = opened.mode  # before decoding, which may change it
             opened.load()
             orientation, rgb = _orientation(opened), _as_rgb(opened)
@@ -111,46 +87,16 @@ def _decode(file: BinaryIO, name: str, *, last: bool = False) -> tuple[Image.Ima
         return _turned(rgb, orientation), mode
     except ValueError:
         file.seek(0)
-        if last or file.read(len(_PNG)) != _PNG:
+        if last or file.read(len(PNG)) != PNG:
             raise
         return None
-
-
-def _refuse_bombs(image: Image.Image, file: BinaryIO) -> None:
-    """Before anything is decoded: a small file can take all memory, or hours."""
-    pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS or sys.maxsize
-    if image.format == "WEBP":
-        most = min(most, _WEBP_PIXELS)
-    elif image.format in ("BMP", "DIB") and image.info.get("compression") == _RLE4:
-        most = min(most, _RLE4_PIXELS)
-    if pixels > most:
-        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {most:,}")
-    if image.format in ("JPEG", "MPO"):
-        at = file.tell()
-        file.seek(0)
-        scans = file.read().count(b"\xff\xda")
-        file.seek(at)
-        if scans > _SCANS and scans * pixels > _SCANNED_PIXELS:
-            raise Image.DecompressionBombError(f"{scans:,} scans of {image.width} x {image.height} pixels")
-
-
-def _refuse_many_chunks(file: BinaryIO) -> None:
-    if file.read(len(_PNG)) == _PNG:
-        for _ in range(_CHUNKS):
-            head = file.read(8)
-            if len(head) < 8:
-                break
-            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-        else:
-            raise Image.DecompressionBombError(f"more than {_CHUNKS:,} chunks")
-    file.seek(0)
 
 
 def _without_notes(file: BinaryIO) -> bytes:
     """A PNG without its texts and its colour profile, which no pixel depends on here."""
     file.seek(0)
     png = file.read()
-    kept, at = [_PNG], len(_PNG)
+    kept, at = [PNG], len(PNG)
     while at + 8 <= len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
         if png[at + 4 : at + 8] not in _PNG_NOTES:
