@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 import flax.linen as nn
 import jax
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from finetune.errors import ModelError, first_line, nearest
 from finetune.images.spec import ImageSpec
@@ -19,6 +19,8 @@ from finetune.models.custom_module import FAMILY, CustomModule, load_module
 from finetune.models.evidence import check_sizes
 from finetune.models.registry import FAMILIES
 from finetune.recipe import HeadConfig, ImageConfig, ModuleConfig, PretrainedConfig
+
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 def open_backbone(
@@ -93,10 +95,11 @@ def _read_config(kind: type, config: dict[str, Any], family: str) -> Any:
     for name, value in config.items():
         try:
             # As JSON, so that lists may stand for tuples, and nothing else for anything else.
-            values[name] = TypeAdapter(types[name]).validate_json(json.dumps(value), strict=True)
+            values[name] = TypeAdapter(types[name], config=_STRICT).validate_json(json.dumps(value))
         except ValidationError as error:
             problem = error.errors()[0]
-            raise ModelError(f"{family}: {name}: {problem['msg']}; received {str(value)[:80]}") from None
+            where = ".".join(map(str, (name, *problem["loc"])))
+            raise ModelError(f"{family}: {where}: {problem['msg']}; received {str(problem['input'])[:80]}") from None
     try:
         return kind(**values)
     except (ArithmeticError, TypeError, ValueError, LookupError) as error:  # such as no attention heads
