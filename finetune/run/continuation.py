@@ -13,7 +13,8 @@ from finetune.errors import CheckpointError
 from finetune.evaluation.metrics import score_of_value
 from finetune.optim.optimizer import learning_rates
 from finetune.recipe import Recipe, TrainStage
-from finetune.run.folder import RunFolder, about_program, dotted
+from finetune.run.about import about_program
+from finetune.run.folder import RunFolder, dotted
 from finetune.run.resume import Kept, RunProgress
 from finetune.run.setup import RunSetup, stage_length
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import platform
-import shlex
-import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +20,7 @@ from finetune.recipe.source import dump_recipe
 from finetune.run import contents
 from finetune.run.contents import Contents
 from finetune.run.lock import FolderLock
+from finetune.run.metrics_log import MetricsLog
 from finetune.run.placement import create, mend, replace, why_fixed
 from finetune.trees import Variables, flatten, hash_tree, unflatten
 
@@ -50,7 +44,7 @@ class RunFolder:
         figures: pictures.
         predictions: what each step says of the test images.
         report: the run as a page.
-        log_file: everything that is measured, as it comes.
+        metrics: everything that is measured, as it comes.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -60,7 +54,7 @@ class RunFolder:
         self.figures = self.directory / contents.FIGURES
         self.predictions = self.directory / contents.PREDICTIONS
         self.report = self.directory / contents.REPORT
-        self.log_file = self.directory / contents.METRICS
+        self.metrics = MetricsLog(self.directory / contents.METRICS)
         self._start = self.directory / contents.START
         self._run = self.directory / contents.RUN
         self._lock: FolderLock | None = None
@@ -266,25 +260,7 @@ class RunFolder:
 
     def log(self, record: Mapping[str, Any]) -> None:
         self.check_ours()
-        with self._appended() as file:
-            file.write((json_text(record) + "\n").encode())
-
-    def _appended(self) -> BinaryIO:
-        """The log, to write at its end: never through a link, nor into a copy that shares its bytes (``cp -al``)."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-        try:
-            descriptor = os.open(self.log_file, flags, 0o666)
-        except OSError as error:
-            if error.errno != errno.ELOOP:
-                raise
-            raise CheckpointError(f"{self.log_file}: a link, and runs do not write through links; remove it") from None
-        file = os.fdopen(descriptor, "ab")
-        if os.fstat(descriptor).st_nlink < 2:
-            return file
-        file.close()
-        with written_atomically(self.log_file) as beside:
-            shutil.copyfile(self.log_file, beside)
-        return self.log_file.open("ab")
+        self.metrics.append(record)
 
     def records(self) -> list[dict[str, Any]]:
         """Everything that was logged.
@@ -292,43 +268,12 @@ class RunFolder:
         Raises:
             CheckpointError: the log is missing or damaged.
         """
-        digest = (self.summary() or {}).get(_LOG_DIGEST)
-        try:
-            data = self.log_file.read_bytes()
-            if digest not in (None, _hash(data)):
-                raise ValueError("it is not what the run wrote")
-            return [json.loads(line) for line in data.decode().splitlines()]
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.log_file}: damaged: {error}") from None
-
-    def cut_log(self, lines: int, sha256: str | None = None) -> bool:
-        """Forgets what was logged after the state that a resumed run starts from, and what cannot be read.
-
-        Args:
-            sha256: of the lines that stay, where it is known.
-
-        Returns:
-            Whether they are what was logged.
-        """
-        self.check_ours()
-        kept = self._logged()[:lines]
-        whole = sha256 in (None, _hash(b"".join(kept)))
-        if self.log_file.is_file():
-            write_text(self.log_file, b"".join(kept if whole else [line for line in kept if _is_record(line)]).decode())
-        return whole
-
-    def log_extent(self) -> tuple[int, str]:
-        """The number of lines that were logged, and their digest."""
-        lines = self._logged()
-        return len(lines), _hash(b"".join(lines))
-
-    def _logged(self) -> list[bytes]:
-        return self.log_file.read_bytes().splitlines(keepends=True) if self.log_file.is_file() else []
+        return self.metrics.records((self.summary() or {}).get(_LOG_DIGEST))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes it with a digest over all that it says, and one of the log."""
         self.check_ours()
-        described = json.loads(json_text({**summary, _LOG_DIGEST: self.log_extent()[1]}))
+        described = json.loads(json_text({**summary, _LOG_DIGEST: self.metrics.extent()[1]}))
         write_json(self.directory / contents.SUMMARY, {**described, _DIGEST: hash_json(described)})
 
     def summary(self) -> dict[str, Any] | None:
@@ -415,13 +360,6 @@ def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _is_record(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict) and line.endswith(b"\n")
-    except ValueError:
-        return False
-
-
 def is_run_or_bundle(directory: Path) -> bool:
     """Whether a folder holds a run, finished or not, or is a model bundle."""
     from finetune.checkpoint import find_bundle
@@ -436,38 +374,6 @@ def _identify(directory: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def about_run(recipe: Recipe, backbone_sha256: str, data_sha256: str) -> dict[str, Any]:
-    """What ``run.json`` says: with what the run was made."""
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": recipe.seed,
-        "backbone_sha256": backbone_sha256,
-        "data_sha256": data_sha256,
-        **about_program(),
-    }
-
-
-def about_program() -> dict[str, Any]:
-    """The program that is running, and where."""
-    import jax
-
-    packages = ("flax-finetune", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
-    return {
-        "command": _command(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {name: version(name) for name in packages},
-        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
-    }
-
-
-def _command() -> str:
-    """What this program was started with, as it would be typed."""
-    program, *arguments = sys.argv
-    name = "finetune" if program.endswith("finetune/cli/__main__.py") else Path(program).name
-    return shlex.join([name, *arguments])
 
 
 def dotted(tree: Any, path: str = "") -> dict[str, Any]:

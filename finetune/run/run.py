@@ -16,8 +16,9 @@ from finetune.foreign_errors import foreign_errors_translated
 from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import ModuleConfig, Recipe
 from finetune.recipe.saving import SaveConfig
+from finetune.run.about import about_run
 from finetune.run.continuation import check_continuation
-from finetune.run.folder import RunFolder, about_run
+from finetune.run.folder import RunFolder
 from finetune.run.interpolation import interpolate_weights
 from finetune.run.mirror import bring_back, mirrored
 from finetune.run.page import write_report

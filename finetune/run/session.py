@@ -100,8 +100,8 @@ class RunSession:
             self.progress = replace(saved, seconds=saved.seconds | self.progress.seconds)  # this time's loading
             if saved.point is not None:
                 self.display.say(f"resuming at step {steps[-1]}")
-        if not self.folder.cut_log(self.progress.log_lines, self.progress.log_sha256):
-            self.display.say(f"{self.folder.log_file}: damaged: what cannot be read of the log is left out")
+        if not self.folder.metrics.cut(self.progress.log_lines, self.progress.log_sha256):
+            self.display.say(f"{self.folder.metrics.file}: damaged: what cannot be read of the log is left out")
 
     def _whole_states(self) -> list[int]:
         """The saved steps, without those that are damaged."""
@@ -310,7 +310,7 @@ class RunSession:
 
     def save_within(self, index: int, snapshot: Snapshot) -> None:
         """A stage that goes on."""
-        progress = self.progress.at(index, snapshot.point, *self.folder.log_extent())
+        progress = self.progress.at(index, snapshot.point, *self.folder.metrics.extent())
         score = None if snapshot.score is None else 2 * index + snapshot.score  # above those of earlier stages
         step = self.setup.first_step(index) + snapshot.point.step
         changing = self.setup.changed(snapshot.variables)
@@ -319,7 +319,7 @@ class RunSession:
 
     def save_end(self, index: int) -> None:
         """A stage that has ended."""
-        self.progress = self.progress.at(index, None, *self.folder.log_extent())
+        self.progress = self.progress.at(index, None, *self.folder.metrics.extent())
         state = None if self.carried is None else {"opt_state": self.carried}
         changing = self.setup.changed(self.variables)
         with self.display.busy("saving"):

@@ -143,7 +143,7 @@ def test_a_folder_that_vanishes_during_a_run_is_an_error_and_not_made_again(fold
 
     with pytest.raises(CheckpointError, match="is gone"), folder.reserve("test", resume=True):
         vanish()
-    for write in (folder.log, folder.write_summary, folder.figure, folder.cut_log, folder.save_start):
+    for write in (folder.log, folder.write_summary, folder.figure, folder.save_start):
         with pytest.raises(CheckpointError, match="is gone: it was removed, moved or unmounted"):
             write({})
     assert sorted(os.listdir(tmp_path)) == (["elsewhere", "run"] if others else ["elsewhere"])
@@ -220,9 +220,9 @@ def test_a_flipped_bit_in_a_file_of_the_run_is_seen_when_it_is_read(folder, name
 def test_a_resumed_run_keeps_what_can_be_read_of_a_damaged_log(folder):
     folder.log({"loss": 0.25})
     folder.log({"loss": 0.5})
-    lines, digest = folder.log_extent()
+    lines, digest = folder.metrics.extent()
     folder.log({"loss": 0.75})  # after the state that is gone on from
-    flip(folder.log_file, folder.log_file.read_bytes().index(b"0.5") - 3)  # a quotation mark
-    assert not folder.cut_log(lines, digest)
-    assert folder.cut_log(1)
-    assert folder.log_file.read_text().count("\n") == 1
+    flip(folder.metrics.file, folder.metrics.file.read_bytes().index(b"0.5") - 3)  # a quotation mark
+    assert not folder.metrics.cut(lines, digest)
+    assert folder.metrics.cut(1)
+    assert folder.metrics.file.read_text().count("\n") == 1
