@@ -27,7 +27,7 @@ def small(*overrides):
 def test_a_run_leaves_everything_its_folder_promises(small_run):
     names = {path.name for path in small_run.directory.iterdir()}
     files = {"recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "predictions.parquet", "report.html"}
-    files |= {"start.safetensors"}
+    files |= {"start.safetensors", "images.safetensors"}
     assert names == files | {"state", "model", "figures"}
     summary = json.loads((small_run.directory / "summary.json").read_text())
     assert [r["name"] for r in summary["results"]] == ["zero_shot", "probe", "finetune", "interpolated"]
