@@ -17,6 +17,7 @@ RECIPE_BYTES = 2**18  # two seconds' work, if all of it is comments
 JSON_BYTES = 2**23
 TOKENIZER_BYTES = 2**26
 _DEPTH = 64  # of JSON; published files have 5
+_NESTED = 500_000  # lists and objects of JSON, each of which takes fifty times the memory of its text
 _DIGITS = 20  # of a whole number
 
 
@@ -100,8 +101,11 @@ def parse_json(text: str | bytes) -> Any:
 
     Raises:
         ValueError: it is not valid, a key stands twice, a number is not finite or has too many digits, or objects and
-            lists are nested too deeply.
+            lists are too many or nested too deeply.
     """
+    brackets = ("{", "[") if isinstance(text, str) else (b"{", b"[")
+    if sum(map(text.count, brackets)) > _NESTED:  # type: ignore[arg-type]
+        raise ValueError(f"more than {_NESTED:,} lists and objects")
     try:
         data = json.loads(
             text, object_pairs_hook=_with_unique_keys, parse_constant=_float, parse_float=_float, parse_int=_int

@@ -30,7 +30,7 @@ _MARKER = "finetune_run"  # in run.json, with the format: what makes a folder a 
 _EARLIER_MARKER = "backbone_sha256"
 _DIGEST = "sha256"  # of all else that a file says
 _LOG_DIGEST = "log_sha256"
-_RECIPE_DIGEST = "# sha256 of the lines above: "
+_RECIPE_DIGEST = "# sha256 of the lines below: "  # the first line, so that a cut file has it
 _ALLOWED = {".lock", contents.STARTING}  # in a folder that counts as empty
 
 
@@ -221,8 +221,8 @@ class RunFolder:
         file = self.directory / contents.RECIPE
         if not file.is_file():
             raise CheckpointError(f"{self.directory}: has no {contents.RECIPE}; give the folder of a run")
-        text, _, digest = file.read_bytes().partition(_RECIPE_DIGEST.encode())
-        if digest and digest.decode(errors="replace").strip() != _hash(text):
+        first, _, text = file.read_bytes().partition(b"\n")
+        if first.startswith(_RECIPE_DIGEST.encode()) and first.decode(errors="replace").split()[-1] != _hash(text):
             raise CheckpointError(f"{file}: damaged: it is not what the run wrote; restore it from a copy")
         return load_recipe(file)
 
@@ -353,7 +353,7 @@ def _describe_run(about: Mapping[str, Any]) -> str:
 def _describe_recipe(recipe: Recipe) -> str:
     """The text of recipe.yaml."""
     text = dump_recipe(recipe)
-    return f"{text}{_RECIPE_DIGEST}{_hash(text.encode())}\n"
+    return f"{_RECIPE_DIGEST}{_hash(text.encode())}\n{text}"
 
 
 def _hash(data: bytes) -> str:

@@ -226,3 +226,12 @@ def test_a_resumed_run_keeps_what_can_be_read_of_a_damaged_log(folder):
     assert not folder.metrics.cut(lines, digest)
     assert folder.metrics.cut(1)
     assert folder.metrics.file.read_text().count("\n") == 1
+
+
+def test_a_cut_recipe_is_never_read_as_one_with_defaults(folder):
+    file = folder.directory / "recipe.yaml"
+    text = file.read_bytes()
+    for size in range(0, len(text), 97):
+        file.write_bytes(text[:size])
+        with pytest.raises((CheckpointError, RecipeError), match=r"recipe\.yaml"):
+            folder.recipe()
