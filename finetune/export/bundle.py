@@ -161,8 +161,7 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
     classifier, shapes = _build(directory, description, saved, allow_local_code)
     confidence = _read_confidence(directory, description, saved)
     variables = _load_weights(directory / _WEIGHTS, shapes)
-    if hash_tree(variables) != description.weights_sha256:
-        raise CheckpointError(f"{directory / _WEIGHTS}: the weights are not those that model.json was written with")
+    _check_weights(variables, directory, description)
     return Bundle(
         classifier,
         variables,
@@ -171,6 +170,23 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
         description.multi_label,
         confidence,
     )
+
+
+def verify_bundle(directory: Path) -> None:
+    """Reads all of a bundle, and builds nothing of it.
+
+    Raises:
+        CheckpointError: something of it is not what was saved.
+    """
+    description = read_description(directory)
+    if description.confidence is not None:
+        _read_novelty(directory / _NOVELTY, description)
+    _check_weights(_load_weights(directory / _WEIGHTS, _read_arrays(directory / _WEIGHTS)), directory, description)
+
+
+def _check_weights(variables: dict[str, Any], directory: Path, description: Description) -> None:
+    if hash_tree(variables) != description.weights_sha256:
+        raise CheckpointError(f"{directory / _WEIGHTS}: the weights are not those that model.json was written with")
 
 
 def read_description(directory: Path) -> Description:
@@ -271,15 +287,19 @@ def _describe_head(classifier: Classifier) -> dict[str, Any]:
 
 
 def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """``collection/path`` -> shape of every array in a folder of Orbax's, whose files are all regular ones."""
+    """``collection/path`` -> shape of every array in a folder of Orbax's."""
+    return {path: tuple(leaf.shape) for path, leaf in flatten(_read_arrays(folder)).items()}
+
+
+def _read_arrays(folder: Path) -> dict[str, Any]:
+    """Shape and dtype of every array in a folder of Orbax's, whose files are all regular ones."""
     try:
         for path in folder.rglob("*"):
             if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
                 raise CheckpointError(f"{path}: neither a file nor a folder; weights are regular files")
         with ocp.StandardCheckpointer() as checkpointer:
             saved = checkpointer.metadata(folder.absolute())
-        tree = getattr(saved, "item_metadata", saved)
-        return {path: tuple(leaf.shape) for path, leaf in flatten(dict(tree)).items()}
+        return dict(getattr(saved, "item_metadata", saved))
     except FinetuneError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds

@@ -16,7 +16,7 @@ from finetune.evaluation.novelty import fit_novelty, spread
 from finetune.evaluation.reliability import describe_reliability
 from finetune.evaluation.steps import EvalStep, make_eval_step
 from finetune.evaluation.verdict import compare_results, conclude, describe_result
-from finetune.export.bundle import save_bundle
+from finetune.export.bundle import save_bundle, verify_bundle
 from finetune.export.confidence import Confidence
 from finetune.export.novelty import Novelty
 from finetune.models.classifier import Classifier, without_head
@@ -81,7 +81,7 @@ class RunSession:
         Raises:
             CheckpointError: all are damaged, or none can be gone on from with longer stages.
         """
-        steps = self._whole_states()
+        steps = self._states_with_a_model(self._whole_states())
         saved = RunProgress.from_json(self.checkpoints.progress(steps[-1])) if steps else None
         if continuation is not None:
             if continuation.longer and steps:
@@ -102,6 +102,30 @@ class RunSession:
                 self.display.say(f"resuming at step {steps[-1]}")
         if not self.folder.metrics.cut(self.progress.log_lines, self.progress.log_sha256):
             self.display.say(f"{self.folder.metrics.file}: damaged: what cannot be read of the log is left out")
+
+    def _states_with_a_model(self, steps: list[int]) -> list[int]:
+        """The saved steps up to the newest whose model is in the folder, or is still to be made.
+
+        Raises:
+            CheckpointError: it is damaged, and was made before all of them.
+        """
+        kept = {step: RunProgress.from_json(self.checkpoints.progress(step)).kept for step in steps}
+        if not steps or kept[steps[-1]] is None:
+            return steps
+        try:
+            verify_bundle(self.folder.bundle)
+            return steps
+        except CheckpointError as error:
+            before = [step for step in steps if kept[step] != kept[steps[-1]]]
+            if not before:
+                raise CheckpointError(
+                    f"{error}; no state is from before it was made: restore it from a copy, or start anew with "
+                    "--overwrite"
+                ) from None
+            self.display.say(f"{error}; it is made again")
+        for step in steps[len(before) :]:
+            self.checkpoints.delete(step)
+        return before
 
     def _whole_states(self) -> list[int]:
         """The saved steps, without those that are damaged."""

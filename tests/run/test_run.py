@@ -207,6 +207,20 @@ def test_a_damaged_newest_state_is_named_and_the_one_before_it_is_used(small_run
         finetune.run(small(), output=output, resume=True, quiet=True)
 
 
+@pytest.mark.slow
+def test_a_damaged_model_of_a_run_that_goes_on_is_made_again(small_run, tmp_path, capsys):
+    output = shutil.copytree(small_run.directory, tmp_path / "run")
+    (output / "summary.json").unlink()
+    weights = max((output / "model" / "weights").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    resumed = finetune.run(small(), output=output, resume=True).summary
+    assert "it is made again" in capsys.readouterr().err
+    assert resumed["weights_sha256"] == small_run.summary["weights_sha256"]
+    assert resumed["results"] == small_run.summary["results"]
+
+
 def test_a_class_count_that_contradicts_the_data_stops_the_run_before_anything_is_written(tmp_path):
     with pytest.raises(DataError, match=r"head\.num_classes: 7, but digits has 10 classes"):
         finetune.run(small("head.num_classes=7"), output=tmp_path / "run", quiet=True)
