@@ -92,6 +92,15 @@ def test_a_mistake_of_the_program_shows_its_traceback_on_the_command_line(monkey
         finetune("ls")
 
 
+def test_an_interrupted_verb_ends_with_130_and_no_traceback(monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(source, "purpose", interrupted)
+    result = finetune("ls")
+    assert (result.returncode, result.stderr) == (130, "")
+
+
 def in_environment(*arguments, **variables):
     return subprocess.run([*FINETUNE, *arguments], capture_output=True, text=True, env={**os.environ, **variables})
 
