@@ -129,7 +129,7 @@ def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(data) < len(pairs):
         keys = set()
         repeated = next(key for key, _ in pairs if key in keys or keys.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {shown(repeated)!r} stands twice in one object")
+        raise ValueError(f"the key '{shown(repeated)}' stands twice in one object")
     return data
 
 

@@ -242,7 +242,7 @@ def _explain(error: Any, source: RecipeSource) -> str:
     if error["type"] == "union_tag_invalid":
         tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"].replace("'", "").split(", ")
         kind = error["ctx"]["discriminator"].strip("'_()")
-        return f"{where}: {dotted}: unknown {kind} {shown(tag)!r}{nearest(tag, tags)}; choose {', '.join(tags)}"
+        return f"{where}: {dotted}: unknown {kind} '{shown(tag)}'{nearest(tag, tags)}; choose {', '.join(tags)}"
     if error["type"] == "union_tag_not_found":
         key = error["ctx"]["discriminator"].strip("'")
         return f"{where}: {dotted}: {key!r} is missing: it says which {at[-1]} the options are of"

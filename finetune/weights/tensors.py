@@ -57,7 +57,7 @@ def require_finite(array: np.ndarray, name: str) -> np.ndarray:
         if np.isfinite(array.sum(dtype=np.float32)) or np.isfinite(array).all():  # a sum of large numbers overflows
             return array
     raise ModelError(
-        f"tensor {shown(name)!r}: {np.sum(~np.isfinite(array)):,} of its {array.size:,} values are not finite (NaN or "
+        f"tensor '{shown(name)}': {np.sum(~np.isfinite(array)):,} of its {array.size:,} values are not finite (NaN or "
         "infinity): the file is damaged, or its training diverged; use other weights"
     )
 
@@ -210,7 +210,7 @@ def _check_header(file: Path) -> None:
     if length > JSON_BYTES or len(header) > _TENSORS:
         raise ModelError(f"{shown(file)}: a header of {length:,} bytes; no model has more than {_TENSORS:,} tensors")
     if long := next((name for name in header if len(name) > _NAME), None):
-        raise ModelError(f"{shown(file)}: the name of tensor {shown(long)!r} has more than {_NAME} characters")
+        raise ModelError(f"{shown(file)}: the name of tensor '{shown(long)}' has more than {_NAME} characters")
 
 
 def _incomplete(file: Path, cause: str) -> ModelError:

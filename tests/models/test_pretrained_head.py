@@ -94,3 +94,17 @@ def test_what_cannot_be_kept_is_said_before_anything_is_written(images, tmp_path
 def test_a_recipe_without_stages_needs_a_head_that_classifies(images):
     with pytest.raises(ValueError, match="a recipe needs a stage, unless its head classifies from the start"):
         a_recipe(images, GOLDENS / "vit", init="zeros")
+
+
+def test_a_name_that_several_classes_have_is_refused_only_where_it_is_asked_for():
+    head = a_head(("crane", "crane", "maillot, tank suit"))
+    np.testing.assert_array_equal(head.select(["maillot"])[1], [2])
+    with pytest.raises(ModelError, match=r"several classes called 'crane' \(its outputs 0 and 1\)"):
+        head.select(["maillot", "crane", "Crane "])
+
+
+def test_all_of_a_name_comes_before_its_first_part():
+    head = a_head(("maillot", "maillot, tank suit", "hen"))
+    np.testing.assert_array_equal(head.select(["Maillot", "maillot,_tank_suit"])[1], [0, 1])
+    with pytest.raises(ModelError, match="several classes called 'maillot, bathing suit'"):
+        head.select(["maillot, bathing suit"])

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from finetune.errors import ModelError
 from finetune.weights import tensors
-from finetune.weights.tensors import LazyArray, TensorFolder
+from finetune.weights.tensors import LazyArray, TensorFolder, require_finite
 
 VALUES = np.array([[0.0, 1.5, -2.25], [3.0, 1e-3, 65280.0]], np.float32)
 
@@ -108,3 +108,48 @@ def test_a_file_that_vanished_before_it_is_opened_anew_is_named(tmp_path, monkey
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read"):
         np.asarray(folder["a"])
+
+
+def header_of(file, header, length=None, data=b"\0" * 24):
+    content = json.dumps(header).encode() if isinstance(header, dict) else header
+    file.write_bytes((len(content) if length is None else length).to_bytes(8, "little") + content + data)
+
+
+ONE = '"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
+
+
+@pytest.mark.parametrize(
+    ("header", "length", "message"),
+    [
+        (b"{}", 2**63, "its header claims 9,223,372,036,854,775,808 bytes"),
+        (b"", 0, "its header claims 0 bytes"),
+        (b"[" * 100, None, "not a complete safetensors file"),
+        (f"{{{ONE}, {ONE}}}".encode(), None, "the key 'a' stands twice"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 9]}}, None, "not a complete safetensors file"),
+        ({"a": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 24]}}, None, "not a complete safetensors file"),
+        ({"a": {"dtype": "Q7", "shape": [6], "data_offsets": [0, 24]}}, None, "not a complete safetensors file"),
+        ({f"{i}": 0 for i in range(20_001)}, None, "no model has more than 20,000 tensors"),
+        ({"x" * 301: {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]}}, None, "more than 300 characters"),
+    ],
+)
+def test_a_header_that_lies_is_named(tmp_path, header, length, message):
+    header_of(tmp_path / "model.safetensors", header, length)
+    with pytest.raises(ModelError, match=message):
+        TensorFolder(tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["../model-1.safetensors", "/etc/passwd", "a/b.safetensors", "", "model.bin"])
+def test_an_index_names_files_of_its_own_folder(tmp_path, shard):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(ModelError, match="not a safetensors index"):
+        TensorFolder(tmp_path)
+
+
+def test_only_values_that_are_not_finite_are_refused():
+    large = np.full(10, 3e38, np.float32)
+    assert require_finite(large, "a") is large  # though their sum is not
+    require_finite(np.array([], np.float16), "a")
+    require_finite(np.array([2**62]), "a")
+    for dtype in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16):
+        with pytest.raises(ModelError, match=r"tensor 'a\\x1b': 2 of its 3 values are not finite"):
+            require_finite(np.array([1, np.inf, np.nan], dtype), "a\x1b")
