@@ -56,6 +56,9 @@ class ImageConfig(Part):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != self.channels:
                 raise ValueError(f"{name}: one number, or a list of {self.channels}; received {len(value)}")
+            least = 1e-4 if name == "std" else -1e4  # as ImageSpec has it
+            if not all(least <= number <= 1e4 for number in (value if isinstance(value, list) else [value])):
+                raise ValueError(f"{name}: needs numbers from {least:g} to 10000; received {value}")
         return self
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -168,3 +169,28 @@ def test_denormalize_rounds_halves_to_even_and_clips(as_array):
     exact = values.ravel() * np.float32(255)
     assert exact[1:4].tolist() == [0.5, 1.5, 2.5]
     assert np.asarray(spec.denormalize(as_array(values))).ravel().tolist() == [0, 0, 2, 2, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": 0}, r"size: needs edges of 1 to 4,096 pixels; received \(0, 32\)"),
+        ({"width": 10**6}, "size: needs edges"),
+        ({"height": 32.0}, "size: needs edges"),
+        ({"height": True}, "size: needs edges"),
+        ({"resize": 10**9}, "resize: needs edges of 1 to 16,384 pixels"),
+        ({"resize": (32, -1)}, "resize: needs edges"),
+        ({"resize": (32,)}, "resize: needs one edge, or height and width"),
+        ({"std": (0.5, 0.0, 0.5)}, "std: needs numbers from 0.0001 to 10000"),
+        ({"std": (0.5, float("nan"), 0.5)}, "std: needs numbers"),
+        ({"std": (0.5,)}, "std: needs a number for each of 3 channels"),
+        ({"mean": (float("inf"),) * 3}, "mean: needs numbers from -10000 to 10000"),
+        ({"mean": ("0", "0", "0")}, "mean: needs numbers"),
+        ({"mean": (0.5, 0.5), "std": (0.5, 0.5)}, "mean: needs a number for each of 3 channels"),
+        ({"interpolation": "sharp"}, "interpolation: choose nearest, .*; received 'sharp'"),
+        ({"rounding": "up"}, "rounding: choose floor, even"),
+    ],
+)
+def test_values_with_which_no_image_can_be_prepared_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SPEC, **change)
