@@ -109,7 +109,10 @@ def push(folder: Path, url: str) -> str:
         for path, about in manifest["files"].items():
             target = f"{root}/{digest}/{path}"
             files.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
-            if (earlier := there.get(about["sha256"])) is not None:
+            earlier = there.get(about["sha256"])
+            if earlier == target:
+                continue
+            if earlier is not None:
                 files.cp_file(earlier, target)  # within the place, where object stores do it themselves
             else:
                 files.put_file(str(folder / path), target)

@@ -50,7 +50,6 @@ def check_continuation(folder: RunFolder, setup: RunSetup, extend: bool) -> Cont
         CheckpointError: it was started with another recipe, other pretrained weights or other images.
     """
     before, about = folder.recipe(), folder.about()
-    _check_identity(folder, about, setup)
     lines = _other_program(about)
     longer = []
     refused = []
@@ -65,6 +64,7 @@ def check_continuation(folder: RunFolder, setup: RunSetup, extend: bool) -> Cont
             refused.append(shown)
     if refused:
         raise CheckpointError(_refusal(folder, refused))
+    _check_identity(folder, about, setup)
     if extend and not longer:
         raise CheckpointError(
             f"{folder.directory}: --extend: no stage is longer than it was; give more, such as stages.0.epochs=20"

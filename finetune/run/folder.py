@@ -268,7 +268,7 @@ class RunFolder:
         Raises:
             CheckpointError: the log is missing or damaged.
         """
-        return self.metrics.records((self.summary() or {}).get(_LOG_DIGEST))
+        return self.metrics.records((self._read_summary() or {}).get(_LOG_DIGEST))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes it with a digest over all that it says, and one of the log."""
@@ -282,6 +282,10 @@ class RunFolder:
         Raises:
             CheckpointError: it is damaged.
         """
+        summary = self._read_summary()
+        return summary and {key: value for key, value in summary.items() if key != _LOG_DIGEST}
+
+    def _read_summary(self) -> dict[str, Any] | None:
         file = self.directory / contents.SUMMARY
         if not file.is_file():
             return None

@@ -125,7 +125,7 @@ BAD = [
     ([*RUN, "--output", "run", "--resume"], "was started with another"),
     ([*RUN, "--output", "run", "--resume", "--overwrite"], "give one of them"),
     (["predict", "photos", "photos/a/0.png"], "no run and no model bundle"),
-    (["predict", "damaged", "photos/a/0.png"], "not a model description"),
+    (["predict", "damaged", "photos/a/0.png"], "cannot be read as JSON"),
     (["predict", "run", "nope.png"], "no such file"),
     (["predict", "run", "nothing"], "no images there"),
     (["predict", "run", "https://a.org/b.png"], "download it"),

@@ -48,17 +48,17 @@ REFUSED = [
     ("multi_label", 1, "multi_label: should be a valid boolean"),
     ("multi_label", True, "confidence: thresholds: there where an image may be of several"),
     ("confidance", None, "confidance: unknown key .did you mean 'confidence'"),
-    ("image_spec.height", 0, "image_spec: height: pixels, 1 to 4096; received 0"),
-    ("image_spec.width", 8.0, "image_spec: width: pixels"),
-    ("image_spec.width", 10**9, "image_spec: width: pixels"),
+    ("image_spec.height", 0, "image_spec: size: needs edges of 1 to 4,096 pixels"),
+    ("image_spec.width", 8.0, "image_spec: size: needs edges"),
+    ("image_spec.width", 10**9, "image_spec: size: needs edges"),
     ("image_spec.resize", [8, 8, 8], "image_spec: resize: "),
-    ("image_spec.resize", [-8, 8], "image_spec: resize: pixels"),
-    ("image_spec.interpolation", "cubic", "image_spec: interpolation: one of nearest, bilinear, bicubic"),
-    ("image_spec.rounding", "up", "image_spec: rounding: one of floor, even"),
-    ("image_spec.std", [0.5, 0.0, 0.5], "image_spec: std: numbers from 1e-06"),
-    ("image_spec.std", [0.5, 0.5], "image_spec: std: one number a channel"),
-    ("image_spec.mean", [0.5, "0", 0.5], "image_spec: mean: numbers"),
-    ("image_spec.mean", [0.5, 1e30, 0.5], "image_spec: mean: numbers"),
+    ("image_spec.resize", [-8, 8], "image_spec: resize: needs edges"),
+    ("image_spec.interpolation", "cubic", "image_spec: interpolation: choose nearest, bilinear, bicubic"),
+    ("image_spec.rounding", "up", "image_spec: rounding: choose floor, even"),
+    ("image_spec.std", [0.5, 0.0, 0.5], "image_spec: std: needs numbers from 0.0001"),
+    ("image_spec.std", [0.5, 0.5], "image_spec: std: needs a number for each of 3 channels"),
+    ("image_spec.mean", [0.5, "0", 0.5], "image_spec: mean: needs numbers"),
+    ("image_spec.mean", [0.5, 1e30, 0.5], "image_spec: mean: needs numbers"),
     ("image_spec.crop", 8, "image_spec: crop: unknown key"),
     ("image_spec", [], "image_spec: a mapping of height, width"),
     ("confidence.scale", [1.0, 2.0], "confidence: scale of 2 and bias of 3 numbers for 3 classes"),
@@ -147,42 +147,41 @@ def test_code_from_outside_is_not_imported_because_a_bundle_names_it(bundle):
 
 
 TEXTS = {
-    "[1]": "not a JSON object",
-    "{": "not valid JSON",
-    '{"format": 5, "format": 4}': "a key is there twice",
-    '{"format": NaN}': "NaN is no number of JSON",
-    '{"format": ' + "[" * 100 + "]" * 100 + "}": "nested too deeply",
-    '{"format": ' + "[" * 100_000 + "]" * 100_000 + "}": "nested too deeply",
-    "[" * 300_000: "more lists and values",
-    '{"format": ' + "9" * 5000 + "}": "not valid JSON",
+    "[1]": "needs a JSON object",
+    "{": "cannot be read as JSON",
+    '{"format": 5, "format": 4}': "the key 'format' stands twice",
+    '{"format": NaN}': "NaN is not a finite number",
+    '{"format": ' + "[" * 100 + "]" * 100 + "}": "nested deeper than",
+    '{"format": ' + "[" * 100_000 + "]" * 100_000 + "}": "nested deeper than",
+    "[" * 600_000: "more than 500,000 lists",
+    '{"format": ' + "9" * 5000 + "}": "a whole number of 5,000 digits",
     '{"format": "\ud800"}': "",
-    "\x00": "not valid JSON",
-    "": "not valid JSON",
+    "\x00": "cannot be read as JSON",
+    "": "cannot be read as JSON",
 }
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:20].encode("ascii", "backslashreplace").decode())
 def test_what_is_no_json_of_a_description_is_one_message(bundle, text):
     (bundle / "model.json").write_bytes(text.encode(errors="surrogatepass"))
-    with pytest.raises(CheckpointError, match=f"model.json: not a model description: .*{TEXTS[text]}"):
+    with pytest.raises(CheckpointError, match=f"model.json: .*{TEXTS[text]}"):
         read_description(bundle)
 
 
 def test_a_huge_file_is_not_read(bundle):
     os.truncate(bundle / "model.json", 1 << 40)
-    with pytest.raises(CheckpointError, match="1,099,511,627,776 bytes, where 67,108,864 are the most"):
+    with pytest.raises(CheckpointError, match="more than 64 MB"):
         read_description(bundle)
 
 
 @pytest.mark.parametrize("name", ["model.json", "novelty.safetensors"])
-def test_links_and_pipes_are_not_opened(bundle, name):
+def test_links_to_files_are_read_as_in_a_hubs_cache_and_pipes_are_not_opened(bundle, name):
     (bundle / name).rename(bundle.parent / "elsewhere")
     (bundle / name).symlink_to(bundle.parent / "elsewhere")
-    with pytest.raises(CheckpointError, match=f"{name}: .*a link, which is not followed"):
-        finetune.load_bundle(bundle)
+    finetune.load_bundle(bundle)
     (bundle / name).unlink()
     os.mkfifo(bundle / name)
-    with pytest.raises(CheckpointError, match="not a plain file|no model.json"):
+    with pytest.raises(CheckpointError, match="not a regular file"):
         finetune.load_bundle(bundle)
 
 

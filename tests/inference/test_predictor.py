@@ -165,7 +165,7 @@ def test_saved_steps_restore_by_number_and_as_the_last(small_run):
     ("damage", "message"),
     [
         (lambda d: (d / "model.json").unlink(), "no run and no model bundle"),
-        (lambda d: (d / "model.json").write_text("{"), "not a model description"),
+        (lambda d: (d / "model.json").write_text("{"), "cannot be read as JSON"),
         (lambda d: _flip(d / "model.json", b'"3"', b'"2"'), "model.json: changed since it was written"),
         (lambda d: shutil.rmtree(d / "weights"), "the weights cannot be read"),
         (lambda d: _rewrite(d, weights_sha256="0" * 64), "not those that model.json was written with"),

@@ -7,6 +7,7 @@ from PIL import Image
 from finetune.errors import CheckpointError
 from finetune.report.compare import compare_runs
 from finetune.run.curves import draw_curves
+from finetune.run.folder import RunFolder
 
 
 def test_a_run_is_described_by_its_results_its_speed_and_its_curves(small_run):
@@ -28,6 +29,7 @@ def test_epochs_are_counted_over_all_stages(small_run, tmp_path):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     again = [line.replace('"stage": "finetune"', '"stage": "more"') for line in lines if '"finetune"' in line]
     (folder / "metrics.jsonl").write_text("\n".join([*lines, *again]) + "\n")
+    RunFolder(folder).write_summary(small_run.summary)
     (run,) = compare_runs([folder])
     assert [epoch for epoch, _ in run["curves"]["validation_accuracy"]] == [1, 2, 3, 4, 5, 6]
 

@@ -3,7 +3,9 @@ import shutil
 
 import pytest
 
+from finetune.recipe import load_recipe
 from finetune.report.compare_page import with_unique_names, write_comparison
+from finetune.run.folder import RunFolder
 
 
 @pytest.fixture
@@ -11,8 +13,7 @@ def other(small_run, tmp_path):
     """A copy of the small run with another recipe, in a folder whose name is no HTML."""
     folder = tmp_path / "<b>&" / small_run.directory.name
     shutil.copytree(small_run.directory, folder)
-    recipe = (folder / "recipe.yaml").read_text()
-    (folder / "recipe.yaml").write_text(recipe.replace("l2: 1.0", "l2: 2.0"))
+    RunFolder(folder).write_recipe(load_recipe(folder / "recipe.yaml", ["stages.0.l2=2.0"]))
     return folder
 
 
