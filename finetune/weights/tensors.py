@@ -155,6 +155,8 @@ def _weight_files(folder: Path, single_files: Sequence[str]) -> list[Path]:
         try:
             names = sorted(set(read_json(index)["weight_map"].values()))
             files = [folder / _shard(name) for name in names]
+            if not files:
+                raise ValueError("names no files")
         except (ModelError, KeyError, TypeError, AttributeError, ValueError):
             raise ModelError(f"{index}: not a safetensors index, which has a 'weight_map'; download it again") from None
         missing = [file.name for file in files if not file.is_file()]

@@ -50,7 +50,9 @@ def test_shards_read_as_one_mapping(tmp_path):
         np.testing.assert_array_equal(folder[name], tensor)
 
 
-@pytest.mark.parametrize("text", ["[1", "[1]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+@pytest.mark.parametrize(
+    "text", ["[1", "[1]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {}}']
+)
 def test_a_broken_index_is_named(tmp_path, text):
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ModelError, match=r"index.json: not a safetensors index, which has a 'weight_map'"):
