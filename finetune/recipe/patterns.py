@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import time
+import warnings
 from collections.abc import Iterable
 
 _LENGTH = 1000  # characters
@@ -28,7 +29,9 @@ def check_pattern(pattern: str) -> None:
     if math.prod(max(1, count) for count in counts) > _REPEATS:
         raise ValueError("not a regular expression that is fast to match: its repeats {...} multiply to over 10,000")
     try:
-        re.compile(pattern)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of syntax that later versions may have
+            re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"not a regular expression ({error})") from None
 

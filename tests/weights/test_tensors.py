@@ -59,6 +59,12 @@ def test_a_broken_index_is_named(tmp_path, text):
         TensorFolder(tmp_path)
 
 
+def test_an_index_that_names_no_files_is_refused(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(ModelError, match="index.json: not a safetensors index"):
+        TensorFolder(tmp_path)
+
+
 def test_a_folder_without_weights_says_what_is_expected(tmp_path):
     with pytest.raises(ModelError, match=rf"{tmp_path.name}: no weights; expected model.safetensors"):
         TensorFolder(tmp_path)
