@@ -165,7 +165,7 @@ def facts(folder: Path, *, finished: bool) -> dict[str, Any]:
     log = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         **outcome(folder),
-        "log": log if finished else [line for line in log if json.loads(line)["stage"] != LAST_STAGE],
+        "log": log if finished else [line for line in log if json.loads(line).get("stage") != LAST_STAGE],
         "whole summary": run.summary() if finished else None,
         "recipe": run.recipe().model_dump(),
         "about": {key: value for key, value in run.about().items() if key != "history"},  # it has times

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from finetune.errors import CheckpointError
-from finetune.files import json_text, write_text, written_atomically
+from finetune.files import json_text, written_atomically
 
 
 class MetricsLog:
@@ -43,18 +43,19 @@ class MetricsLog:
             raise CheckpointError(f"{self.file}: damaged: {error}") from None
 
     def cut(self, lines: int, sha256: str | None = None) -> bool:
-        """Forgets what comes after so many lines, and of those what cannot be read.
+        """Forgets what comes after so many lines; and all of them where they are not what was logged.
 
         Args:
             sha256: of the lines that stay, where it is known.
 
         Returns:
-            Whether they are what was logged.
+            Whether they stay.
         """
         kept = self._lines()[:lines]
         whole = sha256 in (None, _hash(b"".join(kept)))
         if self.file.is_file():
-            write_text(self.file, b"".join(kept if whole else [line for line in kept if _is_record(line)]).decode())
+            with written_atomically(self.file) as beside:
+                beside.write_bytes(b"".join(kept) if whole else b"")
         return whole
 
     def extent(self) -> tuple[int, str]:
@@ -81,13 +82,6 @@ class MetricsLog:
         with written_atomically(self.file) as beside:
             shutil.copyfile(self.file, beside)
         return self.file.open("ab")
-
-
-def _is_record(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict) and line.endswith(b"\n")
-    except ValueError:
-        return False
 
 
 def _hash(data: bytes) -> str:

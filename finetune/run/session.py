@@ -101,7 +101,7 @@ class RunSession:
             if saved.point is not None:
                 self.display.say(f"resuming at step {steps[-1]}")
         if not self.folder.metrics.cut(self.progress.log_lines, self.progress.log_sha256):
-            self.display.say(f"{self.folder.metrics.file}: damaged: what cannot be read of the log is left out")
+            self.display.say(f"{self.folder.metrics.file}: damaged: the log begins anew")
 
     def _states_with_a_model(self, steps: list[int]) -> list[int]:
         """The saved steps up to the newest whose model is in the folder, or is still to be made.

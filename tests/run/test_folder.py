@@ -217,15 +217,18 @@ def test_a_flipped_bit_in_a_file_of_the_run_is_seen_when_it_is_read(folder, name
         read(folder)
 
 
-def test_a_resumed_run_keeps_what_can_be_read_of_a_damaged_log(folder):
+def test_a_damaged_log_begins_anew(folder):
     folder.log({"loss": 0.25})
     folder.log({"loss": 0.5})
     lines, digest = folder.metrics.extent()
     folder.log({"loss": 0.75})  # after the state that is gone on from
-    flip(folder.metrics.file, folder.metrics.file.read_bytes().index(b"0.5") - 3)  # a quotation mark
+    whole = folder.metrics.file.read_bytes()
+    assert folder.metrics.cut(lines, digest)
+    assert folder.metrics.file.read_text().count("\n") == lines
+    folder.metrics.file.write_bytes(whole)
+    flip(folder.metrics.file, whole.index(b"0.5") - 3)  # a quotation mark
     assert not folder.metrics.cut(lines, digest)
-    assert folder.metrics.cut(1)
-    assert folder.metrics.file.read_text().count("\n") == 1
+    assert folder.records() == []
 
 
 def test_a_cut_recipe_is_never_read_as_one_with_defaults(folder):
