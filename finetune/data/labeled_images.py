@@ -24,7 +24,11 @@ class Images(Protocol):
 
 
 class EncodedImages:
-    """The image column of a ``datasets.Dataset``: encoded bytes or paths, read on access."""
+    """The image column of a ``datasets.Dataset``: encoded bytes or paths, read on access.
+
+    Attributes:
+        dataset: a row for each image.
+    """
 
     def __init__(self, dataset: Any, column: str, base: Path | None = None) -> None:
         """
@@ -32,42 +36,46 @@ class EncodedImages:
             dataset: its ``column`` gives ``{"bytes": ..., "path": ...}``, or None for a missing image.
             base: the folder that paths are relative to; None for the working directory.
         """
-        self._dataset, self._column, self._base = dataset, column, base
+        self.dataset, self._column, self._base = dataset, column, base
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> bytes | Path:
-        item = self._dataset[int(index)][self._column]
+        item = self.dataset[int(index)][self._column]
         if item is None:
             return b""
         return item["bytes"] if item["bytes"] is not None else local_path(self._base, item["path"] or "")
 
     def take(self, indices: np.ndarray) -> EncodedImages:
-        return EncodedImages(self._dataset.select(indices), self._column, self._base)
+        return self.on(self.dataset.select(indices))
+
+    def on(self, dataset: Any) -> EncodedImages:
+        """The same column of another dataset."""
+        return EncodedImages(dataset, self._column, self._base)
 
     @property
     def paths(self) -> list[Path]:
         """The files that are read on access; none where the table holds the bytes."""
         import pyarrow.compute as pc
 
-        column = self._dataset.data.column(self._column)
+        column = self.dataset.data.column(self._column)
         if column.null_count == 0 and pc.struct_field(column, "bytes").null_count == 0:
             return []
         return [image for image in (self[i] for i in range(len(self))) if isinstance(image, Path)]
 
     def name(self, index: int) -> str:
-        path = (self._dataset[int(index)][self._column] or {}).get("path")
+        path = (self.dataset[int(index)][self._column] or {}).get("path")
         return f"row {index}" + (f" ({path})" if path else "")
 
     @property
     def fingerprint(self) -> str | None:
         """That of ``datasets``, and the state of the files that hold the rows; None for a dataset in memory."""
-        files = self._dataset.cache_files
+        files = self.dataset.cache_files
         if not files:
             return None
         states = (f"{file['filename']} {file_state(Path(file['filename']))}" for file in files)
-        return "\n".join([str(self._dataset._fingerprint), *states])
+        return "\n".join([str(self.dataset._fingerprint), *states])
 
 
 def local_path(base: Path | None, path: str) -> Path:

@@ -13,8 +13,10 @@ import numpy as np
 
 from finetune.data.feature_store import FeatureStore
 from finetune.data.labeled_images import Split
+from finetune.data.mapped_images import for_processes
 from finetune.data.parallel_batches import ParallelBatches
 from finetune.errors import DataError
+from finetune.files import cache_folder
 from finetune.images.open import ImageLike, open_image
 from finetune.images.spec import ImageSpec
 
@@ -64,6 +66,8 @@ def training_batches(
     shard_index, shard_count = shard
     if batch_size % shard_count:
         raise DataError(f"batch_size: {batch_size} does not divide among {shard_count} processes; choose a multiple")
+    if num_workers:
+        split = for_processes(split, cache_folder() / "in_memory")
     labels = split.labels
     indices = _balanced_indices(labels, seed) if balanced else _shuffled_indices(labels, batch_size, seed)
     if shard_count > 1:
