@@ -9,6 +9,7 @@ ROOMS = [  # from top to bottom
     "cli",
     "report",
     "run",
+    "folder",
     "evaluation",
     "inference",
     "export",

@@ -159,7 +159,7 @@ def facts(folder: Path, *, finished: bool) -> dict[str, Any]:
     Raises:
         FinetuneError: a file is damaged, and it is seen.
     """
-    from finetune.run.folder import RunFolder
+    from finetune.folder.run_folder import RunFolder
 
     run = RunFolder(folder)
     log = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

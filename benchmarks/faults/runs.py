@@ -192,7 +192,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         FinetuneError: a file is damaged or missing.
     """
     from finetune.export.bundle import load_bundle
-    from finetune.run.folder import RunFolder
+    from finetune.folder.run_folder import RunFolder
     from finetune.trees import hash_tree
 
     run = RunFolder(folder)

@@ -30,7 +30,7 @@ def inspect(
 ) -> None:
     """Show the parameters of a pretrained or a trained model, and the images it takes."""
     from finetune.errors import RecipeError
-    from finetune.run.folder import is_run_or_bundle
+    from finetune.folder.run_folder import is_run_or_bundle
 
     if _is_recipe(what):
         raise RecipeError(f"{what}: a recipe, not a model; use: finetune plan {what}")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError
+from finetune.folder.run_folder import RunFolder, dotted
 from finetune.run.curves import curves_of
-from finetune.run.folder import RunFolder, dotted
 
 
 def compare_runs(directories: Sequence[str | Path]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from finetune.data.stratify import grouped_folds
 from finetune.errors import CheckpointError, DataError, ModelError, RecipeError
 from finetune.evaluation.outliers import neighbor_distances
 from finetune.files import write_json, write_text
+from finetune.folder.run_folder import is_run_or_bundle
 from finetune.models.backbone import Backbone
 from finetune.models.build import attach_head, open_backbone
 from finetune.recipe import HeadConfig, PretrainedConfig, Recipe
@@ -31,7 +32,6 @@ from finetune.report.findings import (
     small_classes,
 )
 from finetune.run.features import RunFeatures
-from finetune.run.folder import is_run_or_bundle
 from finetune.run.progress import Progress
 from finetune.run.setup import check_class_count
 from finetune.training.heads.linear_probe import out_of_fold

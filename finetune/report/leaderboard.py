@@ -16,6 +16,7 @@ from finetune.errors import CheckpointError, DataError, FinetuneError, RecipeErr
 from finetune.evaluation.metrics import Evaluation
 from finetune.evaluation.statistics import wilson_interval
 from finetune.files import write_json, write_text
+from finetune.folder.run_folder import is_run_or_bundle
 from finetune.models.backbone import Backbone
 from finetune.models.build import attach_head, open_backbone
 from finetune.models.classifier import head_paths, without_head
@@ -24,7 +25,6 @@ from finetune.recipe import DataConfig, HeadConfig, HeadStage, PretrainedConfig,
 from finetune.recipe.heads import TextStage
 from finetune.recipe.source import dump_recipe
 from finetune.run.features import FeatureEvaluator, RunFeatures
-from finetune.run.folder import is_run_or_bundle
 from finetune.run.heads import FittedHead, FittingData, fit_head, head_config
 from finetune.run.progress import Progress
 from finetune.trees import merge

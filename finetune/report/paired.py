@@ -14,7 +14,7 @@ from finetune.errors import CheckpointError
 from finetune.evaluation.per_class import class_results
 from finetune.evaluation.statistics import PairedTest, compare_paired
 from finetune.evaluation.verdict import is_right, predicted
-from finetune.run.folder import RunFolder
+from finetune.folder.run_folder import RunFolder
 from finetune.run.predictions import StepPredictions, read_predictions
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from finetune.data.image_record import ImageRecord
 from finetune.errors import CheckpointError
 from finetune.evaluation.metrics import score_of_value
+from finetune.folder.about import about_program
+from finetune.folder.run_folder import RunFolder, dotted
 from finetune.optim.optimizer import learning_rates
 from finetune.recipe import Recipe, TrainStage
-from finetune.run.about import about_program
-from finetune.run.folder import RunFolder, dotted
 from finetune.run.resume import Kept, RunProgress
 from finetune.run.setup import RunSetup, stage_length
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.files import write_text
+from finetune.folder.run_folder import FINISHED, RunFolder
 from finetune.page.html import render
 from finetune.recipe.source import dump_recipe
 from finetune.run.curves import curves_of, draw_curves
-from finetune.run.folder import FINISHED, RunFolder
 from finetune.run.page_facts import (
     describe_batches,
     describe_curves,

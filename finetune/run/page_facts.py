@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from finetune.data.labeled_images import Split, count_classes
+from finetune.folder.run_folder import RunFolder
 from finetune.page.figures import Line, bar_chart, line_chart, save_charts, svg
 from finetune.page.html import picture
 from finetune.recipe import TrainStage
 from finetune.run.curves import curve_charts, curves_by_stage
-from finetune.run.folder import RunFolder
 from finetune.run.setup import RunSetup
 
 _BATCH_EDGE = 1024  # pixels; the grids of images have this width

@@ -20,12 +20,12 @@ from finetune.evaluation.per_class import (
 )
 from finetune.evaluation.reliability import reliability_bins
 from finetune.evaluation.verdict import predicted, probabilities
+from finetune.folder.run_folder import RunFolder
 from finetune.images.grid import save_image_grid
 from finetune.images.open import open_image
 from finetune.page.figures import reliability_chart, save_charts, svg
 from finetune.page.heat_map import ConfusionMatrix, heat_map, save_heat_map
 from finetune.page.html import picture
-from finetune.run.folder import RunFolder
 
 _PAIRS = 10  # of confused classes that are listed
 _MISTAKES = 24  # images that are shown

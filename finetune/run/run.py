@@ -12,15 +12,15 @@ from finetune.checkpoint import RunCheckpoints
 from finetune.data.sources import is_path
 from finetune.data.workers import check_workers
 from finetune.errors import CheckpointError, Interrupted
+from finetune.folder.about import about_run
+from finetune.folder.mirror import bring_back, mirrored
+from finetune.folder.run_folder import RunFolder
 from finetune.foreign_errors import foreign_errors_translated
 from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import ModuleConfig, Recipe
 from finetune.recipe.saving import SaveConfig
-from finetune.run.about import about_run
 from finetune.run.continuation import check_continuation
-from finetune.run.folder import RunFolder
 from finetune.run.interpolation import interpolate_weights
-from finetune.run.mirror import bring_back, mirrored
 from finetune.run.page import write_report
 from finetune.run.progress import Progress
 from finetune.run.resume import RunProgress

@@ -19,6 +19,7 @@ from finetune.evaluation.verdict import compare_results, conclude, describe_resu
 from finetune.export.bundle import save_bundle, verify_bundle
 from finetune.export.confidence import Confidence
 from finetune.export.novelty import Novelty
+from finetune.folder.run_folder import FINISHED, RunFolder
 from finetune.models.classifier import Classifier, without_head
 from finetune.run.continuation import (
     Continuation,
@@ -28,7 +29,6 @@ from finetune.run.continuation import (
     record_continuation,
 )
 from finetune.run.features import FeatureEvaluator, RunFeatures
-from finetune.run.folder import FINISHED, RunFolder
 from finetune.run.page import write_report
 from finetune.run.predictions import Predictions
 from finetune.run.progress import Progress

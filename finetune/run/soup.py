@@ -22,8 +22,8 @@ from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
 from finetune.evaluation.steps import EvalStep, make_eval_step
 from finetune.evaluation.verdict import compare_results, conclude, describe_result
 from finetune.export.bundle import Bundle, load_bundle, save_bundle_like
+from finetune.folder.run_folder import FINISHED, RunFolder
 from finetune.recipe import DataConfig, Recipe, read_data_config
-from finetune.run.folder import FINISHED, RunFolder
 from finetune.run.predictions import Predictions
 from finetune.run.run import RunResult
 from finetune.tracking import Track, untracked

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from finetune.errors import CheckpointError
+from finetune.folder.run_folder import RunFolder
 from finetune.report.compare import compare_runs
 from finetune.run.curves import draw_curves
-from finetune.run.folder import RunFolder
 
 
 def test_a_run_is_described_by_its_results_its_speed_and_its_curves(small_run):

@@ -3,9 +3,9 @@ import shutil
 
 import pytest
 
+from finetune.folder.run_folder import RunFolder
 from finetune.recipe import load_recipe
 from finetune.report.compare_page import with_unique_names, write_comparison
-from finetune.run.folder import RunFolder
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 
 from finetune.data.labeled_images import Split
 from finetune.errors import CheckpointError
+from finetune.folder.run_folder import FINISHED
 from finetune.report.paired import KeptPredictions
-from finetune.run.folder import FINISHED
 from finetune.run.predictions import Predictions
 
 LABELS = np.arange(40) % 2

@@ -14,9 +14,9 @@ from paths import SMALL
 import finetune
 from finetune.data.image_record import ImageRecord
 from finetune.errors import CheckpointError, Interrupted
-from finetune.run.about import about_run
+from finetune.folder.about import about_run
+from finetune.folder.run_folder import RunFolder
 from finetune.run.continuation import check_continuation, find_state_to_extend
-from finetune.run.folder import RunFolder
 from finetune.run.resume import ResumePoint, RunProgress
 from finetune.signals import StopSignal
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import finetune
+from finetune.folder.run_folder import RunFolder
 from finetune.run import page
-from finetune.run.folder import RunFolder
 from finetune.run.page import write_report
 from finetune.run.progress import Progress
 from finetune.run.setup import prepare_run

@@ -1,4 +1,4 @@
-from finetune.run.folder import RunFolder
+from finetune.folder.run_folder import RunFolder
 from finetune.run.page_facts import describe_weights
 
 MOVED = {"parameters": 4, "distance": 0.5, "relative": 0.25}

@@ -4,8 +4,8 @@ from PIL import Image
 
 from finetune.data.labeled_images import Split
 from finetune.data.splits import Splits
+from finetune.folder.run_folder import RunFolder
 from finetune.run import page_results
-from finetune.run.folder import RunFolder
 
 
 def splits_of(labels, names, images=None):

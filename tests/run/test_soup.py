@@ -9,7 +9,7 @@ from command_line import finetune as command
 import finetune
 from finetune.data.splits import load_splits
 from finetune.errors import CheckpointError
-from finetune.run.lock import FolderLock
+from finetune.folder.lock import FolderLock
 from finetune.trees import flatten
 
 RECIPE = """\

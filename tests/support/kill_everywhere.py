@@ -18,7 +18,7 @@ from run_folders import make_run, start, tree
 from finetune.checkpoint import find_bundle
 from finetune.errors import CheckpointError
 from finetune.files import folder_written_atomically
-from finetune.run.folder import RunFolder
+from finetune.folder.run_folder import RunFolder
 
 _CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.utime")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from finetune.errors import CheckpointError
-from finetune.run.lock import FolderLock
+from finetune.folder.lock import FolderLock
 
 for line in sys.stdin:
     moment, folder = line.rstrip("\n").split(" ", 1)

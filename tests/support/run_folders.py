@@ -6,8 +6,8 @@ from pathlib import Path
 
 from paths import SMALL
 
+from finetune.folder.run_folder import RunFolder
 from finetune.recipe import Recipe, load_recipe
-from finetune.run.folder import RunFolder
 
 HEX = "0123456789abcdef" * 2
 FILES = (  # of a real run, those that its start writes apart

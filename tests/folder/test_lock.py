@@ -12,8 +12,8 @@ import pytest
 from paths import ROOT, SMALL, TESTS
 
 from finetune.errors import CheckpointError
-from finetune.run import lock
-from finetune.run.lock import FolderLock, Owner, lock_file
+from finetune.folder import lock
+from finetune.folder.lock import FolderLock, Owner, lock_file
 
 OWNER_ZERO = json.dumps({**dataclasses.asdict(Owner.this_process("run")), "pid": 0})  # which means all of a group
 
@@ -121,7 +121,7 @@ def wait_until(done, seconds=60):
 def test_a_fork_of_the_owner_does_not_remove_the_lock(tmp_path):
     script = (
         "import os, pathlib, sys\n"
-        "from finetune.run.lock import FolderLock\n"
+        "from finetune.folder.lock import FolderLock\n"
         "with FolderLock(pathlib.Path('run'), 'run') as held:\n"
         "    child = os.fork()\n"
         "    if child == 0:\n"

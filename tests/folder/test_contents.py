@@ -3,7 +3,7 @@ import shutil
 
 from run_folders import HEX, make_run, tree
 
-from finetune.run.contents import Contents
+from finetune.folder.contents import Contents
 
 FOREIGN = {  # a file: what is named of it
     "notes.txt": "notes.txt",

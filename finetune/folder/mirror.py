@@ -11,8 +11,8 @@ from pathlib import Path
 
 from finetune.errors import CheckpointError
 from finetune.files import UNFINISHED
+from finetune.folder import contents
 from finetune.remote import fetch, is_there, push
-from finetune.run import contents
 
 _TRIES = 5  # to see the folder while nothing of it is replaced
 

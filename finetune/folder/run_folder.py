@@ -15,13 +15,13 @@ import numpy as np
 from finetune.data.image_record import ImageRecord
 from finetune.errors import CheckpointError, first_line, listed
 from finetune.files import hash_json, json_text, write_json, write_text, written_atomically
+from finetune.folder import contents
+from finetune.folder.contents import Contents
+from finetune.folder.lock import FolderLock
+from finetune.folder.metrics_log import MetricsLog
+from finetune.folder.placement import create, mend, replace, why_fixed
 from finetune.recipe import Recipe, load_recipe
 from finetune.recipe.source import dump_recipe
-from finetune.run import contents
-from finetune.run.contents import Contents
-from finetune.run.lock import FolderLock
-from finetune.run.metrics_log import MetricsLog
-from finetune.run.placement import create, mend, replace, why_fixed
 from finetune.trees import Variables, flatten, hash_tree, unflatten
 
 FINISHED = "finished"  # status of a run in its summary

@@ -11,7 +11,7 @@ from run_folders import FILES, make_run, start, tree
 from finetune.checkpoint import find_bundle
 from finetune.errors import CheckpointError, RecipeError
 from finetune.files import hash_json
-from finetune.run.folder import FINISHED, RunFolder
+from finetune.folder.run_folder import FINISHED, RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from paths import SMALL
 
 import finetune
 from finetune.errors import Interrupted, RecipeError
+from finetune.folder.mirror import bring_back, mirrored
 from finetune.remote import fetch, push
-from finetune.run.mirror import bring_back, mirrored
 from finetune.signals import StopSignal
 
 

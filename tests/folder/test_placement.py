@@ -8,8 +8,8 @@ from paths import ROOT, TESTS
 from run_folders import make_run, start, tree
 
 from finetune.errors import CheckpointError
-from finetune.run import placement
-from finetune.run.folder import RunFolder
+from finetune.folder import placement
+from finetune.folder.run_folder import RunFolder
 
 
 @pytest.mark.slow

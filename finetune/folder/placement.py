@@ -15,8 +15,8 @@ from pathlib import Path
 
 from finetune.errors import CheckpointError, listed
 from finetune.files import restore_replaced, sync_folder, written_atomically
-from finetune.run.contents import IMAGES, MODEL, RECIPE, RUN, SKIPPED, STARTING, Contents
-from finetune.run.lock import is_fixed, locate
+from finetune.folder.contents import IMAGES, MODEL, RECIPE, RUN, SKIPPED, STARTING, Contents
+from finetune.folder.lock import is_fixed, locate
 
 
 def create(directory: Path, files: Mapping[str, str | bytes]) -> None:
