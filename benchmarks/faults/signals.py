@@ -16,7 +16,7 @@ PHASES = {
     "loading weights": ("finetune.run.setup:open_backbone", 1),
     "loading images": ("finetune.run.setup:load_splits", 1),
     "checking images": ("finetune.data.splits:scan_images", 1),
-    "extracting features": ("finetune.run.features:FeatureStore", 1),
+    "extracting features": ("finetune.run.features:open_store", 1),
     "zero-shot": ("finetune.run.stages:text_classifier", 1),
     "fitting the probe": ("finetune.run.stages:fit_head", 1),
     "compiling": ("finetune.training.stage_trainer:StageTrainer.init_state", 1),
