@@ -162,7 +162,7 @@ def facts(folder: Path, *, finished: bool) -> dict[str, Any]:
     from finetune.folder.run_folder import RunFolder
 
     run = RunFolder(folder)
-    log = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    log = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     return {
         **outcome(folder),
         "log": log if finished else [line for line in log if json.loads(line).get("stage") != LAST_STAGE],
