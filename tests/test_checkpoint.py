@@ -39,6 +39,7 @@ def test_what_was_saved_is_restored_and_the_newest_two_are_kept(saved):
         assert checkpoints.progress(3) == PROGRESS
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_and_every_truncation_is_noticed_or_changes_nothing(saved, tmp_path):
     rng, noticed = np.random.default_rng(0), 0
     files = sorted(path for path in (saved / "3").rglob("*") if path.is_file())

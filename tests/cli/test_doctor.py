@@ -19,6 +19,7 @@ def place(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_doctor_prints_what_it_looked_for_and_where_the_page_and_the_table_are(place):
     shown = finetune("doctor", "noise.yaml", "--write", "noise.csv", cwd=place)
     assert shown.returncode == 0, shown.stderr

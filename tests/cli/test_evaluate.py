@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from command_line import clean_failure, finetune, read_table
 from PIL import Image
 
@@ -11,6 +12,7 @@ def test_evaluate_repeats_the_accuracy_of_the_run(small_run):
     assert measured["metric"] == "accuracy"
 
 
+@pytest.mark.slow
 def test_evaluate_shows_the_metric_that_decides(small_run, multi_label_run):
     _, directory = multi_label_run
     (result,) = json.loads((directory / "summary.json").read_text())["results"]

@@ -42,6 +42,7 @@ def test_plan_as_json_is_complete():
     assert sum(leaf["size"] for leaf in stage["leaves"]) == sum(part["parameters"] for part in stage["partitions"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_without_compilation")
 def test_plan_names_the_adapters_of_a_partition():
     rules = '[{match: backbone/.*/q_proj/kernel, learning_rate: 0.01, lora: {rank: 4}}, {match: ".*", frozen: true}]'

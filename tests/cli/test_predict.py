@@ -99,6 +99,7 @@ def test_the_most_probable_classes_are_shown_in_order(small_run, images):
     clean_failure(finetune("predict", small_run.directory, "in/a.png", "--top", "0", cwd=images), "--top")
 
 
+@pytest.mark.slow
 def test_names_in_any_script_are_printed_to_any_pipe(small_run, images):
     model = shutil.copytree(small_run.directory / "model", images / "model")
     about = json.loads((model / "model.json").read_text())

@@ -62,6 +62,7 @@ def test_a_saved_state_resumes_with_the_next_batch(taken):
     assert labels(resumed, 7) == rest
 
 
+@pytest.mark.slow
 def test_worker_processes_do_not_change_the_order():
     expected = labels(training_batches(SPLIT, unaugmented, 5, seed=2), 6)
     iterator = training_batches(SPLIT, unaugmented, 5, seed=2, num_workers=2)

@@ -168,6 +168,7 @@ def test_what_is_no_json_of_a_description_is_one_message(bundle, text):
         read_description(bundle)
 
 
+@pytest.mark.slow
 def test_a_huge_file_is_not_read(bundle):
     os.truncate(bundle / "model.json", 1 << 40)
     with pytest.raises(CheckpointError, match="more than 64 MB"):

@@ -29,6 +29,7 @@ def test_predictions_equal_those_at_training_time(small_run):
     assert (np.array(predicted) == test.labels).mean() == small_run.summary["results"][-1]["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_bundle_moved_alone_predicts_the_same_in_another_process(small_run, digits, tmp_path):
     shutil.copytree(small_run.directory / "model", tmp_path / "moved")
     Image.fromarray(digits.images[0]).save(tmp_path / "digit.png")

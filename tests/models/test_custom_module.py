@@ -79,6 +79,7 @@ def run(*overrides, **kwargs):
     return finetune.run(finetune.load_recipe("own.yaml", overrides), quiet=True, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_whole_model_of_ones_own_is_trained_saved_and_restored(code):
     result = run(allow_local_code=True)
     assert result.summary["results"][-1]["accuracy"] > 0.8
@@ -133,6 +134,7 @@ def test_a_bundle_does_not_import_code_unless_that_is_allowed(code):
     assert "own_models" not in sys.modules
 
 
+@pytest.mark.slow
 def test_a_model_whose_code_has_changed_is_one_message(code):
     directory = run(allow_local_code=True).directory
     sys.modules.pop("own_models")

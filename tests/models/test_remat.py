@@ -87,6 +87,7 @@ def test_the_tree_is_the_same(case, images):
     assert trees[0] == trees[1]
 
 
+@pytest.mark.slow
 def test_training_gives_the_same_outputs_statistics_and_gradients(case, images):
     plain, remat, variables = case
     expected_gradients, (expected_output, expected_updated) = trained(plain, variables, images)
@@ -140,6 +141,7 @@ def eight_blocks():
     return loss_fn, (params, pixels)
 
 
+@pytest.mark.slow
 def test_the_backward_pass_of_eight_blocks_keeps_a_tenth(eight_blocks):
     loss_fn, inputs = eight_blocks
 

@@ -51,6 +51,7 @@ def many(tmp_path_factory):
     return finetune.run(made, output=folder / "run", quiet=True), images, labels
 
 
+@pytest.mark.slow
 def test_images_with_several_labels_are_learned_and_measured_by_average_precision(many):
     result, _, _ = many
     (found,) = result.summary["results"]

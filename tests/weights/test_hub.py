@@ -268,6 +268,7 @@ def test_a_folder_wins_over_a_hub_id(hub, ask, tmp_path):
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_a_backbone_from_the_hub_is_the_one_in_the_folder(hub, tmp_path):
     hub.add("owner/clip", {file.name: file.read_bytes() for file in TINY_CLIP.iterdir()})
     code = """
