@@ -1,12 +1,14 @@
-"""The quick form of ``python -m benchmarks.faults``: few trials, on a small network."""
+"""The quick form of ``python -m benchmarks.faults``: few trials, on a small network.
+
+Signals in every phase are in ``tests/run/test_continuation.py``.
+"""
 
 import pytest
 
-from benchmarks.faults import flips, kills, pairs, signals
+from benchmarks.faults import flips, kills, pairs
 from benchmarks.faults.runs import LENET, Workplace
 
 pytestmark = pytest.mark.slow
-PATIENT = 60  # seconds, for machines that do other things too
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +27,6 @@ def test_a_killed_run_resumes_to_the_same_bits(place, whole):
 
 def test_no_flipped_bit_is_silent(place, whole):
     assert flips.measure(place, 8)["failures"] == []
-
-
-def test_a_signal_in_a_phase_leaves_a_run_that_resumes_to_the_same_bits(place, whole):
-    measured = signals.measure(place, limit=PATIENT, phases=["training", "saving the model"], count=2)
-    assert measured["failures"] == []
-    assert measured["second_signal"]["problem"] is None
 
 
 def test_of_two_processes_on_one_folder_one_wins(place, whole):

@@ -16,6 +16,7 @@ from PIL import Image
 
 import finetune
 from finetune.errors import RecipeError
+from finetune.folder.run_folder import RunFolder
 from finetune.run import features
 
 RECIPE = """\
@@ -177,9 +178,9 @@ def test_a_run_stopped_within_a_stage_goes_on_with_kept_features_or_without(run,
     folder = tmp_path / "stopped"
     stop_after(["run", file, "stages.0.epochs=4", "--output", folder], "epoch 2/4")
     if later == "off":
-        recipe = folder / "recipe.yaml"
-        recipe.write_text(recipe.read_text().replace("mode: auto", "mode: off"))
-        resumed = finetune.run(finetune.load_recipe(recipe), output=folder, resume=True)
+        recipe = finetune.load_recipe(folder / "recipe.yaml", ["stages.0.frozen_cache=off"])
+        RunFolder(folder).write_recipe(recipe)
+        resumed = finetune.run(recipe, output=folder, resume=True)
     else:
         resumed, _ = run("stopped", "stages.0.epochs=4", resume=True)
     assert_close(weights(resumed), weights(whole), 0 if later == "auto" else 1e-5)
@@ -196,7 +197,7 @@ def test_an_extraction_that_is_stopped_goes_on_where_it_was(file, tmp_path, cach
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "while features for finetune were computed" in error
+    assert "SIGTERM during finetune: features; saved" in error
     assert "Traceback" not in error
     shown = command(*arguments, "--resume").stderr
     assert "are reused, " in shown
