@@ -93,6 +93,7 @@ def test_a_head_of_class_names_is_left_out_where_there_is_no_text_tower(goldens,
         finetune.make_leaderboard(data, [vit], ["lp++"], quiet=True)
 
 
+@pytest.mark.slow
 def test_mistakes_are_told_before_anything_is_computed(made, tmp_path):
     with pytest.raises(RecipeError, match=r"heads: 'lineer_probe' is none \(did you mean 'linear_probe'\?\)"):
         finetune.make_leaderboard(DIGITS, ["builtin:tiny-clip"], ["lineer_probe"])

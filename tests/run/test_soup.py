@@ -60,6 +60,7 @@ def weights(directory):
     return flatten(finetune.restore(directory).variables)
 
 
+@pytest.mark.slow
 def test_the_soup_is_the_mean_of_its_members(runs, soup):
     members = [weights(name) for name in soup.summary["soup"]["members"]]
     assert len(members) == 2
@@ -67,12 +68,14 @@ def test_the_soup_is_the_mean_of_its_members(runs, soup):
         np.testing.assert_allclose(leaf, np.mean([m[path] for m in members], axis=0), atol=1e-6, err_msg=path)
 
 
+@pytest.mark.slow
 def test_it_is_as_good_on_validation_as_its_best_member(soup):
     made = soup.summary["soup"]
     assert made["score"] >= max(made["validation"].values())
     assert made["validation"][made["members"][0]] == max(made["validation"].values())
 
 
+@pytest.mark.slow
 def test_it_is_measured_beside_its_ingredients_and_serves_as_a_run(runs, soup):
     names = [result["name"] for result in soup.summary["results"]]
     assert names[-1] == "soup"
@@ -97,6 +100,7 @@ def test_what_makes_it_worse_is_left_out_and_no_image_is_used_that_a_run_was_tra
     assert 0 < made["images"] == unseen.sum() < len(first.validation)
 
 
+@pytest.mark.slow
 def test_what_has_no_mean_is_refused(runs, small_run, tmp_path):
     first = runs["first"]
     for folders, said in [
