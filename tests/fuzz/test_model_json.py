@@ -138,12 +138,10 @@ def workplace(tmp_path_factory):
 
 FAMILIES = {  # reference checkpoints whose networks are unlike each other
     "swin": "swin-classifier",
-    "swinv2": "timm-swinv2-classifier",
     "beit": "beit-classifier",
     "efficientnet": "efficientnet-classifier",
     "convnext": "timm-convnextv2",
     "resnet": "resnet-classifier",
-    "mobilenet_v2": "mobilenet-v2",
     "rotary": "timm-dinov3-gated",
 }
 

@@ -132,10 +132,8 @@ def test_a_finished_run_is_extended_with_a_schedule_made_anew(small_run, tmp_pat
 PHASES = [
     "during checking train images",
     "during zero_shot: features",
-    "before the first stage",
     "during finetune: validation",
     "during finetune: test",
-    "at the end of stage",
     "during interpolated: 0.3",
 ]
 
