@@ -105,7 +105,7 @@ def table(results: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     if part := results.get("cost"):
         rows.append(("saving each minute, share of training time", f"{part['share']:.2%}", "2%", part["share"] < 0.02))
         hashing = part["hash_seconds_per_gb"]
-        rows.append(("hashing, seconds per GB", f"{hashing:.2f}", "1", hashing < 1))
+        rows.append(("hashing, CPU seconds per GB", f"{hashing:.2f}", "1", hashing < 1))
     return rows
 
 
