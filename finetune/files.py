@@ -96,7 +96,12 @@ def json_text(data: Any, indent: int | None = None) -> str:
 
 def hash_json(data: Any) -> str:
     """SHA-256 over JSON data, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(_finite(data), sort_keys=True).encode()).hexdigest()
+    return hash_bytes(json.dumps(_finite(data), sort_keys=True).encode())
+
+
+def hash_bytes(data: bytes) -> str:
+    """SHA-256, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def _finite(data: Any) -> Any:
@@ -160,17 +165,18 @@ def _remove_abandoned(folder: Path) -> None:
     """What processes that have died left of the folder, unless something was written there in the last hour."""
     for path in folder.parent.glob(f"{glob.escape(folder.name)}.*{UNFINISHED}"):
         pid = path.name[len(folder.name) + 1 : -len(UNFINISHED)]
-        if pid.isdecimal() and not _is_process(int(pid)) and time.time() - _newest(path) > _ABANDONED:
+        if pid.isdecimal() and not is_process(int(pid)) and time.time() - _newest(path) > _ABANDONED:
             _remove(path)
 
 
-def _is_process(pid: int) -> bool:
+def is_process(pid: int) -> bool:
+    """Whether a process of this number is there, anybody's."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:
-        pass  # another user's
+    except PermissionError:  # another user's
+        return True
     return True
 
 

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import CheckpointError, first_line
-from finetune.files import cache_folder, hash_json, require_space, written_atomically
+from finetune.files import cache_folder, hash_bytes, hash_json, require_space, written_atomically
 from finetune.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _list_plain(files: AbstractFileSystem, root: str, url: str, skip: Collection
     if not identity:
         raise CheckpointError(f"{url}: no run and no model bundle there; give the URL of what finetune run wrote")
     _check_paths(kept, url)
-    texts = {name: hashlib.sha256(_read(files, f"{root}/{name}")).hexdigest() for name in identity}
+    texts = {name: hash_bytes(_read(files, f"{root}/{name}")) for name in identity}
     sizes = {name: size for name, (size, _) in kept.items()}
     return _Listing(root, kept, hash_json({"described": texts, "sizes": sizes}))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import numpy as np
 
 from finetune.data.labeled_images import EncodedImages, Split
 from finetune.errors import CheckpointError
-from finetune.files import folder_written_atomically, require_space, written_atomically
+from finetune.files import folder_written_atomically, hash_bytes, require_space, written_atomically
+from finetune.trees import hash_array
 
 _SMALL = 2**24  # bytes that may be copied
 
@@ -59,9 +59,7 @@ def for_processes(split: Split, folder: Path) -> Split:
 
 def _map_array(images: np.ndarray, folder: Path) -> MappedImages:
     array = np.ascontiguousarray(images)
-    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
-    digest.update(array.reshape(-1).view(np.uint8).data)
-    file = folder / f"{digest.hexdigest()[:32]}.npy"
+    file = folder / f"{hash_array(array)[:32]}.npy"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         require_space(folder, array.nbytes)
@@ -74,7 +72,7 @@ def _save_dataset(dataset: Any, folder: Path) -> Any:
     """A dataset in memory, from a folder that holds its rows."""
     from datasets import load_from_disk
 
-    place = folder / hashlib.sha256(str(dataset._fingerprint).encode()).hexdigest()[:32]
+    place = folder / hash_bytes(str(dataset._fingerprint).encode())[:32]
     if not place.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         require_space(folder, dataset.data.nbytes)

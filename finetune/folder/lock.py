@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from finetune.errors import CheckpointError
+from finetune.files import is_process
 
 HEARTBEAT = 5.0  # seconds
 STALE = 300.0  # seconds without a heartbeat after which a process of another host counts as dead
@@ -270,11 +271,7 @@ def _is_alive(owner: Owner) -> bool:
 
 def _start_of(pid: int) -> str | None:
     """When a process of this machine started; an empty string where that is not told, None without the process."""
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        pass  # another user's
-    except (ProcessLookupError, OverflowError):
+    if not is_process(pid):
         return None
     if not Path("/proc/self/stat").exists():
         asked = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)

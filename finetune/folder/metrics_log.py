@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from finetune.errors import CheckpointError
-from finetune.files import json_text, written_atomically
+from finetune.files import hash_bytes, json_text, written_atomically
 
 
 class MetricsLog:
@@ -36,7 +35,7 @@ class MetricsLog:
         """
         try:
             data = self.file.read_bytes()
-            if sha256 not in (None, _hash(data)):
+            if sha256 not in (None, hash_bytes(data)):
                 raise ValueError("it is not what the run wrote")
             return [json.loads(line) for line in data.decode().splitlines()]
         except (OSError, ValueError) as error:
@@ -52,7 +51,7 @@ class MetricsLog:
             Whether they stay.
         """
         kept = self._lines()[:lines]
-        whole = sha256 in (None, _hash(b"".join(kept)))
+        whole = sha256 in (None, hash_bytes(b"".join(kept)))
         if self.file.is_file():
             with written_atomically(self.file) as beside:
                 beside.write_bytes(b"".join(kept) if whole else b"")
@@ -61,7 +60,7 @@ class MetricsLog:
     def extent(self) -> tuple[int, str]:
         """The number of lines, and their SHA-256."""
         lines = self._lines()
-        return len(lines), _hash(b"".join(lines))
+        return len(lines), hash_bytes(b"".join(lines))
 
     def _lines(self) -> list[bytes]:
         return self.file.read_bytes().splitlines(keepends=True) if self.file.is_file() else []
@@ -82,7 +81,3 @@ class MetricsLog:
         with written_atomically(self.file) as beside:
             shutil.copyfile(self.file, beside)
         return self.file.open("ab")
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

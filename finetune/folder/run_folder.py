@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 
 from finetune.data.image_record import ImageRecord
 from finetune.errors import CheckpointError, first_line, listed
-from finetune.files import hash_json, json_text, write_json, write_text, written_atomically
+from finetune.files import hash_bytes, hash_json, json_text, write_json, write_text, written_atomically
 from finetune.folder import contents
 from finetune.folder.contents import Contents
 from finetune.folder.lock import FolderLock
@@ -222,7 +221,7 @@ class RunFolder:
         if not file.is_file():
             raise CheckpointError(f"{self.directory}: has no {contents.RECIPE}; give the folder of a run")
         first, _, text = file.read_bytes().partition(b"\n")
-        if first.startswith(_RECIPE_DIGEST.encode()) and first.decode(errors="replace").split()[-1] != _hash(text):
+        if first.startswith(_RECIPE_DIGEST.encode()) and first.decode(errors="replace").split()[-1] != hash_bytes(text):
             raise CheckpointError(f"{file}: damaged: it is not what the run wrote; restore it from a copy")
         return load_recipe(file)
 
@@ -357,11 +356,7 @@ def _describe_run(about: Mapping[str, Any]) -> str:
 def _describe_recipe(recipe: Recipe) -> str:
     """The text of recipe.yaml."""
     text = dump_recipe(recipe)
-    return f"{_RECIPE_DIGEST}{_hash(text.encode())}\n{text}"
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return f"{_RECIPE_DIGEST}{hash_bytes(text.encode())}\n{text}"
 
 
 def is_run_or_bundle(directory: Path) -> bool:
