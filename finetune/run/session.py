@@ -81,60 +81,60 @@ class RunSession:
         Raises:
             CheckpointError: all are damaged, or none can be gone on from with longer stages.
         """
-        steps = self._states_with_a_model(self._whole_states())
-        saved = RunProgress.from_json(self.checkpoints.progress(steps[-1])) if steps else None
+        states = self._states_with_a_model(self._whole_states())
         if continuation is not None:
-            if continuation.longer and steps:
-                steps, saved = self._extend(continuation, steps)
+            if continuation.longer and states:
+                states = self._extend(continuation, states)
             record_continuation(self.folder, self.setup, continuation)
-        if saved is not None:
+        if states:
+            newest = max(states)
+            saved = states[newest]
             point = saved.point
             if point is not None and point.best is not None:
                 best = self.setup.first_step(saved.stage) + point.best.step
-                if best not in steps:
+                if best not in states:
                     self.display.say(f"step {best}, the best so far, is damaged: it is no longer the one to improve on")
                     saved = replace(saved, point=replace(point, best=None))
-            self.variables = merge(without_head(self.variables), self.checkpoints.variables(steps[-1]))
+            self.variables = merge(without_head(self.variables), self.checkpoints.variables(newest))
             if saved.stage >= 0:
                 self.classifier = self.setup.classifiers[saved.stage]
             self.progress = replace(saved, seconds=saved.seconds | self.progress.seconds)  # this time's loading
             if saved.point is not None:
-                self.display.say(f"resuming at step {steps[-1]}")
+                self.display.say(f"resuming at step {newest}")
         if not self.folder.metrics.cut(self.progress.log_lines, self.progress.log_sha256):
             self.display.say(f"{self.folder.metrics.file}: damaged: the log begins anew")
 
-    def _states_with_a_model(self, steps: list[int]) -> list[int]:
-        """The saved steps up to the newest whose model is in the folder, or is still to be made.
+    def _states_with_a_model(self, states: dict[int, RunProgress]) -> dict[int, RunProgress]:
+        """Those up to the newest whose model is in the folder, or is still to be made.
 
         Raises:
             CheckpointError: it is damaged, and was made before all of them.
         """
-        kept = {step: RunProgress.from_json(self.checkpoints.progress(step)).kept for step in steps}
-        if not steps or kept[steps[-1]] is None:
-            return steps
+        kept = states[max(states)].kept if states else None
+        if kept is None:
+            return states
         try:
             verify_bundle(self.folder.bundle)
-            return steps
+            return states
         except CheckpointError as error:
-            before = [step for step in steps if kept[step] != kept[steps[-1]]]
+            before = {step: saved for step, saved in states.items() if saved.kept != kept}
             if not before:
                 raise CheckpointError(
                     f"{error}; no state is from before it was made: restore it from a copy, or start anew with "
                     "--overwrite"
                 ) from None
             self.display.say(f"{error}; it is made again")
-        for step in steps[len(before) :]:
+        for step in states.keys() - before.keys():
             self.checkpoints.delete(step)
         return before
 
-    def _whole_states(self) -> list[int]:
-        """The saved steps, without those that are damaged."""
-        steps, whole = self.checkpoints.steps(), []
-        problems = []
-        for step in steps:
+    def _whole_states(self) -> dict[int, RunProgress]:
+        """Saved step -> how far the run was there, without those that are damaged."""
+        whole, problems = {}, []
+        for step in self.checkpoints.steps():
             try:
                 self.checkpoints.verify(step)
-                whole.append(step)
+                whole[step] = RunProgress.from_json(self.checkpoints.progress(step))
             except CheckpointError as error:
                 problems.append((step, str(error)))
         if problems and not whole:
@@ -144,18 +144,17 @@ class RunSession:
             self.checkpoints.delete(step)
         return whole
 
-    def _extend(self, continuation: Continuation, steps: list[int]) -> tuple[list[int], RunProgress]:
-        """Goes back to the state that longer stages go on from; gives the steps up to it, and its progress."""
-        progress = {step: RunProgress.from_json(self.checkpoints.progress(step)) for step in steps}
-        start = find_state_to_extend(progress, self.setup, continuation.longer)
-        saved = replace(progress[start], kept=kept_model(self.folder, progress[steps[-1]]))
+    def _extend(self, continuation: Continuation, states: dict[int, RunProgress]) -> dict[int, RunProgress]:
+        """Goes back to the state that longer stages go on from; gives those up to it."""
+        start = find_state_to_extend(states, self.setup, continuation.longer)
+        saved = replace(states[start], kept=kept_model(self.folder, states[max(states)]))
         for index in continuation.longer:
             step = saved.point.step if saved.point is not None and index == saved.stage else 0
             self.display.say(describe_extension(self.setup, continuation.before, index, step))
         self.folder.forget_summary()
-        for later in [step for step in steps if step > start]:
+        for later in [step for step in states if step > start]:
             self.checkpoints.delete(later)
-        return [step for step in steps if step <= start], saved
+        return {step: states[step] for step in states if step < start} | {start: saved}
 
     @property
     def metric(self) -> str:
