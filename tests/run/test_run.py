@@ -1,3 +1,4 @@
+import importlib
 import itertools
 import json
 import os
@@ -22,6 +23,12 @@ from finetune.errors import CheckpointError, DataError, FinetuneError, Interrupt
 
 def small(*overrides):
     return finetune.load_recipe(SMALL, overrides)
+
+
+@pytest.fixture
+def copy_of_run(small_run, tmp_path):
+    """Its folder, for this test alone: one process at a time works on a run's."""
+    return shutil.copytree(small_run.directory, tmp_path / "small_run")
 
 
 def test_a_run_leaves_everything_its_folder_promises(small_run):
@@ -109,20 +116,20 @@ def test_only_what_learns_is_written_to_the_state(small_run):
     assert "patch_embedding" not in stored
 
 
-def test_a_folder_with_a_run_is_not_written_over(small_run):
+def test_a_folder_with_a_run_is_not_written_over(small_run, copy_of_run):
     recipe = finetune.load_recipe(small_run.directory / "recipe.yaml")
     with pytest.raises(CheckpointError, match=r"already holds a run; continue it with --resume"):
-        finetune.run(recipe, output=small_run.directory, quiet=True)
+        finetune.run(recipe, output=copy_of_run, quiet=True)
 
 
-def test_resuming_a_finished_run_gives_its_summary(small_run):
+def test_resuming_a_finished_run_gives_its_summary(small_run, copy_of_run):
     recipe = finetune.load_recipe(small_run.directory / "recipe.yaml")
-    assert finetune.run(recipe, output=small_run.directory, resume=True, quiet=True).summary == small_run.summary
+    assert finetune.run(recipe, output=copy_of_run, resume=True, quiet=True).summary == small_run.summary
 
 
-def test_resuming_with_another_recipe_is_refused_by_name(small_run):
+def test_resuming_with_another_recipe_is_refused_by_name(small_run, copy_of_run):
     with pytest.raises(CheckpointError, match=r"--extend goes on with longer stages\n  stages\.1\.epochs: 3 -> 4"):
-        finetune.run(small("stages.1.epochs=4"), output=small_run.directory, resume=True, quiet=True)
+        finetune.run(small("stages.1.epochs=4"), output=copy_of_run, resume=True, quiet=True)
 
 
 def test_overwrite_removes_nothing_where_there_are_files_that_no_run_wrote(small_run, tmp_path):
@@ -136,7 +143,7 @@ def test_overwrite_removes_nothing_where_there_are_files_that_no_run_wrote(small
 
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
 def test_a_folder_that_cannot_be_used_is_told_before_anything_is_loaded(tmp_path, monkeypatch, options):
-    monkeypatch.setattr(sys.modules["finetune.run.run"], "prepare_run", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(importlib.import_module("finetune.run.run"), "prepare_run", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "run.json").write_text('{"of": "another program"}')
     (tmp_path / "mine" / "model").mkdir()
@@ -145,9 +152,9 @@ def test_a_folder_that_cannot_be_used_is_told_before_anything_is_loaded(tmp_path
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["model", "run.json"]
 
 
-def test_overwrite_keeps_the_earlier_run_where_the_new_one_cannot_start(small_run):
+def test_overwrite_keeps_the_earlier_run_where_the_new_one_cannot_start(small_run, copy_of_run):
     with pytest.raises(DataError, match="no such file or folder"):
-        finetune.run(small("data.source=nope"), output=small_run.directory, overwrite=True, quiet=True)
+        finetune.run(small("data.source=nope"), output=copy_of_run, overwrite=True, quiet=True)
     assert (small_run.directory / "model" / "model.json").is_file()
 
 
