@@ -143,7 +143,8 @@ def test_overwrite_removes_nothing_where_there_are_files_that_no_run_wrote(small
 
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
 def test_a_folder_that_cannot_be_used_is_told_before_anything_is_loaded(tmp_path, monkeypatch, options):
-    monkeypatch.setattr(importlib.import_module("finetune.run.run"), "prepare_run", lambda *_, **__: pytest.fail("loaded"))
+    module = importlib.import_module("finetune.run.run")
+    monkeypatch.setattr(module, "prepare_run", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "run.json").write_text('{"of": "another program"}')
     (tmp_path / "mine" / "model").mkdir()
