@@ -103,7 +103,7 @@ class KeptStage:
         began = time.perf_counter()
 
         def compute(start: int) -> Any:
-            return self.extractor.blocks(evaluation_batches(self.split, self.spec, self.size, start))
+            return self.extractor.blocks(evaluation_batches(self.split, self.spec, self.size, start), IMAGES - start)
 
         store = open_store(folder, len(self.split), self.extractor.specs, compute, about={})
         batches: Any = kept_batches(store, self.split.labels, BATCH, seed=0)
@@ -203,7 +203,7 @@ def extraction(cifar10: str) -> dict[str, Any]:
         return time.perf_counter() - began
 
     def compute(start: int) -> Any:
-        return stage.extractor.blocks(evaluation_batches(split, stage.spec, stage.size, start))
+        return stage.extractor.blocks(evaluation_batches(split, stage.spec, stage.size, start), len(split) - start)
 
     def memory() -> float:
         began = time.perf_counter()

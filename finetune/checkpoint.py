@@ -18,10 +18,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from finetune.distributed.sharding import Placement
 from finetune.errors import CheckpointError, first_line
 from finetune.files import hash_json, replaced, require_space
 from finetune.foreign_errors import advice_for
-from finetune.trees import hash_array
+from finetune.trees import fetch, hash_array
 
 
 class RunCheckpoints:
@@ -40,13 +41,16 @@ class RunCheckpoints:
         keep_last: int = 2,
         keep_best: int = 1,
         saved: Callable[[], None] | None = None,
+        placement: Placement | None = None,
     ) -> None:
         """
         Args:
             keep_last: newest steps that are kept; one alone leaves nothing to go back to should it be damaged.
             keep_best: steps with the best validation scores that are kept.
             saved: is called after each step that was written, by the thread that wrote it.
+            placement: of the arrays that are restored; by default on this process's first device.
         """
+        self._placement = placement if placement is not None and not placement.is_trivial else None
         self.directory = directory.absolute()
         keep = policies.AnyPreservationPolicy(
             [
@@ -59,17 +63,21 @@ class RunCheckpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep,
             read_only=read_only,
-            create=not read_only,
+            create=False,
             enable_async_checkpointing=False,  # the writer is the thread beside training
             save_interval_steps=0 if read_only else 1,  # Orbax warns where a reader has any other
+            multiprocessing_options=this_process_alone(),
         )
+        alone: dict[str, Any] = {"multiprocessing_options": this_process_alone()}
         handlers = {
             # compressing weights saves a tenth of their size and takes as long as all else
-            "variables": ocp.PyTreeCheckpointHandler(use_compression=False),
-            "state": ocp.PyTreeCheckpointHandler(use_compression=False),
-            "progress": ocp.JsonCheckpointHandler(),
-            "manifest": ocp.JsonCheckpointHandler(),
+            "variables": ocp.PyTreeCheckpointHandler(use_compression=False, **alone),
+            "state": ocp.PyTreeCheckpointHandler(use_compression=False, **alone),
+            "progress": ocp.JsonCheckpointHandler(**alone),
+            "manifest": ocp.JsonCheckpointHandler(**alone),
         }
+        if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         self._saved_one = saved
         self._writer = ThreadPoolExecutor(1, "saving")
@@ -152,7 +160,7 @@ class RunCheckpoints:
         return progress
 
     def variables(self, step: int) -> dict[str, Any]:
-        """The saved variables, on this process's default device."""
+        """The saved variables."""
         return self._arrays(step, "variables", self._saved(step)["variables"])
 
     def state(self, step: int, like: Any) -> Any:
@@ -183,7 +191,7 @@ class RunCheckpoints:
             raise self._damaged(step, first_line(error)) from None
 
     def _arrays(self, step: int, item: str, like: Any) -> Any:
-        like = on_this_device(like)
+        like = on_this_device(like) if self._placement is None else self._placement.shapes(like)
         places = ocp.checkpoint_utils.construct_restore_args(like)
         tree = self._restore(step, **{item: ocp.args.PyTreeRestore(like, restore_args=places)})[item]
         if Counter(_hash_arrays(tree)) != Counter(self._manifest(step).get(item, ())):
@@ -219,7 +227,7 @@ def _copy_to_host(tree: Any) -> Any:
     for leaf in on_device:
         leaf.copy_to_host_async()  # all at once
     in_place = jax.default_backend() == "cpu"  # NumPy would read the array where it is
-    return jax.tree.map(lambda leaf: np.array(leaf) if in_place else np.asarray(leaf), tree)
+    return jax.tree.map(lambda leaf: np.array(leaf) if in_place else fetch(leaf), tree)
 
 
 def _make_manifest(variables: Any, state: Any, progress: dict[str, Any]) -> dict[str, Any]:
@@ -232,6 +240,16 @@ def _make_manifest(variables: Any, state: Any, progress: dict[str, Any]) -> dict
 def _hash_arrays(tree: Any) -> list[str]:
     """Of every array, in no order that a restored tree would have to keep."""
     return [hash_array(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def this_process_alone() -> ocp.options.MultiprocessingOptions:
+    """For Orbax, which otherwise waits for all other processes of a run to do the same."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
 
 
 def find_bundle(folder: Path) -> Path | None:

@@ -59,6 +59,10 @@ class MachineError(FinetuneError):
     """The machine lacks what was asked of it: memory, a device, room on a disk, a permission."""
 
 
+class MeshError(FinetuneError):
+    """Devices or processes that cannot share what was asked of them."""
+
+
 class Diverged(FinetuneError):
     """Training gave numbers that are not finite. What was good before is kept."""
 

@@ -65,6 +65,15 @@ def hash_leaves(tree: Tree) -> dict[str, str]:
     return {path: hash_array(leaf) for path, leaf in flatten(tree).items()}
 
 
+def fetch(leaf: Any) -> np.ndarray:
+    """The whole array on the host. Where processes hold parts of it, each calls this, and each gets all of it."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+        from jax.experimental.multihost_utils import process_allgather
+
+        return np.asarray(process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)
+
+
 def hash_array(leaf: Any) -> str:
     """SHA-256 over dtype, shape and bytes."""
     return _sha256([("", leaf)])
@@ -78,7 +87,7 @@ def hash_tree(tree: Tree) -> str:
 def _sha256(leaves: Iterable[tuple[str, Any]]) -> str:
     digest = hashlib.sha256()
     for path, leaf in leaves:
-        array = np.ascontiguousarray(leaf)
+        array = np.ascontiguousarray(fetch(leaf))
         digest.update(f"{path} {array.dtype} {np.shape(leaf)}\n".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)  # no copy
     return digest.hexdigest()

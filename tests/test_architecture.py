@@ -19,6 +19,7 @@ ROOMS = [  # from top to bottom
     "data",
     "weights",
     "checkpoint",
+    "distributed",
     "recipe",
     "page",
     "images",

@@ -44,7 +44,7 @@ def training_batches(
     seed: int,
     num_workers: int = 0,
     balanced: bool = False,
-    shard: tuple[int, int] = (0, 1),
+    share: np.ndarray | None = None,
 ) -> ParallelBatches:
     """An endless iterator over full batches, shuffled differently in every epoch.
 
@@ -52,32 +52,33 @@ def training_batches(
 
     Args:
         transform: (image, generator) -> uint8 [H, W, C]; the generator is a function of seed, epoch and index.
-        batch_size: over all shards.
+        batch_size: over all processes.
         num_workers: decoding processes; 0 decodes in threads.
         balanced: samples every class equally often; the number of images in an epoch stays the same.
-        shard: (index, count), which part of every batch this process takes. The union of the parts is the same batch
-            for every count.
+        share: the rows of every batch that this process makes, ascending; by default all. They are the same whoever
+            makes them.
 
     Raises:
-        DataError: the batch size exceeds the number of images or is not a multiple of the number of shards, or
-            ``balanced`` with many labels per image.
+        DataError: the batch size exceeds the number of images, or ``balanced`` with many labels per image.
         RecipeError: there are more workers than processors.
     """
-    shard_index, shard_count = shard
-    if batch_size % shard_count:
-        raise DataError(f"batch_size: {batch_size} does not divide among {shard_count} processes; choose a multiple")
     if num_workers:
         split = for_processes(split, cache_folder() / "in_memory")
     labels = split.labels
     indices = _balanced_indices(labels, seed) if balanced else _shuffled_indices(labels, batch_size, seed)
-    if shard_count > 1:
-        indices = indices[shard_index::shard_count]
     examples = indices.map(_Examples(split).__getitem__).seed(seed).random_map(_Transformed(transform))
-    return ParallelBatches(partial(_stack, examples), sys.maxsize, batch_size // shard_count, num_workers)
+    rows = _Rows(batch_size, share)
+    return ParallelBatches(partial(_stack, examples, rows), sys.maxsize, rows.count, num_workers)
 
 
 def kept_batches(
-    store: FeatureStore, labels: np.ndarray, batch_size: int, *, seed: int, balanced: bool = False
+    store: FeatureStore,
+    labels: np.ndarray,
+    batch_size: int,
+    *,
+    seed: int,
+    balanced: bool = False,
+    share: np.ndarray | None = None,
 ) -> ParallelBatches:
     """The batches of :func:`training_batches`, in the same order, with ``kept`` from a store instead of ``image``.
 
@@ -89,40 +90,79 @@ def kept_batches(
         count = len(labels)
         indices = indices.seed(seed).random_map(lambda index, rng: index + count * int(rng.integers(views)))
 
+    of_batches = _Rows(batch_size, share)
+
     def gather(start: int, stop: int) -> dict[str, Any]:
-        rows = np.array([indices[i] for i in range(start, stop)])
+        rows = np.array([indices[of_batches[i]] for i in range(start, stop)])
         return {"kept": store.take(rows), "label": labels[rows % len(labels)]}
 
-    return ParallelBatches(gather, sys.maxsize, batch_size)
+    return ParallelBatches(gather, sys.maxsize, of_batches.count)
 
 
-def evaluation_batches(split: Split, spec: ImageSpec, batch_size: int, start: int = 0) -> Iterator[Batch]:
+def evaluation_batches(
+    split: Split, spec: ImageSpec, batch_size: int, start: int = 0, share: np.ndarray | None = None
+) -> Iterator[Batch]:
     """Every image once, in order, from the one at ``start``. The last batch is padded to full size; ``weight`` is 0 for
-    its padding."""
-    size = min(batch_size, len(split))
+    its padding.
+
+    Args:
+        share: the rows of every batch that this process makes, ascending; by default all.
+    """
     examples = grain.MapDataset.source(range(start, len(split))).map(_Examples(split).__getitem__)
     examples = examples.map(_Transformed(lambda image: spec.to_uint8(open_image(image))))
-    return _padded(examples, size)
+    return _padded(examples, _Rows(batch_size, share))
 
 
 def view_batches(
-    split: Split, transform: Transform, batch_size: int, views: int, *, seed: int, start: int = 0
+    split: Split,
+    transform: Transform,
+    batch_size: int,
+    views: int,
+    *,
+    seed: int,
+    start: int = 0,
+    share: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """``views`` augmented views of every image, all first views first; padded as in :func:`evaluation_batches`."""
-    size = min(batch_size, len(split))
     rows = grain.MapDataset.source(range(views * len(split))).seed(seed)
     rows = rows.map(lambda row: _Examples(split)[row % len(split)]).random_map(_Transformed(transform))
-    return _padded(rows[start:], size)
+    return _padded(rows[start:], _Rows(batch_size, share))
 
 
-def kept_evaluation_batches(store: FeatureStore, labels: np.ndarray, batch_size: int) -> Iterator[dict[str, Any]]:
+def kept_evaluation_batches(
+    store: FeatureStore, labels: np.ndarray, batch_size: int, share: np.ndarray | None = None
+) -> Iterator[dict[str, Any]]:
     """The batches of :func:`evaluation_batches` with ``kept`` from a store instead of ``image``."""
-    size = min(batch_size, len(labels))
-    for start in range(0, len(labels), size):
-        rows = np.arange(start, start + size)
+    of_batch = np.arange(batch_size) if share is None else share
+    for start in range(0, len(labels), batch_size):
+        rows = start + of_batch
         inside = rows < len(labels)
         rows = np.minimum(rows, len(labels) - 1)  # padding, which weighs nothing
         yield {"kept": store.take(rows), "label": labels[rows], "weight": inside.astype(np.float32)}
+
+
+class _Rows:
+    """What this process makes of batches: its position -> the position among all examples.
+
+    Attributes:
+        count: rows of a batch that it makes.
+    """
+
+    def __init__(self, batch_size: int, share: np.ndarray | None) -> None:
+        self.batch_size = batch_size
+        self._share = None if share is None else share.tolist()
+        self.count = batch_size if share is None else len(share)
+
+    def __getitem__(self, position: int) -> int:
+        if self._share is None:
+            return position
+        batch, row = divmod(position, self.count)
+        return int(batch * self.batch_size + self._share[row])
+
+    def within(self, first: int, total: int) -> np.ndarray:
+        """Which of the rows of the batch that begins at ``first`` are not padding, behind ``total`` examples."""
+        rows = np.arange(self.batch_size) if self._share is None else np.array(self._share)
+        return np.asarray(first + rows < total)
 
 
 class _Examples:
@@ -170,22 +210,25 @@ def _balanced_indices(labels: np.ndarray, seed: int) -> grain.MapDataset:
     return grain.MapDataset.mix(shuffled)
 
 
-def _stack(examples: grain.MapDataset, start: int, stop: int) -> Batch:
-    rows = [examples[i] for i in range(start, stop)]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+def _stack(examples: grain.MapDataset, rows: _Rows, start: int, stop: int) -> Batch:
+    made = [examples[rows[i]] for i in range(start, stop)]
+    return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
 
-def _padded(examples: grain.MapDataset, size: int) -> Iterator[Batch]:
-    with closing(ParallelBatches(partial(_stack, examples), len(examples), size)) as batches:
-        for batch in batches:
-            yield _pad(batch, size)
+def _padded(examples: grain.MapDataset, rows: _Rows) -> Iterator[Batch]:
+    total, firsts = len(examples), range(0, len(examples), rows.batch_size)
+    inside = [rows.within(first, total) for first in firsts]
+    # a process that has nothing of the last batch makes one row of it, as padding; Grain begins again behind the end
+    length = sum(max(1, int(mask.sum())) for mask in inside)
+    with closing(ParallelBatches(partial(_stack, examples, rows), length, rows.count)) as batches:
+        for batch, mask in zip(batches, inside, strict=True):
+            yield {**_pad(batch, rows.count), "weight": mask.astype(np.float32)}
 
 
 def _pad(batch: Batch, size: int) -> Batch:
-    """The batch padded with zeros to ``size`` along the first axis, and the ``weight`` of each row: 1 or 0."""
-    count = len(batch["image"])
-    padded = {
-        name: np.concatenate([array, np.zeros((size - count, *array.shape[1:]), array.dtype)])
+    """The batch padded with zeros to ``size`` along the first axis."""
+    missing = size - len(batch["image"])
+    return {
+        name: np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
         for name, array in batch.items()
     }
-    return {**padded, "weight": (np.arange(size) < count).astype(np.float32)}

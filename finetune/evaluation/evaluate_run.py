@@ -80,7 +80,7 @@ def evaluate_run(
         own = _training_images(recipe, track, verify)
     before = ImageRecord.load(folder)
     changes = None if own is None or before is None else ImageRecord.of(own).changes_since(before)
-    step = make_eval_step(predictor.model, predictor.image_spec)
+    step = make_eval_step(predictor.model, predictor.image_spec, predictor.placement)
     evaluation = evaluate(
         step,
         predictor.variables,
@@ -90,6 +90,7 @@ def evaluate_run(
         track,
         "evaluation",
         keep_logits=True,
+        placement=predictor.placement,
     )
     labels, calibration = measured.images.labels, None
     if predictor.confidence is not None and labels.ndim == 1 and evaluation.logits is not None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from finetune.data.labeled_images import Split
 from finetune.data.loader import evaluation_batches
+from finetune.distributed.sharding import Placement
 from finetune.errors import DataError
 from finetune.evaluation.steps import EvalStep
 from finetune.images.spec import ImageSpec
@@ -78,6 +79,7 @@ def evaluate(
     track: Track = untracked,
     name: str = "evaluation",
     keep_logits: bool = False,
+    placement: Placement | None = None,
 ) -> Evaluation:
     """Exact metrics over a split: every image counts once, however the batches are padded.
 
@@ -89,13 +91,17 @@ def evaluate(
         batch_size: images in a step; no metric depends on it beyond rounding.
         track: shows how far it is, under ``name``.
         keep_logits: the evaluation has them.
+        placement: of variables and batches, where there are several devices.
 
     Raises:
         DataError: images may have several labels, but none has any: average precision is undefined.
     """
-    total = -(-len(split) // min(batch_size, len(split)))
-    batches = track(evaluation_batches(split, spec, batch_size), name, total)
-    return evaluate_batches(eval_step, variables, batches, split.labels, keep_logits)
+    size = min(batch_size, len(split))
+    if placement is not None:
+        size = placement.round_up(size)
+    share = None if placement is None else placement.rows(size)
+    batches = track(evaluation_batches(split, spec, size, share=share), name, -(-len(split) // size))
+    return evaluate_batches(eval_step, variables, batches, split.labels, keep_logits, placement)
 
 
 def evaluate_batches(
@@ -104,6 +110,7 @@ def evaluate_batches(
     batches: Iterable[dict[str, Any]],
     labels: np.ndarray,
     keep_logits: bool = False,
+    placement: Placement | None = None,
 ) -> Evaluation:
     """The same over batches that are there already; ``labels`` are those of all, and errors as in :func:`evaluate`."""
     multi_label = labels.ndim == 2
@@ -112,11 +119,12 @@ def evaluate_batches(
             f"mean average precision is undefined: none of the {len(labels)} images has a label; "
             "give images with labels, or another share of them to this split"
         )
-    variables = jax.device_put(variables)  # arrays on the host are copied once, not with every batch
+    put, put_batch = (jax.device_put,) * 2 if placement is None else (placement.put, placement.put_batch)
+    variables = put(variables)  # arrays on the host are copied once, not with every batch
     sums: Any = None  # read from the device once, after the last batch
     rows = []
     for batch in batches:
-        metrics, logits = eval_step(variables, jax.device_put(batch))
+        metrics, logits = eval_step(variables, put_batch(batch))
         sums = metrics if sums is None else jax.tree.map(lambda a, b: a + b, sums, metrics)
         if multi_label or keep_logits:
             rows.append(logits)

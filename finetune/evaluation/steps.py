@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from finetune.distributed.sharding import Placement
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
 from finetune.training.frozen_prefix import FrozenPrefix
@@ -18,22 +19,25 @@ Metrics = dict[str, jax.Array]  # sums over examples: loss, correct, count
 EvalStep = Callable[[Any, Any], tuple[Metrics, jax.Array]]
 
 
-def make_eval_step(classifier: Classifier, spec: ImageSpec) -> EvalStep:
+def make_eval_step(classifier: Classifier, spec: ImageSpec, placement: Placement | None = None) -> EvalStep:
     """``eval_step(variables, batch) -> (metrics, logits)``, jitted.
 
     The batch holds ``image`` uint8 [N, H, W, C], ``label`` (int [N], or 0 and 1 of shape [N, num_classes]) and
     ``weight`` float32 [N], which is 0 for the rows that pad the last batch. Logits are float32 [N, num_classes]. The
     loss is cross-entropy, or for labels of shape [N, num_classes] its binary form, the mean over the classes.
+
+    Args:
+        placement: of variables and batches, where there are several devices; all have all of the results.
     """
 
     def eval_step(variables: Any, batch: Any) -> tuple[Metrics, jax.Array]:
         logits: Any = classifier.apply(variables, spec.normalize(batch["image"]))
         return _measure(logits, batch), logits
 
-    return jax.jit(eval_step)
+    return _jit(eval_step, placement)
 
 
-def make_kept_eval_step(prefix: FrozenPrefix) -> EvalStep:
+def make_kept_eval_step(prefix: FrozenPrefix, placement: Placement | None = None) -> EvalStep:
     """The same from what a prefix of the logits keeps: ``eval_step((varying, frozen), batch)``, whose batch holds
     ``kept`` instead of ``image``."""
 
@@ -42,7 +46,13 @@ def make_kept_eval_step(prefix: FrozenPrefix) -> EvalStep:
         logits = prefix.resume(varying, frozen, batch["kept"])
         return _measure(logits, batch), logits
 
-    return jax.jit(eval_step)
+    return _jit(eval_step, placement)
+
+
+def _jit(step: EvalStep, placement: Placement | None) -> EvalStep:
+    if placement is None or placement.is_trivial:
+        return jax.jit(step)
+    return jax.jit(step, out_shardings=placement.replicated)
 
 
 def _measure(logits: jax.Array, batch: Any) -> Metrics:

@@ -24,7 +24,8 @@ import orbax.checkpoint as ocp
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
-from finetune.checkpoint import find_bundle, on_this_device
+from finetune.checkpoint import find_bundle, on_this_device, this_process_alone
+from finetune.distributed.sharding import Placement
 from finetune.errors import CheckpointError, FinetuneError, ModelError, first_line, listed
 from finetune.export.confidence import Confidence
 from finetune.export.description import FORMAT, Description
@@ -117,7 +118,7 @@ def _write(directory: Path, model: Mapping[str, Any], variables: Any, confidence
     require_space(directory, sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     with folder_written_atomically(directory) as folder:
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _checkpointer() as checkpointer:
                 checkpointer.save(folder / _WEIGHTS, variables)
             if arrays:
                 save_file(arrays, folder / _NOVELTY)
@@ -143,11 +144,12 @@ def _check_replaceable(directory: Path) -> None:
         )
 
 
-def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
-    """Reads a bundle onto this process's default device, whatever machine and whatever earlier version wrote it.
+def load_bundle(directory: Path, *, allow_local_code: bool = False, placement: Placement | None = None) -> Bundle:
+    """Reads a bundle, whatever machine and whatever earlier version wrote it.
 
     Args:
         allow_local_code: import the module of your own that the bundle names, if it does.
+        placement: of the weights; by default on this process's first device.
 
     Raises:
         CheckpointError: not a bundle, one of a newer version, or one whose parts are missing, damaged or do not fit
@@ -160,7 +162,7 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False) -> Bundle:
     saved = _read_shapes(directory / _WEIGHTS)
     classifier, shapes = _build(directory, description, saved, allow_local_code)
     confidence = _read_confidence(directory, description, saved)
-    variables = _load_weights(directory / _WEIGHTS, shapes)
+    variables = _load_weights(directory / _WEIGHTS, shapes, placement)
     _check_weights(variables, directory, description)
     return Bundle(
         classifier,
@@ -297,7 +299,7 @@ def _read_arrays(folder: Path) -> dict[str, Any]:
         for path in folder.rglob("*"):
             if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
                 raise CheckpointError(f"{path}: neither a file nor a folder; weights are regular files")
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             saved = checkpointer.metadata(folder.absolute())
         return dict(getattr(saved, "item_metadata", saved))
     except FinetuneError:
@@ -306,9 +308,14 @@ def _read_arrays(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: the weights cannot be read: {first_line(error)}") from None
 
 
-def _load_weights(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
+def _checkpointer() -> ocp.StandardCheckpointer:
+    return ocp.StandardCheckpointer(multiprocessing_options=this_process_alone())
+
+
+def _load_weights(folder: Path, shapes: dict[str, Any], placement: Placement | None = None) -> dict[str, Any]:
+    placed = on_this_device(shapes) if placement is None or placement.is_trivial else placement.shapes(shapes)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder.absolute(), on_this_device(shapes))
+        with _checkpointer() as checkpointer:
+            return checkpointer.restore(folder.absolute(), placed)
     except Exception as error:  # Orbax and TensorStore raise many kinds
         raise CheckpointError(f"{folder}: the weights cannot be read: {first_line(error)}") from None

@@ -12,9 +12,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from finetune.checkpoint import RunCheckpoints, find_bundle
+from finetune.distributed.sharding import Placement, on_all_devices
 from finetune.errors import CheckpointError
 from finetune.export.bundle import Bundle, load_bundle
 from finetune.export.confidence import SET_KINDS, Confidence, SetKind
@@ -67,20 +69,28 @@ class Predictor:
         image_spec: how images are prepared, the same as in training.
         multi_label: an image may be of several classes.
         confidence: what the validation images said: its calibration is part of all probabilities. None without any.
+        placement: of the variables; images are divided among its devices.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, placement: Placement | None = None) -> None:
+        """``placement``: by default, all devices of this process have all variables."""
+        self.placement = placement or on_all_devices()
         self.model: Classifier = bundle.classifier
-        self.variables: dict[str, Any] = bundle.variables
+        self.variables: dict[str, Any] = self.placement.put(bundle.variables)
         self.class_names: tuple[str, ...] = bundle.class_names
         self.image_spec: ImageSpec = bundle.image_spec
         self.multi_label: bool = bundle.multi_label
         self.confidence: Confidence | None = bundle.confidence
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the compiled program; a copy in another process compiles its own."""
-        state = {name: value for name, value in self.__dict__.items() if name != "_forward"}
+        """Without the compiled program and the devices; a copy in another process has its own."""
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_forward", "placement")}
         return {**state, "variables": jax.device_get(self.variables)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.placement = on_all_devices()
+        self.variables = self.placement.put(self.variables)
 
     def predict(
         self,
@@ -179,12 +189,12 @@ class Predictor:
         if not isinstance(images, Iterable):
             raise TypeError(f"predict takes a list of images; received {type(images).__name__}")
         remaining = iter(images)
-        while chunk := list(islice(remaining, _LARGEST_BATCH)):
+        while chunk := list(islice(remaining, self.placement.round_up(_LARGEST_BATCH))):
             pixels = np.stack([self.image_spec.to_uint8(open_image(image)) for image in chunk])
             # Sizes are rounded up to powers of two, so that few shapes are ever compiled.
-            size = 1 << (len(pixels) - 1).bit_length()
+            size = self.placement.round_up(1 << (len(pixels) - 1).bit_length())
             padded = np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)])
-            shares, novelty = jax.device_get(self._forward(self.variables, padded))
+            shares, novelty = jax.device_get(self._forward(self.variables, self.placement.put_batch(padded)))
             rows.append(shares[: len(pixels)])
             novelties.append(novelty[: len(pixels)])
         return np.concatenate(rows), np.concatenate(novelties)
@@ -206,7 +216,11 @@ class Predictor:
 
 
 def restore(
-    directory: str | Path, *, step: int | Literal["best", "last"] = "best", allow_local_code: bool = False
+    directory: str | Path,
+    *,
+    step: int | Literal["best", "last"] = "best",
+    mesh: Mesh | None = None,
+    allow_local_code: bool = False,
 ) -> Predictor:
     """A predictor from a run's folder, or from a model bundle moved anywhere alone.
 
@@ -215,6 +229,8 @@ def restore(
             (``s3://``, ``gs://``, ``https://``, ``file://``, ...), which is fetched once.
         step: ``best``, the model that the run chose; ``last``, the newest saved state; or the number of a saved
             state. The last two need the run's folder.
+        mesh: from :func:`finetune.make_mesh`, among whose devices variables and images are divided; by default, all
+            devices of this process have all variables, and share the images.
         allow_local_code: import the module of your own that the model was made with, if it was.
 
     Raises:
@@ -229,12 +245,13 @@ def restore(
         raise CheckpointError(
             f"{folder}: {what if folder.is_dir() else 'no such folder'}; give what finetune run wrote"
         )
-    bundle = load_bundle(home, allow_local_code=allow_local_code)
+    placement = on_all_devices() if mesh is None else Placement(mesh)
+    bundle = load_bundle(home, allow_local_code=allow_local_code, placement=placement)
     if step == "best":
-        return Predictor(bundle)
+        return Predictor(bundle, placement)
     if not (folder / "state").is_dir():
         raise CheckpointError(f"{folder}: step {step!r} needs the saved states of a run, and there is no state/ here")
-    with RunCheckpoints(folder / "state", read_only=True) as checkpoints:
+    with RunCheckpoints(folder / "state", read_only=True, placement=placement) as checkpoints:
         steps = checkpoints.steps()
         if not steps or (step != "last" and step not in steps):
             raise CheckpointError(
@@ -246,4 +263,5 @@ def restore(
             f"{folder}: step {step!r} has another kind of head than the model that the run chose; use step='best'"
         )
     variables = merge(bundle.variables, changed)
-    return Predictor(replace(bundle, variables=variables, confidence=None))  # that is the chosen model's alone
+    bundle = replace(bundle, variables=variables, confidence=None)  # that is the chosen model's alone
+    return Predictor(bundle, placement)

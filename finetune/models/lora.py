@@ -20,6 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from finetune.errors import PartitionError
+from finetune.trees import fetch
 
 Adapter = dict[str, jax.Array]
 
@@ -52,7 +53,7 @@ def init_adapters(kernels: Any, *, rank: int, dora: bool, rng: jax.Array) -> dic
         adapters[*path[:-1], "lora_a"] = jax.random.uniform(key, (width, rank), jnp.float32, -bound, bound)
         adapters[*path[:-1], "lora_b"] = jnp.zeros((rank, out), jnp.float32)
         if dora:
-            norms = np.linalg.norm(np.asarray(kernel, np.float32), axis=0)  # on the host: a trace has no values
+            norms = np.linalg.norm(fetch(kernel).astype(np.float32), axis=0)  # on the host: a trace has no values
             if not norms.all():
                 raise PartitionError(
                     f"lora: {name} has columns of zeros, which have no direction; use lora without dora, "

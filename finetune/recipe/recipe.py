@@ -18,6 +18,7 @@ from finetune.recipe.backbone import BackboneConfig, HeadConfig, PretrainedConfi
 from finetune.recipe.base import KeyPath, Name, Part, locate, mistakes, takes_text
 from finetune.recipe.data import DataConfig
 from finetune.recipe.heads import HeadStage, TextStage
+from finetune.recipe.mesh import MeshConfig
 from finetune.recipe.optimization import has_state
 from finetune.recipe.saving import SaveConfig
 from finetune.recipe.source import RecipeSource
@@ -71,6 +72,8 @@ class Recipe(Part):
         stages: what is trained, in order; may be empty where the head classifies from the start.
         evaluate: how models are evaluated.
         save: how often what it takes to go on is saved.
+        mesh: how several devices share the work; by default all of them divide each batch. ``auto`` takes the fewest
+            parts of the parameters that fit the memory.
     """
 
     name: Name
@@ -81,6 +84,7 @@ class Recipe(Part):
     stages: list[Stage]
     evaluate: EvaluateConfig = EvaluateConfig()
     save: SaveConfig = SaveConfig()
+    mesh: MeshConfig | Literal["auto"] | None = None
 
     @property
     def train_stages(self) -> dict[int, TrainStage]:

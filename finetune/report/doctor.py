@@ -12,6 +12,7 @@ from finetune.data.duplicates import group_duplicates
 from finetune.data.labeled_images import concatenate
 from finetune.data.splits import Splits, load_splits
 from finetune.data.stratify import grouped_folds
+from finetune.distributed.sharding import on_all_devices
 from finetune.errors import CheckpointError, DataError, ModelError, RecipeError
 from finetune.evaluation.outliers import neighbor_distances
 from finetune.files import write_json, write_text
@@ -108,7 +109,7 @@ def diagnose_data(
 def _gather(recipe: Recipe, splits: Splits, backbone: Backbone, display: Progress) -> Evidence:
     """Features, and everything that follows from them and from the pixels."""
     classifier, variables = attach_head(backbone, HeadConfig(), len(splits.class_names), seed=recipe.seed)
-    features = RunFeatures(backbone.image_spec, _BATCH, display, lambda when: None)
+    features = RunFeatures(backbone.image_spec, _BATCH, display, lambda when: None, on_all_devices())
     x = np.concatenate(
         [features.head_inputs(classifier, variables, split, name) for name, split in splits.named().items()]
     )

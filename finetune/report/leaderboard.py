@@ -12,6 +12,7 @@ import jax
 from pydantic import TypeAdapter
 
 from finetune.data.splits import Splits, load_splits
+from finetune.distributed.sharding import on_all_devices
 from finetune.errors import CheckpointError, DataError, FinetuneError, RecipeError, nearest
 from finetune.evaluation.metrics import Evaluation
 from finetune.evaluation.statistics import wilson_interval
@@ -118,7 +119,7 @@ class _Contender:
         self._templates, self._display = templates, display
         self.backbone: Backbone = open_backbone(PretrainedConfig(source=source), seed=seed)
         self._classifier, self._variables = attach_head(self.backbone, HeadConfig(), len(splits.class_names), seed=seed)
-        self._features = RunFeatures(self.backbone.image_spec, _BATCH, display, lambda when: None)
+        self._features = RunFeatures(self.backbone.image_spec, _BATCH, display, lambda when: None, on_all_devices())
 
     def lacks_text_for(self, head: str) -> bool:
         needs = head == ZERO_SHOT or isinstance(stage_of(head), TextStage)

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from finetune.data.augment import make_training_transform
 from finetune.data.feature_store import FeatureStore, in_memory, open_store
 from finetune.data.labeled_images import Split
 from finetune.data.loader import evaluation_batches, kept_evaluation_batches, view_batches
+from finetune.distributed.sharding import Placement
 from finetune.errors import CheckpointError, ModelError
 from finetune.evaluation.metrics import Evaluation, evaluate_batches
 from finetune.evaluation.steps import make_kept_eval_step
@@ -31,7 +31,7 @@ from finetune.training.features import (
     head_input_prefix,
     logits_prefix,
 )
-from finetune.trees import Variables, paths_of, pick
+from finetune.trees import Variables, fetch, paths_of, pick
 
 _T = TypeVar("_T")
 _ROWS = 4096  # read at a time
@@ -52,15 +52,20 @@ class RunFeatures:
 
     Attributes:
         batch_size: images at a time.
+        placement: of variables and batches.
     """
 
-    def __init__(self, spec: ImageSpec, most: int, display: Progress, check: Callable[[str], None]) -> None:
+    def __init__(
+        self, spec: ImageSpec, most: int, display: Progress, check: Callable[[str], None], placement: Placement
+    ) -> None:
         """
         Args:
             most: images at a time.
             check: is called between batches with what is under way, and may raise.
+            placement: of variables and batches.
         """
-        self.batch_size = extraction_batch_size(most)
+        self.placement = placement
+        self.batch_size = placement.round_up(extraction_batch_size(most))
         self._spec, self._display, self._check = spec, display, check
         self._steps: dict[str, Any] = {}  # compiled
         self._head: tuple[list[Any], FeatureExtractor] | None = None
@@ -79,7 +84,7 @@ class RunFeatures:
         Raises:
             CheckpointError: the disk has no room for it, and it is too large to be kept in memory.
         """
-        extractor.share(self._steps)
+        extractor.share_program(self._steps)
         about = self._about(extractor, split, views)
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
         if key not in self._stores:
@@ -94,8 +99,8 @@ class RunFeatures:
         extractor = self.head_extractor(classifier, variables)
         store, frozen = self.store(extractor, split, name), without_head(variables)
         parts = [store.take(np.arange(i, min(i + _ROWS, len(split)))) for i in range(0, len(split), _ROWS)]
-        rows = [extractor.prefix.resume({}, frozen, [jnp.asarray(array) for array in part]) for part in parts]
-        return np.concatenate([np.asarray(row, np.float32) for row in rows])
+        rows = [extractor.prefix.resume({}, frozen, self.placement.put_whole(part)) for part in parts]
+        return np.concatenate([fetch(row).astype(np.float32) for row in rows])
 
     def head_extractor(self, classifier: Classifier, variables: Variables) -> FeatureExtractor:
         """Of the features that the head reads.
@@ -110,8 +115,8 @@ class RunFeatures:
         prefix = head_input_prefix(classifier, variables, self._spec, self.batch_size)
         if prefix is None:
             raise ModelError("the backbone computes nothing from images that could be kept as features")
-        extractor = FeatureExtractor(prefix, backbone, self._spec, self.batch_size)
-        extractor.share(self._steps)
+        extractor = FeatureExtractor(prefix, backbone, self._spec, self.batch_size, placement=self.placement)
+        extractor.share_program(self._steps)
         self._head = leaves, extractor
         return extractor
 
@@ -127,12 +132,13 @@ class RunFeatures:
         rows = len(split) * (views.count if views else 1)
 
         def compute(start: int) -> Iterable[Sequence[np.ndarray]]:
+            size, share = extractor.batch_size, extractor.share
             if views is None:
-                batches = evaluation_batches(split, self._spec, self.batch_size, start)
+                batches = evaluation_batches(split, self._spec, size, start, share)
             else:
                 transform = make_training_transform(views.augment, self._spec)
-                batches = view_batches(split, transform, self.batch_size, views.count, seed=views.seed, start=start)
-            return self._display.count(extractor.blocks(batches), f"{name}: features", rows, start)
+                batches = view_batches(split, transform, size, views.count, seed=views.seed, start=start, share=share)
+            return self._display.count(extractor.blocks(batches, rows - start), f"{name}: features", rows, start)
 
         try:
             return open_store(
@@ -206,8 +212,8 @@ class FeatureEvaluator:
         shapes = jax.eval_shape(lambda: pick(variables, varying))
         self._prefix = logits_prefix(classifier, shapes, self._frozen, spec, (size, size + 1))
         if self._prefix is not None:
-            self._extractor = FeatureExtractor(self._prefix, self._frozen, spec, size)
-            self._step = make_kept_eval_step(self._prefix)
+            self._extractor = FeatureExtractor(self._prefix, self._frozen, spec, size, placement=features.placement)
+            self._step = make_kept_eval_step(self._prefix, features.placement)
 
     @property
     def can(self) -> bool:
@@ -216,6 +222,9 @@ class FeatureEvaluator:
 
     def __call__(self, variables: Variables, split: Split, name: str, keep_logits: bool = False) -> Evaluation:
         store = self._features.store(self._extractor, split, name, tell=False)
-        batches = self._features.minded(kept_evaluation_batches(store, split.labels, self._most), f"during {name}")
-        variables = pick(variables, self._varying)
-        return evaluate_batches(self._step, (variables, self._frozen), batches, split.labels, keep_logits)
+        placement = self._features.placement
+        size = placement.round_up(min(self._most, len(split)))
+        batches = kept_evaluation_batches(store, split.labels, size, placement.rows(size))
+        batches = self._features.minded(batches, f"during {name}")
+        both = pick(variables, self._varying), self._frozen
+        return evaluate_batches(self._step, both, batches, split.labels, keep_logits, placement)

@@ -113,7 +113,9 @@ class _Mixtures:
         setup = session.setup
         self._estimate = None
         if self.statistics and setup.recipe.evaluate.interpolation == "reestimate":
-            self._estimate = make_estimator(session.classifier, setup.spec, end["batch_stats"], self.statistics)
+            self._estimate = make_estimator(
+                session.classifier, setup.spec, end["batch_stats"], self.statistics, setup.placement
+            )
 
     def at(self, share: float) -> Variables:
         mixed = interpolate(self._start, self._end, share)

@@ -11,6 +11,7 @@ from typing import Any
 from finetune.checkpoint import RunCheckpoints
 from finetune.data.sources import is_path
 from finetune.data.workers import check_workers
+from finetune.distributed.sharding import Placement
 from finetune.errors import CheckpointError, Interrupted
 from finetune.folder.about import about_run
 from finetune.folder.mirror import bring_back, mirrored
@@ -117,7 +118,7 @@ def run(
                 if not folder.report.is_file():
                     write_report(setup, folder, summary, display)
                 return RunResult(folder.directory, summary, allow_local_code)
-        with _saving(folder, recipe.save, signal, display) as checkpoints:
+        with _saving(folder, recipe.save, setup.placement, signal, display) as checkpoints:
             session = RunSession(setup, folder, checkpoints, display, signal, progress)
             session.restore(continuation)
             _go_through_stages(session)
@@ -139,12 +140,14 @@ def _go_through_stages(session: RunSession) -> None:
 
 
 @contextmanager
-def _saving(folder: RunFolder, config: SaveConfig, signal: StopSignal, display: Progress) -> Iterator[RunCheckpoints]:
+def _saving(
+    folder: RunFolder, config: SaveConfig, placement: Placement, signal: StopSignal, display: Progress
+) -> Iterator[RunCheckpoints]:
     """The run's saved states, and their copies at a URL."""
     with mirrored(folder.directory, config.mirror, display.say) as mirror:
         saved = None if mirror is None else mirror.update
         with RunCheckpoints(
-            folder.state, keep_last=config.keep_last, keep_best=config.keep_best, saved=saved
+            folder.state, keep_last=config.keep_last, keep_best=config.keep_best, saved=saved, placement=placement
         ) as checkpoints:
             signal.busy = lambda: checkpoints.busy or (mirror is not None and mirror.busy)
             yield checkpoints

@@ -67,7 +67,9 @@ class RunSession:
         self.variables: Variables = setup.variables
         self.carried: Any = None
         self.interpolation: dict[str, Any] | None = None
-        self.features = RunFeatures(setup.spec, setup.recipe.evaluate.batch_size, display, signal.check)
+        self.features = RunFeatures(
+            setup.spec, setup.recipe.evaluate.batch_size, display, signal.check, setup.placement
+        )
         self.evaluator: FeatureEvaluator | None = None
         self._predictions = Predictions(folder.predictions, setup.splits.test)
         self._eval_step: tuple[Classifier, EvalStep] | None = None
@@ -170,9 +172,10 @@ class RunSession:
                 self.display.say(f"{error}; evaluated from images")
         setup = self.setup
         if self._eval_step is None or self._eval_step[0] is not self.classifier:
-            self._eval_step = self.classifier, make_eval_step(self.classifier, setup.spec)
+            self._eval_step = self.classifier, make_eval_step(self.classifier, setup.spec, setup.placement)
         step, batch_size = self._eval_step[1], setup.recipe.evaluate.batch_size
-        return evaluate(step, variables, split, setup.spec, batch_size, self.display.track, name, keep_logits)
+        track = self.display.track
+        return evaluate(step, variables, split, setup.spec, batch_size, track, name, keep_logits, setup.placement)
 
     def evaluate_from_features(self, varying: frozenset[str]) -> None:
         """From now on, evaluates from what is computed once; ``varying`` are the variables that change."""

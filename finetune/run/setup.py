@@ -20,7 +20,9 @@ from finetune.data.labeled_images import Split
 from finetune.data.leakage import describe_leakage
 from finetune.data.loader import kept_batches, steps_per_epoch, training_batches
 from finetune.data.splits import Splits, load_splits
-from finetune.errors import DataError, FinetuneError, RecipeError
+from finetune.distributed.mesh import describe_mesh, make_mesh, mesh_for
+from finetune.distributed.sharding import Placement
+from finetune.errors import DataError, RecipeError
 from finetune.files import cache_folder, free_gigabytes
 from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
@@ -32,6 +34,7 @@ from finetune.optim.parameter_plan import ParameterPlan
 from finetune.optim.schedules import StageLength
 from finetune.recipe import DataConfig, HeadStage, Recipe, TrainStage
 from finetune.recipe.heads import LinearProbeStage, TextStage
+from finetune.recipe.mesh import MeshConfig
 from finetune.run.heads import head_config, probe_weights
 from finetune.tracking import Track, untracked
 from finetune.training.features import extraction_batch_size
@@ -55,6 +58,7 @@ class RunSetup:
         lengths: of every stage.
         partitions: by number of a training stage, what each of its partitions takes.
         partition_lines: the same in words.
+        placement: of variables and batches on the run's devices.
     """
 
     recipe: Recipe
@@ -69,6 +73,7 @@ class RunSetup:
     lengths: tuple[StageLength, ...]
     partitions: Mapping[int, list[dict[str, Any]]]
     partition_lines: tuple[str, ...]
+    placement: Placement
 
     @property
     def spec(self) -> ImageSpec:
@@ -129,6 +134,7 @@ class RunSetup:
             class_weights=class_weights(stage.loss, self.splits.train.labels, self.classifier.num_classes),
             pretrained=self.backbone.variables["params"],
             plan=self.plans[index],
+            placement=self.placement,
         )
 
     def batches(self, index: int) -> Any:
@@ -142,6 +148,7 @@ class RunSetup:
             seed=self.recipe.seed + index,
             num_workers=data.num_workers,
             balanced=data.sampling == "balanced",
+            share=self.placement.rows(stage.batch_size),
         )
 
     def kept_batches(self, index: int, store: FeatureStore) -> Any:
@@ -149,11 +156,12 @@ class RunSetup:
         stage = self.recipe.stages[index]
         assert isinstance(stage, TrainStage)
         balanced, seed = self.recipe.data.sampling == "balanced", self.recipe.seed + index
-        return kept_batches(store, self.train.labels, stage.batch_size, seed=seed, balanced=balanced)
+        share = self.placement.rows(stage.batch_size)
+        return kept_batches(store, self.train.labels, stage.batch_size, seed=seed, balanced=balanced, share=share)
 
     def decide_cache(self, index: int, trainer: StageTrainer) -> CacheDecision:
         """Whether a training stage computes its frozen part once."""
-        size = extraction_batch_size(self.recipe.evaluate.batch_size)
+        size = self.placement.round_up(extraction_batch_size(self.recipe.evaluate.batch_size))
         length = trainer.length
         passes = length.total_steps / (length.steps_per_epoch or length.total_steps)
         count = len(self.train)
@@ -196,10 +204,7 @@ def prepare_run(
     Raises:
         FinetuneError: anything wrong with recipe, data or weights; it says what.
     """
-    if jax.process_count() > 1:
-        raise FinetuneError(
-            f"this is one of {jax.process_count()} processes, and a run uses one: start it without jax.distributed"
-        )
+    placement, lines = place(recipe)
     backbone = open_backbone(recipe.backbone, seed=recipe.seed, allow_local_code=allow_local_code)
     splits = load_splits(recipe.data, recipe.seed, data, track, verify=verify)
     check_class_count(recipe, splits)
@@ -208,19 +213,45 @@ def prepare_run(
     classifier, variables = attach_head(backbone, recipe.head, len(splits.class_names), seed=recipe.seed)
     if recipe.head.init == "pretrained":
         variables = merge(variables, _pretrained_head(recipe, backbone, splits.class_names))
-    if any(isinstance(stage, TrainStage) and stage.frozen_dtype != "float32" for stage in recipe.stages):
-        # on the host, so that the device holds no more than each stage puts there
+    cast = any(stage.frozen_dtype != "float32" for stage in recipe.train_stages.values())
+    if cast or not placement.is_trivial:
+        # on the host, so that a device holds no more than each stage or the mesh puts there
         backbone, variables = _on_host(backbone), jax.device_get(variables)
+    placement.check_rules(variables["params"])
     check_text(recipe, backbone)
     lengths = tuple(stage_length(stage, splits.train) for stage in recipe.stages)
-    classifiers, plans, parts, lines = _follow_stages(
-        recipe, backbone, classifier, variables, splits.train.labels, lengths
+    classifiers, plans, parts, more = _follow_stages(
+        recipe, backbone, classifier, variables, splits.train.labels, lengths, placement
     )
+    if not cast:
+        variables = placement.put(variables)
     train = _training_images(recipe.data, splits.train, verify)
     also = {name: _further_images(recipe, name, splits, track, verify) for name in recipe.evaluate.also}
     return RunSetup(
-        recipe, backbone, splits, train, also, classifier, variables, classifiers, plans, lengths, parts, lines
+        *(recipe, backbone, splits, train, also, classifier, variables, classifiers, plans, lengths, parts),
+        (*lines, *more),
+        placement,
     )
+
+
+def place(recipe: Recipe) -> tuple[Placement, list[str]]:
+    """The devices of a run, and lines about them.
+
+    Raises:
+        MeshError: the recipe asks for others than there are, or its batches do not divide among them.
+    """
+    wanted = recipe.mesh
+    if isinstance(wanted, MeshConfig):
+        placement, lines = Placement(make_mesh(wanted), wanted.rules), []
+    else:
+        parts = {f"stages.{i}.batch_size": s.batch_size // s.grad_accum_steps for i, s in recipe.train_stages.items()}
+        mesh, line = mesh_for(parts)
+        placement, lines = Placement(mesh), [line] if line else []
+    for i, stage in recipe.train_stages.items():
+        placement.check_batch(f"stages.{i}.batch_size", stage.batch_size, stage.grad_accum_steps)
+    if not placement.is_trivial:
+        lines.insert(0, f"mesh: {describe_mesh(placement.mesh)}")
+    return placement, lines
 
 
 def _pretrained_head(recipe: Recipe, backbone: Backbone, class_names: Sequence[str]) -> dict[str, Any]:
@@ -240,6 +271,7 @@ def _follow_stages(
     variables: Variables,
     labels: np.ndarray,
     lengths: Sequence[StageLength],
+    placement: Placement,
 ) -> tuple[tuple[Classifier, ...], dict[int, ParameterPlan], dict[int, list[dict[str, Any]]], tuple[str, ...]]:
     """The classifier after each stage, the plan of each training stage, and what its partitions take, also in words;
     what cannot work is told here.
@@ -262,7 +294,10 @@ def _follow_stages(
             plans[index] = plan = ParameterPlan.make(variables, stage.partitions, depth_order)
             weights = class_weights(stage.loss, labels, classifier.num_classes)
             trainer = StageTrainer(
-                *(stage, classifier, variables, backbone.image_spec, lengths[index]), class_weights=weights, plan=plan
+                *(stage, classifier, variables, backbone.image_spec, lengths[index]),
+                class_weights=weights,
+                plan=plan,
+                placement=placement,
             )
             jax.eval_shape(trainer.init_state)
             partitions[index] = plan.summarize(variables["params"])

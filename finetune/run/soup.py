@@ -16,6 +16,7 @@ from finetune.data.known_classes import read_known_images
 from finetune.data.labeled_images import Split
 from finetune.data.loader import training_batches
 from finetune.data.splits import Splits, load_splits
+from finetune.distributed.sharding import on_all_devices
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluation.calibration import fit_confidence
 from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
@@ -159,7 +160,8 @@ class _Pot:
         self.validation, self.test = _images(runs, self.first, data, track)
         recipe = runs[0].recipe
         self.metric = recipe.evaluate.metric or ("mean_average_precision" if first.multi_label else "accuracy")
-        self.step: EvalStep = make_eval_step(first.classifier, first.image_spec)
+        self._placement = on_all_devices()
+        self.step: EvalStep = make_eval_step(first.classifier, first.image_spec, self._placement)
         self.scores: dict[str, float] = {}
         changed: set[str] = set()
         for run in runs:
@@ -201,7 +203,7 @@ class _Pot:
     def measure(self, variables: Variables, name: str, images: Split | None = None) -> Evaluation:
         split = self.validation if images is None else images
         size, spec = self.runs[0].recipe.evaluate.batch_size, self.first.image_spec
-        return evaluate(self.step, variables, split, spec, size, self._track, name, keep_logits=True)
+        return evaluate(self.step, variables, split, spec, size, self._track, name, True, self._placement)
 
     def _batches(self) -> Iterable[Any]:
         run = next(run for run in self.runs if run.recipe.train_stages)

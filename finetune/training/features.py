@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune.data.feature_store import RowSpec
+from finetune.distributed.sharding import Placement
 from finetune.errors import DataError
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier, without_head
@@ -33,14 +34,24 @@ class FeatureExtractor:
         specs: of the rows that it gives.
     """
 
-    def __init__(self, prefix: FrozenPrefix, frozen: Any, spec: ImageSpec, batch_size: int, dtype: str | None = None):
+    def __init__(
+        self,
+        prefix: FrozenPrefix,
+        frozen: Any,
+        spec: ImageSpec,
+        batch_size: int,
+        dtype: str | None = None,
+        placement: Placement | None = None,
+    ) -> None:
         """
         Args:
             batch_size: images at a time.
             dtype: of floating-point values where they are kept; by default as they are computed.
+            placement: where there are several devices, which share each batch.
         """
         self.prefix, self._frozen, self._dtype = prefix, frozen, dtype
-        self._step = _make_step(prefix, dtype)
+        self._placement = placement if placement is not None and not placement.is_trivial else None
+        self._step = _make_step(prefix, dtype, self._placement)
         dtypes = [jax.eval_shape(lambda x: _convert(x, dtype), array).dtype for array in prefix.kept]
         self.specs = [RowSpec(array.shape, np.dtype(dtype)) for array, dtype in zip(prefix.kept, dtypes, strict=True)]
         self._images = jax.ShapeDtypeStruct((batch_size, *spec.shape), jnp.uint8)
@@ -66,50 +77,64 @@ class FeatureExtractor:
         digest.update("".join(hash_leaves(weights).values()).encode())
         return digest.hexdigest()
 
-    def share(self, steps: dict[str, Any]) -> None:
+    def share_program(self, steps: dict[str, Any]) -> None:
         """Uses the compiled program that another extractor left among ``steps``, or leaves its own there."""
         self._step = steps.setdefault(f"{self.identity} {self._dtype}", self._step)
 
     def images_per_second(self) -> float:
         """Of the compiled program alone, measured over three batches."""
-        images, frozen = jnp.zeros(self._images.shape, self._images.dtype), jax.device_put(self._frozen)
+        images, frozen = self._put_images(np.zeros(self._images.shape, np.uint8)), self._put_frozen()
         jax.block_until_ready(self._step(frozen, images))
         began = time.perf_counter()
         jax.block_until_ready([self._step(frozen, images) for _ in range(3)])
         return 3 * self.batch_size / (time.perf_counter() - began)
 
-    def blocks(self, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[list[np.ndarray]]:
-        """The rows of batches of images, without those of weight 0. A batch is computed while the one before is taken.
+    @property
+    def share(self) -> np.ndarray | None:
+        """The rows of each batch that this process brings; None for all."""
+        return None if self._placement is None else self._placement.rows(self.batch_size)
+
+    def blocks(self, batches: Iterable[dict[str, np.ndarray]], count: int) -> Iterator[list[np.ndarray]]:
+        """The rows of batches of images, without padding. A batch is computed while the one before is taken.
+
+        Args:
+            batches: of ``batch_size``; with several processes, the share of this one.
+            count: images in all of them.
 
         Raises:
             DataError: values that the dtype of the store cannot hold.
         """
         pending: Any = None
-        frozen = jax.device_put(self._frozen)
+        frozen = self._put_frozen()
         for batch in batches:
-            size = len(batch["image"])
-            missing = self.batch_size - size
-            images = np.pad(batch["image"], [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else batch["image"]
-            computed = self._step(frozen, jax.device_put(images)), batch["weight"] > 0
+            computed = self._step(frozen, self._put_images(batch["image"])), min(count, self.batch_size)
+            count -= self.batch_size
             if pending is not None:
                 yield self._rows(*pending)
             pending = computed
         if pending is not None:
             yield self._rows(*pending)
 
-    def _rows(self, result: Any, inside: np.ndarray) -> list[np.ndarray]:
+    def _rows(self, result: Any, count: int) -> list[np.ndarray]:
         arrays, overflow = jax.device_get(result)
         if overflow:
             raise DataError(f"frozen_cache.dtype: {self._dtype} cannot hold the features: use bfloat16 or float32")
-        count = int(inside.sum())
         return [array[:count] for array in arrays]
+
+    def _put_frozen(self) -> Any:
+        return jax.device_put(self._frozen) if self._placement is None else self._placement.put(self._frozen)
+
+    def _put_images(self, images: np.ndarray) -> jax.Array:
+        return jax.device_put(images) if self._placement is None else self._placement.put_batch(images)
 
     @cached_property
     def _lowered(self) -> Any:
-        return self._step.lower(self._frozen, self._images)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), self._frozen)
+        step = self._step if self._placement is None else _make_step(self.prefix, self._dtype)  # of no mesh
+        return step.lower(shapes, self._images)
 
 
-def _make_step(prefix: FrozenPrefix, dtype: str | None) -> Any:
+def _make_step(prefix: FrozenPrefix, dtype: str | None, placement: Placement | None = None) -> Any:
     """``step(frozen, images)``, jitted: the kept values, and whether the dtype cannot hold some."""
 
     def step(frozen: Any, images: jax.Array) -> tuple[list[jax.Array], jax.Array]:
@@ -119,7 +144,7 @@ def _make_step(prefix: FrozenPrefix, dtype: str | None) -> Any:
         overflows = [(jnp.isfinite(a) & ~jnp.isfinite(b)).any() for a, b in pairs if a.dtype != b.dtype]
         return converted, jnp.stack(overflows).any() if overflows else jnp.bool_(False)
 
-    return jax.jit(step)
+    return jax.jit(step) if placement is None else jax.jit(step, out_shardings=placement.replicated)
 
 
 def _convert(array: jax.Array, dtype: str | None) -> jax.Array:

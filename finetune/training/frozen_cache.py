@@ -68,7 +68,7 @@ def decide_cache(
     if prefix is None:
         return nothing if wish.mode == "auto" else CacheDecision(None, None, False, "no part of the network is frozen")
     views = wish.views if stage.augments_on_host else 1
-    extractor = FeatureExtractor(prefix, trainer.frozen, spec, batch_size, wish.dtype)
+    extractor = FeatureExtractor(prefix, trainer.frozen, spec, batch_size, wish.dtype, trainer.placement)
     trainer.train_from(prefix)
     step_flops = _step_flops(trainer, extractor, spec)
     cost = CacheCost(extractor.flops_per_image, step_flops, extractor.bytes_per_image, passes or 0.0, views)

@@ -110,7 +110,7 @@ def fit(
         yield Evaluate(step, state, batches.get_state())
         if step < total:
             yield Checkpoint(step, state, batches.get_state())
-    prefetched, meter = Prefetcher(batches, total - step), _Meter()
+    prefetched, meter = Prefetcher(batches, total - step, trainer.placement.put_batch), _Meter()
     if step < total:
         with meter.paused():
             yield FirstBatch(prefetched.next_batch)
@@ -137,9 +137,13 @@ def fit(
 class Prefetcher:
     """Batches on their way to the device before they are needed, each with the loader's position behind it."""
 
-    def __init__(self, batches: Batches, count: int) -> None:
-        """``count``: how many will be needed; no more are fetched."""
-        self._batches, self._left = batches, count
+    def __init__(self, batches: Batches, count: int, put: Callable[[Batch], Batch] = jax.device_put) -> None:
+        """
+        Args:
+            count: how many will be needed; no more are fetched.
+            put: brings one to the devices.
+        """
+        self._batches, self._left, self._put = batches, count, put
         self._queue: deque[tuple[Batch, dict[str, Any]]] = deque()
         self.fill()
 
@@ -149,7 +153,7 @@ class Prefetcher:
 
     def fill(self) -> None:
         while self._left and len(self._queue) < AHEAD:
-            batch = jax.device_put(next(self._batches))
+            batch = self._put(next(self._batches))
             self._queue.append((batch, self._batches.get_state()))
             self._left -= 1
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from finetune.distributed.sharding import Placement
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
 from finetune.models.frozen_batch_norm import freeze_batch_norm
-from finetune.trees import Variables, flatten, merge, module_of, unflatten
+from finetune.trees import Variables, fetch, flatten, merge, module_of, unflatten
 
 _STATISTICS = "batch_stats"
 
@@ -21,11 +22,15 @@ _STATISTICS = "batch_stats"
 def differing_statistics(first: Variables, second: Variables) -> frozenset[str]:
     """Paths in ``batch_stats`` whose arrays differ: those that training has changed."""
     ours, theirs = (flatten(variables.get(_STATISTICS, {})) for variables in (first, second))
-    return frozenset(path for path in ours if not np.array_equal(ours[path], theirs[path]))
+    return frozenset(path for path in ours if not np.array_equal(fetch(ours[path]), fetch(theirs[path])))
 
 
 def make_estimator(
-    classifier: Classifier, spec: ImageSpec, statistics: Variables, paths: Collection[str]
+    classifier: Classifier,
+    spec: ImageSpec,
+    statistics: Variables,
+    paths: Collection[str],
+    placement: Placement | None = None,
 ) -> Callable[[Variables, Iterable[Mapping[str, Any]]], dict[str, Any]]:
     """``estimate(variables, batches)``: the variables with statistics that fit their weights (Izmailov et al. 2018,
     arXiv:1803.05407, section 3.2). Compiled once.
@@ -36,6 +41,7 @@ def make_estimator(
     Args:
         statistics: ``batch_stats``, of some variables.
         paths: in it, of what is estimated. All other modules keep their statistics, and use them.
+        placement: of batches, where there are several devices.
 
     Args of the estimator:
         batches: with ``image``, uint8 [N, H, W, C]; at least one.
@@ -59,11 +65,13 @@ def make_estimator(
             )
         return {path: leaf for path, leaf in flatten(updated[_STATISTICS]).items() if path in paths}
 
+    put = jax.device_put if placement is None else placement.put_batch
+
     def estimate(variables: Variables, batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         sums: dict[str, Any] = {}
         momenta: dict[str, Any] = {}
         for count, batch in enumerate(batches, start=1):
-            images, key = jax.device_put(batch["image"]), jax.random.key(count)
+            images, key = put(batch["image"]), jax.random.key(count)
             parts = after(variables, images, 0.0, key)
             if not momenta:
                 momenta = {path: leaf - parts[path] for path, leaf in after(variables, images, 1.0, key).items()}

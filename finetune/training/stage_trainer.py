@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from finetune.distributed.mesh import make_mesh
+from finetune.distributed.sharding import Placement
 from finetune.errors import ModelError
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
@@ -37,6 +39,7 @@ class StageTrainer:
         schedules: learning rate at each step, by partition.
         step: jitted; donates its state.
         num_classes: width of the logits.
+        placement: where the arrays are; ``placement.put_batch`` divides a batch among the devices.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class StageTrainer:
         class_weights: np.ndarray | None = None,
         pretrained: Any = None,
         plan: ParameterPlan | None = None,
+        placement: Placement | None = None,
     ) -> None:
         """
         Args:
@@ -60,10 +64,12 @@ class StageTrainer:
             class_weights: float32 [num_classes], for the loss.
             pretrained: the backbone's parameters, which ``l2_sp`` pulls to; by default those in ``variables``.
             plan: of these variables and the stage's partitions, where it was made before.
+            placement: of state, frozen values and batches on a mesh of devices; by default on one.
 
         Raises:
             PartitionError: rules that do not fit the parameters.
             ModelError: a backbone that cannot compute as asked.
+            MeshError: a batch that cannot be divided among the devices.
         """
         self.stage, self.length = stage, length
         self.plan = plan or ParameterPlan.make(variables, stage.partitions, depth_order_of(classifier.backbone))
@@ -71,6 +77,8 @@ class StageTrainer:
         self.schedules = learning_rates(stage.partitions, length)
         self._classifier, self._class_weights = _computing(classifier, stage), class_weights
         self._seed, self._spec, self.num_classes = seed, image_spec, classifier.num_classes
+        self.placement = placement or Placement(make_mesh(devices=jax.local_devices()[:1]))
+        self.placement.check_batch(f"stage {stage.name!r}: batch_size", stage.batch_size, stage.grad_accum_steps)
         self.step: TrainStep = self._make_step()
         self._divide(variables)
         source = variables["params"].get("backbone", {}) if pretrained is None else pretrained
@@ -78,7 +86,8 @@ class StageTrainer:
 
     def _make_step(self, prefix: FrozenPrefix | None = None) -> TrainStep:
         return make_train_step(
-            self._classifier, self.optimizer, self._spec, self.stage, self.plan, self._class_weights, prefix
+            *(self._classifier, self.optimizer, self._spec, self.stage, self.plan, self._class_weights, prefix),
+            placement=self.placement,
         )
 
     def find_frozen_prefix(self, batch_size: int) -> FrozenPrefix | None:
@@ -119,15 +128,32 @@ class StageTrainer:
     def frozen(self) -> dict[str, Any]:
         """Everything that the step only reads, in the dtype that the stage holds it in."""
         anchor = {"anchor": self._anchor} if self.plan.l2_sp else {}
-        return {**self._frozen_collections, "params": _cast(self._frozen_params, self.stage.frozen_dtype), **anchor}
+        frozen = {**self._frozen_collections, "params": _cast(self._frozen_params, self.stage.frozen_dtype), **anchor}
+        return self._put(frozen)
 
     def init_state(self) -> TrainState:
         """The state before the first step."""
         params, key = self._params, jax.random.key(self._seed)
         if self.plan.adapted:
             params = {**params, LORA: self._init_adapters(key)}
-        averaged = self.stage.ema_decay is not None
-        return TrainState.create(params, self._collections, self.optimizer, key, averaged=averaged)
+        return self._create(*self._put((params, self._collections)), key)
+
+    def _put(self, tree: Any) -> Any:
+        """On the mesh, where there is one."""
+        return tree if self.placement.is_trivial else self.placement.put(tree)
+
+    @cached_property
+    def _create(self) -> Any:
+        """Makes a state, in one program: a part for each device where there are several."""
+
+        def create(params: Any, collections: Any, key: jax.Array) -> TrainState:
+            averaged = self.stage.ema_decay is not None
+            state = TrainState.create(params, collections, self.optimizer, key, averaged=averaged)
+            if self.placement.is_trivial:
+                return state
+            return jax.lax.with_sharding_constraint(state, self.placement.shardings(state))
+
+        return jax.jit(create)
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         """The classifier's variables at a state, as they are measured and saved: averaged, with adapters merged."""

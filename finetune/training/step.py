@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from finetune.distributed.sharding import Placement
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
 from finetune.models.frozen_batch_norm import freeze_batch_norm
@@ -39,6 +40,7 @@ def make_train_step(
     plan: ParameterPlan,
     class_weights: np.ndarray | None = None,
     prefix: FrozenPrefix | None = None,
+    placement: Placement | None = None,
 ) -> TrainStep:
     """``train_step(state, frozen, batch) -> (state, metrics)``, jitted; the state is donated.
 
@@ -50,6 +52,7 @@ def make_train_step(
         plan: names of partitions, frozen norms, adapters' scales, strengths of the pull to ``frozen["anchor"]``.
         class_weights: float32 [num_classes], how much each class counts.
         prefix: of :func:`make_forward`, for batches of what it keeps of the images.
+        placement: where state, frozen values and batch are; the new state is where the old one was.
 
     Args of the step:
         frozen: ``{"params": ..., "batch_stats": ..., "anchor": ...}``, all that does not change; only read.
@@ -63,7 +66,8 @@ def make_train_step(
         if stage.grad_accum_steps == 1:
             gradients, collections, sums = gradients_of(state.params, state.collections, frozen, batch, key)
         else:
-            gradients, collections, sums = _accumulate(gradients_of, stage.grad_accum_steps, state, frozen, batch, key)
+            parts = _split(batch, stage.grad_accum_steps, placement)
+            gradients, collections, sums = _accumulate(gradients_of, parts, state, frozen, key)
         weight = jnp.maximum(sums.pop("weight"), jnp.finfo(jnp.float32).tiny)  # a batch may weigh nothing
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         sums["loss"] = sums["loss"] / weight * sums["count"]
@@ -77,7 +81,16 @@ def make_train_step(
         finite = jnp.isfinite(jnp.stack([sums["loss"], *norms.values()])).all()
         return new, {**sums, "steps": jnp.float32(1), "not_finite": jnp.float32(~finite), "grad_norm": norms}
 
-    return jax.jit(train_step, donate_argnums=0, compiler_options=_compiler_options(stage))
+    options: dict[str, Any] = {"donate_argnums": 0, "compiler_options": _compiler_options(stage)}
+    if placement is None or placement.is_trivial:
+        return jax.jit(train_step, **options)
+
+    def placed_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+        new, metrics = train_step(state, frozen, batch)
+        new = jax.lax.with_sharding_constraint(new, placement.shardings(new))
+        return new, jax.lax.with_sharding_constraint(metrics, placement.replicated)
+
+    return jax.jit(placed_step, **options)
 
 
 def _compiler_options(stage: TrainStage) -> dict[str, Any] | None:
@@ -155,11 +168,18 @@ def _apply(
     return logits, {name: pick(updated[name], set(paths_of(tree))) for name, tree in collections.items()}
 
 
+def _split(batch: Batch, parts: int, placement: Placement | None) -> Any:
+    """[parts, N / parts, ...] of every array of the batch, each part divided among all devices."""
+    split = jax.tree.map(lambda x: x.reshape(parts, len(x) // parts, *x.shape[1:]), dict(batch))
+    if placement is None or placement.is_trivial:
+        return split
+    return jax.lax.with_sharding_constraint(split, placement.microbatches)
+
+
 def _accumulate(
-    gradients_of: Callable[..., Any], parts: int, state: TrainState, frozen: Any, batch: Batch, key: jax.Array
+    gradients_of: Callable[..., Any], split: Any, state: TrainState, frozen: Any, key: jax.Array
 ) -> tuple[Any, Any, Any]:
     """Sums over the parts of a batch. The loop keeps one part's activations at a time."""
-    split = jax.tree.map(lambda x: x.reshape(parts, len(x) // parts, *x.shape[1:]), dict(batch))
 
     def add(carry: Any, item: Any) -> Any:
         part, number = item
@@ -172,7 +192,8 @@ def _accumulate(
     first = jax.tree.map(lambda x: x[0], split)
     shapes = jax.eval_shape(gradients_of, state.params, state.collections, frozen, first, key)
     gradients, _, sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    carry, _ = jax.lax.scan(add, (gradients, state.collections, sums), (split, jnp.arange(parts)))
+    numbers = jnp.arange(len(jax.tree.leaves(split)[0]))
+    carry, _ = jax.lax.scan(add, (gradients, state.collections, sums), (split, numbers))
     return carry
 
 

@@ -82,16 +82,13 @@ def test_an_images_generator_is_a_function_of_seed_epoch_and_index():
 
 
 @pytest.mark.parametrize("count", [2, 5])
-def test_shards_are_parts_of_the_same_batches(count):
-    batches = labels(training_batches(SPLIT, unaugmented, 10, seed=3), 5)
-    shards = [labels(training_batches(SPLIT, unaugmented, 10, seed=3, shard=(i, count)), 5) for i in range(count)]
-    for batch, parts in zip(batches, zip(*shards, strict=True), strict=True):
-        assert sorted(batch) == sorted(label for part in parts for label in part)
-
-
-def test_a_batch_that_does_not_divide_among_shards_is_an_error():
-    with pytest.raises(DataError, match="batch_size: 5 does not divide among 2 processes"):
-        training_batches(SPLIT, unaugmented, 5, seed=0, shard=(0, 2))
+def test_the_shares_of_processes_are_the_same_batches_bit_for_bit(count):
+    whole = training_batches(SPLIT, random_pixel, 10, seed=3)
+    shares = [training_batches(SPLIT, random_pixel, 10, seed=3, share=r) for r in np.arange(10).reshape(count, -1)]
+    for _ in range(5):
+        batch, parts = next(whole), [next(share) for share in shares]
+        for name in batch:
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), batch[name])
 
 
 UNEVEN = Split(
@@ -119,14 +116,14 @@ def test_balanced_sampling_resumes_with_the_next_batch():
     assert pixels(resumed, 3) == rest
 
 
-def test_shards_of_balanced_batches_are_parts_of_the_same_batches():
+def test_the_shares_of_balanced_batches_are_parts_of_the_same_batches():
     def pixels(**options):
         iterator = training_batches(UNEVEN, unaugmented, 8, seed=0, balanced=True, **options)
         return [next(iterator)["image"][:, 0, 0, 0].tolist() for _ in range(4)]
 
-    batches, shards = pixels(), [pixels(shard=(i, 4)) for i in range(4)]
-    for batch, parts in zip(batches, zip(*shards, strict=True), strict=True):
-        assert sorted(batch) == sorted(value for part in parts for value in part)
+    batches, shares = pixels(), [pixels(share=rows) for rows in np.arange(8).reshape(4, 2)]
+    for batch, parts in zip(batches, zip(*shares, strict=True), strict=True):
+        assert batch == [value for part in parts for value in part]
 
 
 def test_balanced_sampling_of_images_with_many_labels_is_an_error():
@@ -157,10 +154,21 @@ def test_evaluation_covers_each_image_once_in_order_and_pads_the_last_batch():
     assert not batches[-1]["image"][3:].any()
 
 
-def test_a_split_smaller_than_the_batch_is_one_batch_without_padding():
-    (batch,) = evaluation_batches(SPLIT.take(np.arange(4)), SPEC, 10)
-    assert batch["weight"].tolist() == [1, 1, 1, 1]
-    assert batch["label"].tolist() == [0, 1, 2, 3]
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_batches_of_an_evaluation(count):
+    whole = list(evaluation_batches(SPLIT, SPEC, 8))
+    shares = [list(evaluation_batches(SPLIT, SPEC, 8, share=rows)) for rows in np.arange(8).reshape(count, -1)]
+    for batch, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        for name in ("image", "label", "weight"):
+            joined = np.concatenate([part[name] for part in parts])
+            np.testing.assert_array_equal(joined[batch["weight"] == 1], batch[name][batch["weight"] == 1])
+            assert joined.shape == batch[name].shape
+
+
+def test_a_process_without_an_image_of_the_last_batch_brings_padding():
+    (batch,) = evaluation_batches(SPLIT.take(np.arange(2)), SPEC, 8, share=np.arange(4, 8))
+    assert batch["image"].shape[0] == 4
+    assert not batch["weight"].any()
 
 
 def test_a_batch_larger_than_the_split_is_an_error():

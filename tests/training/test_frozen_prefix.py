@@ -285,8 +285,8 @@ def test_rows_come_in_order_without_padding_in_the_dtype_asked_for(transformer):
     module, variables = transformer
     prefix, frozen = head_input_prefix(module, variables, SPEC, 4), without_head(variables)
     extractor = FeatureExtractor(prefix, frozen, SPEC, 4, "float16")
-    batches = [{**a_batch(seed), "weight": np.array([1, 1, 1, float(seed == 0)])} for seed in range(2)]
-    [first], [second] = extractor.blocks(batches)
+    batches = [a_batch(seed) for seed in range(2)]
+    [first], [second] = extractor.blocks(batches, 7)
     assert (len(first), len(second), first.dtype) == (4, 3, np.float16)
     expected = module.apply(variables, SPEC.normalize(jnp.asarray(batches[1]["image"])), method="features")
     np.testing.assert_allclose(second, expected[:3], rtol=2e-3, atol=2e-3)

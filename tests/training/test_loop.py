@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from finetune.distributed.sharding import on_all_devices
 from finetune.optim.schedules import StageLength
 from finetune.training.loop import AHEAD, Checkpoint, Evaluate, Finished, Logged, fit
 from finetune.training.state import TrainState
+
+ONE_DEVICE = on_all_devices()
 
 
 class Batches:
@@ -36,7 +39,7 @@ def train(total, *, epoch=2, stop_after=None):
         new = TrainState(state.step + 1, state.params, {}, state.opt_state, state.rng, None)
         return new, {**sums, "grad_norm": {}}
 
-    trainer = SimpleNamespace(step=step, frozen={}, length=StageLength(total, epoch))
+    trainer = SimpleNamespace(step=step, frozen={}, placement=ONE_DEVICE, length=StageLength(total, epoch))
     state = TrainState.create({}, {}, optax.identity(), jax.random.key(0))
     stop = (lambda: len(seen) >= stop_after) if stop_after else (lambda: False)
     events = list(fit(trainer, state, batches, log_every=2, should_stop=stop))
@@ -78,7 +81,7 @@ def test_a_saved_position_is_behind_the_last_batch_that_was_used_not_the_last_th
 
 
 def test_a_finished_stage_has_nothing_left_to_do():
-    trainer = SimpleNamespace(step=None, frozen={}, length=StageLength(4, 2))
+    trainer = SimpleNamespace(step=None, frozen={}, placement=ONE_DEVICE, length=StageLength(4, 2))
     state = TrainState.create({}, {}, optax.identity(), jax.random.key(0)).replace(step=jnp.int32(4))
     assert steps_of(Finished, list(fit(trainer, state, Batches(), log_every=2))) == [4]
 
