@@ -191,8 +191,11 @@ class RunCheckpoints:
             raise self._damaged(step, first_line(error)) from None
 
     def _arrays(self, step: int, item: str, like: Any) -> Any:
-        like = on_this_device(like) if self._placement is None else self._placement.shapes(like)
-        places = ocp.checkpoint_utils.construct_restore_args(like)
+        if jax.process_count() > 1:  # the others are sent it
+            places = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), like)
+        else:
+            like = on_this_device(like) if self._placement is None else self._placement.shapes(like)
+            places = ocp.checkpoint_utils.construct_restore_args(like)
         tree = self._restore(step, **{item: ocp.args.PyTreeRestore(like, restore_args=places)})[item]
         if Counter(_hash_arrays(tree)) != Counter(self._manifest(step).get(item, ())):
             raise self._damaged(step, f"its {item} are not what was saved")

@@ -86,6 +86,7 @@ def open_store(
     about: Mapping[str, Any],
     say: Say = lambda line: None,
     waiting: Callable[[], None] = lambda: None,
+    agree: Callable[[int | None], int] = lambda rows: rows or 0,
 ) -> FeatureStore:
     """The store in a folder, whose missing rows are computed first.
 
@@ -97,6 +98,8 @@ def open_store(
         about: plain values that say what the rows are; those of another store differ.
         say: is told, in a line, what is not as expected.
         waiting: is called now and then while another process writes; may raise.
+        agree: is told how many rows are there, None where the store cannot be used, and gives how many of them to keep;
+            for processes that compute together.
 
     Raises:
         CheckpointError: it cannot be written, for example because the disk is full.
@@ -107,7 +110,14 @@ def open_store(
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder, say, waiting):
             writer = _Writer(folder, rows, specs)
-            reused = writer.start(description, say)
+            try:
+                found = writer.start(description, say)
+            except (OSError, CheckpointError):
+                agree(None)
+                raise
+            reused = agree(found)
+            if reused < found:
+                writer.forget()
             if reused < rows:
                 writer.fill(compute(reused), reused)
             os.utime(folder / _ABOUT)  # used now: the stores that were not make room first
@@ -140,6 +150,10 @@ class _Writer:
         self._allocate()
         write_json(about, description)
         return 0
+
+    def forget(self) -> None:
+        """What is there, so that all of it is computed again."""
+        (self._folder / _BLOCKS).write_text("", encoding="ascii")
 
     def map(self, mode: Any) -> list[np.ndarray]:
         return [

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
-from finetune.errors import FinetuneError, listed
+from finetune.errors import CheckpointError, FinetuneError, listed
 
 
 def process_count() -> int:
@@ -83,6 +85,66 @@ def check_alike(name: str, value: Any) -> None:
             f"{name}: not the same on process{'es' if len(others) > 1 else ''} {listed(others)} of {len(values)} as on "
             f"process 0 ({_short(values[int(others[0])])}, and {_short(values[0])}); give all processes the same"
         )
+
+
+def from_primary(make: Callable[[], Any]) -> Any:
+    """What a function gives on the primary process, where alone it is called: JSON, on every process."""
+    if process_count() == 1:
+        return make()
+    return broadcast(make() if is_primary() else None)
+
+
+def arrays_from_primary(make: Callable[[], Any]) -> Any:
+    """The same of nested dicts of arrays, which are on the host of every process.
+
+    Raises:
+        CheckpointError: on every process, where the function raises it.
+    """
+    if process_count() == 1:
+        return make()
+    import numpy as np
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    from finetune.trees import fetch, flatten, unflatten
+
+    leaves: dict[str, Any] = {}
+    described: dict[str, Any] = {}
+    if is_primary():
+        try:
+            leaves = {path: fetch(leaf) for path, leaf in flatten(make()).items()}
+            described["arrays"] = {path: [list(leaf.shape), leaf.dtype.name] for path, leaf in leaves.items()}
+        except CheckpointError as error:
+            described["error"] = str(error)
+    described = broadcast(described)
+    if "error" in described:
+        raise CheckpointError(described["error"])
+    result = {}
+    for path, (shape, dtype) in described["arrays"].items():
+        own = leaves.get(path, np.zeros(shape, np.dtype(dtype)))
+        result[path] = np.asarray(broadcast_one_to_all(own))
+    return unflatten(result)
+
+
+class Poll:
+    """An agreement that is asked for often, and made about once a second, since it waits for the devices.
+
+    All processes ask equally often.
+    """
+
+    def __init__(self, seconds: float = 1.0) -> None:
+        self._seconds, self._since = seconds, time.monotonic()
+        self._asked, self._next = 0, 1
+
+    def __call__(self, value: Any) -> list[Any] | None:
+        """The values (JSON) of all processes; None where there is no agreement this time."""
+        self._asked += 1
+        if self._asked < self._next:
+            return None
+        now = time.monotonic()
+        answers = gather_json([value, now - self._since])
+        per_second = self._asked / max(answers[0][1], 1e-3)  # as the primary counts
+        self._since, self._asked, self._next = now, 0, max(1, int(self._seconds * per_second))
+        return [answer for answer, _ in answers]
 
 
 def _padded(data: bytes, size: int) -> Any:

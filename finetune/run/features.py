@@ -16,6 +16,7 @@ from finetune.data.augment import make_training_transform
 from finetune.data.feature_store import FeatureStore, in_memory, open_store
 from finetune.data.labeled_images import Split
 from finetune.data.loader import evaluation_batches, kept_evaluation_batches, view_batches
+from finetune.distributed.processes import gather_json, process_count, process_index
 from finetune.distributed.sharding import Placement
 from finetune.errors import CheckpointError, ModelError
 from finetune.evaluation.metrics import Evaluation, evaluate_batches
@@ -140,6 +141,8 @@ class RunFeatures:
                 batches = view_batches(split, transform, size, views.count, seed=views.seed, start=start, share=share)
             return self._display.count(extractor.blocks(batches, rows - start), f"{name}: features", rows, start)
 
+        if process_count() > 1:  # each keeps all rows
+            key = f"{key}-{process_index()}-of-{process_count()}"
         try:
             return open_store(
                 cache_folder() / "features" / key,
@@ -149,6 +152,7 @@ class RunFeatures:
                 about=about,
                 say=self._display.say,
                 waiting=lambda: self._check(f"while {name} waited for features"),
+                agree=_agree,
             )
         except CheckpointError as error:
             if rows * extractor.bytes_per_image > _IN_MEMORY:
@@ -183,6 +187,18 @@ class RunFeatures:
         if views is not None:
             about["views"] = {**asdict(views), "augment": views.augment.model_dump(mode="json")}
         return about
+
+
+def _agree(rows: int | None) -> int:
+    """How many rows of a store to keep: those that every process has, and otherwise none.
+
+    Raises:
+        CheckpointError: another process cannot use its store.
+    """
+    counts = gather_json(rows)
+    if rows is not None and None in counts:
+        raise CheckpointError(f"process {counts.index(None)} has no room for features")
+    return rows or 0 if len(set(counts)) == 1 else 0
 
 
 def _hash_images(split: Split) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.distributed.sharding import Placement
 from finetune.errors import RecipeError
 from finetune.models.classifier import HeadModule
 from finetune.models.heads import KnnConfig, TipAdapterConfig
@@ -37,6 +38,7 @@ class FittingData:
     Attributes:
         features: float32 [n, d]; labels: int [n], or float32 [n, num_classes] of 0 and 1.
         validation: the same of the validation images; None without.
+        placement: on the devices that share the images.
     """
 
     features: np.ndarray
@@ -44,6 +46,7 @@ class FittingData:
     validation: tuple[np.ndarray, np.ndarray] | None
     num_classes: int
     seed: int = 0
+    placement: Placement | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def _linear_probe(stage: LinearProbeStage, data: FittingData) -> FittedHead:
         seed=data.seed,
         class_weights=probe_weights(stage, data.labels, data.num_classes),
         standardize=stage.standardize,
+        placement=data.placement,
     )
     chosen = "" if stage.l2 is not None else f", l2 {probe.l2:g} of the least held-out loss"
     state = f"converged after {probe.iterations} iterations" if probe.converged else "did not converge"

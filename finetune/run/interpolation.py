@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
+import jax
+
+from finetune.distributed.processes import arrays_from_primary
 from finetune.errors import CheckpointError
 from finetune.evaluation.metrics import Evaluation
 from finetune.evaluation.verdict import INTERPOLATED
@@ -16,7 +19,7 @@ from finetune.recipe import TrainStage
 from finetune.run.session import RunSession
 from finetune.run.setup import RunSetup
 from finetune.training.running_statistics import differing_statistics, make_estimator
-from finetune.trees import Variables, interpolate, merge, pick
+from finetune.trees import Variables, fetch, interpolate, merge, pick
 
 SHARES = tuple(i / 10 for i in range(11))  # of the fine-tuned weights
 _BATCHES = 50  # of training images, that statistics are estimated on
@@ -42,7 +45,8 @@ def remember_start(session: RunSession, index: int) -> None:
     """To be called after each stage, and after the first head was measured; keeps the head, as the backbone is there
     anyway."""
     if index == start_of_interpolation(session.setup):
-        session.folder.save_start(pick(session.variables, head_paths(session.variables)))
+        head = pick(session.variables, head_paths(session.variables))
+        session.folder.save_start(jax.tree.map(fetch, head))
 
 
 def interpolate_weights(session: RunSession) -> None:
@@ -56,7 +60,7 @@ def interpolate_weights(session: RunSession) -> None:
     if index is None:
         return
     try:
-        head = session.folder.load_start()
+        head = setup.placement.put(arrays_from_primary(session.folder.load_start))
     except CheckpointError as error:
         session.display.say(f"{error}: nothing is interpolated")
         return
@@ -129,7 +133,7 @@ class _Mixtures:
     def measure(self, share: float) -> Evaluation:
         session, images = self._session, self._session.setup.splits.validation
         assert images is not None
-        session.signal.check("while weights were interpolated")
+        session.check("while weights were interpolated")
         evaluation = session.evaluate(self.at(share), images, f"{INTERPOLATED}: {share:.1f}")
         session.folder.log({"stage": INTERPOLATED, "split": "validation", "share": share, **evaluation.to_json()})
         return evaluation

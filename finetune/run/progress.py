@@ -17,7 +17,11 @@ _Block = TypeVar("_Block", bound=Sequence[Sized])
 
 
 class Progress:
-    """Lines as things happen and, on a terminal, a bar for the stage under way."""
+    """Lines as things happen and, on a terminal, a bar for the stage under way.
+
+    Attributes:
+        check: is called between the items of long work with what is under way, and may raise.
+    """
 
     def __init__(self, quiet: bool = False, check: Callable[[str], None] = lambda when: None) -> None:
         """
@@ -25,7 +29,7 @@ class Progress:
             quiet: show nothing.
             check: is called between the items of long work with what is under way, and may raise.
         """
-        self._check = check
+        self.check = check
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
         self._bar = bars.Progress(
             bars.TextColumn("{task.description}"),
@@ -66,7 +70,7 @@ class Progress:
         task = self._bar.add_task(name, total=total, detail="")
         try:
             for item in items:
-                self._check(f"during {name}")
+                self.check(f"during {name}")
                 yield item
                 self._bar.advance(task)
         finally:
@@ -78,7 +82,7 @@ class Progress:
         try:
             for block in blocks:
                 yield block
-                self._check(f"during {name}")
+                self.check(f"during {name}")
                 done += len(block[0])
                 rate = (done - first) / max(time.monotonic() - began, 1e-9)
                 self._bar.update(task, completed=done, detail=f"{rate:,.0f}/s")

@@ -11,22 +11,26 @@ from typing import Any
 from finetune.checkpoint import RunCheckpoints
 from finetune.data.sources import is_path
 from finetune.data.workers import check_workers
+from finetune.distributed.processes import check_alike, from_primary, is_primary, process_count
 from finetune.distributed.sharding import Placement
-from finetune.errors import CheckpointError, Interrupted
+from finetune.errors import CheckpointError, Interrupted, MeshError
+from finetune.files import hash_json
 from finetune.folder.about import about_run
 from finetune.folder.mirror import bring_back, mirrored
 from finetune.folder.run_folder import RunFolder
+from finetune.folder.unwritten import UnwrittenFolder
 from finetune.foreign_errors import foreign_errors_translated
 from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import ModuleConfig, Recipe
 from finetune.recipe.saving import SaveConfig
-from finetune.run.continuation import check_continuation
+from finetune.run.continuation import Continuation, check_continuation
 from finetune.run.interpolation import interpolate_weights
 from finetune.run.page import write_report
 from finetune.run.progress import Progress
 from finetune.run.resume import RunProgress
 from finetune.run.session import RunSession
-from finetune.run.setup import prepare_run
+from finetune.run.setup import RunSetup, prepare_run
+from finetune.run.shared_checkpoints import SharedCheckpoints
 from finetune.run.stages import measure_first_head, run_stage
 from finetune.signals import StopSignal
 
@@ -85,16 +89,17 @@ def run(
         given = "--extend" if extend else "--resume"
         raise CheckpointError(f"--overwrite starts anew and {given} goes on: give one of them")
     recipe = _with_absolute_paths(recipe)
-    folder = RunFolder(Path("checkpoints") / recipe.name if output is None else output)
+    directory = Path("checkpoints") / recipe.name if output is None else Path(output)
+    folder = RunFolder(directory) if is_primary() else UnwrittenFolder(directory)
     resume = resume or extend
     if recipe.data.num_workers:
         check_workers(recipe.data.num_workers)
-    if resume and recipe.save.mirror and not folder.directory.exists():
+    if is_primary() and resume and recipe.save.mirror and not folder.directory.exists():
         bring_back(folder.directory, recipe.save.mirror)
     doing = "--resume" if resume else "--overwrite" if overwrite else "run"
     with (
         _stopping(folder) as signal,
-        Progress(quiet, signal.check) as display,
+        Progress(quiet or not is_primary(), signal.check) as display,
         folder.reserve(doing, resume=resume, overwrite=overwrite, say=display.say),
     ):
         progress = RunProgress()
@@ -102,10 +107,11 @@ def run(
             setup = prepare_run(
                 recipe, data=data, allow_local_code=allow_local_code, track=display.track, verify=verify
             )
+            _check_members(setup)
             frozen_sha256 = setup.hash_frozen(setup.variables)
         for line in setup.describe():
             display.say(line)
-        going_on = resume and folder.holds_run()
+        going_on = is_primary() and resume and folder.holds_run()
         continuation = check_continuation(folder, setup, extend) if going_on else None
         if continuation is None:
             about = about_run(setup.recipe, setup.backbone_sha256, setup.splits.sha256)
@@ -113,44 +119,75 @@ def run(
         else:
             for line in continuation.lines:
                 display.say(line)
-            if not continuation.longer and (summary := folder.summary()):
-                display.say(f"{folder.directory}: already finished")
-                if not folder.report.is_file():
-                    write_report(setup, folder, summary, display)
-                return RunResult(folder.directory, summary, allow_local_code)
+        finished = from_primary(lambda: _finished(setup, folder, display, continuation))
+        if finished is not None:
+            return RunResult(folder.directory, finished, allow_local_code)
         with _saving(folder, recipe.save, setup.placement, signal, display) as checkpoints:
             session = RunSession(setup, folder, checkpoints, display, signal, progress)
+            display.check = session.check
             session.restore(continuation)
             _go_through_stages(session)
             checkpoints.wait()
             return RunResult(folder.directory, session.finish(frozen_sha256), allow_local_code)
 
 
+def _finished(
+    setup: RunSetup, folder: RunFolder, display: Progress, continuation: Continuation | None
+) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do."""
+    if continuation is None or continuation.longer or (summary := folder.summary()) is None:
+        return None
+    display.say(f"{folder.directory}: already finished")
+    if not folder.report.is_file():
+        write_report(setup, folder, summary, display)
+    return summary
+
+
+def _check_members(setup: RunSetup) -> None:
+    """All processes of a run work on the same.
+
+    Raises:
+        FinetuneError: one has another recipe, other weights or other images; or there are more than images.
+    """
+    if process_count() == 1:
+        return
+    recipe = setup.recipe.model_dump(mode="json")
+    del recipe["data"]["source"]  # images are known by their content
+    check_alike("the recipe", hash_json(recipe))
+    check_alike("the backbone's weights", setup.backbone_sha256)
+    check_alike("the images", setup.splits.sha256)
+    if process_count() > len(setup.train):
+        raise MeshError(f"{process_count()} processes are more than {len(setup.train)} training images; start fewer")
+
+
 def _go_through_stages(session: RunSession) -> None:
     """Those that are still to come."""
-    recipe, signal = session.setup.recipe, session.signal
-    signal.check("before the first stage")
+    recipe = session.setup.recipe
+    session.check("before the first stage")
     if session.progress.at_beginning and recipe.head.classifies_from_the_start:
         measure_first_head(session)
     for index in range(session.progress.next_stage, len(recipe.stages)):
         run_stage(session, index)
         if index < len(recipe.stages) - 1:
-            signal.check(f"at the end of stage {recipe.stages[index].name!r}")
+            session.check(f"at the end of stage {recipe.stages[index].name!r}")
     interpolate_weights(session)
 
 
 @contextmanager
 def _saving(
     folder: RunFolder, config: SaveConfig, placement: Placement, signal: StopSignal, display: Progress
-) -> Iterator[RunCheckpoints]:
+) -> Iterator[SharedCheckpoints]:
     """The run's saved states, and their copies at a URL."""
+    if not is_primary():
+        yield SharedCheckpoints(None, placement)
+        return
     with mirrored(folder.directory, config.mirror, display.say) as mirror:
         saved = None if mirror is None else mirror.update
         with RunCheckpoints(
             folder.state, keep_last=config.keep_last, keep_best=config.keep_best, saved=saved, placement=placement
         ) as checkpoints:
             signal.busy = lambda: checkpoints.busy or (mirror is not None and mirror.busy)
-            yield checkpoints
+            yield SharedCheckpoints(checkpoints, placement)
 
 
 @contextmanager
@@ -162,6 +199,8 @@ def _stopping(folder: RunFolder) -> Iterator[StopSignal]:
     """
 
     def saved() -> str:
+        if not is_primary():
+            return "saved by process 0"
         return "saved: continue with --resume" if folder.holds_run() else "nothing had been started"
 
     def leave() -> str:

@@ -22,11 +22,19 @@ class SaveClock:
         """A state is saved."""
         self._since = time.monotonic()
 
+    @property
+    def by_time(self) -> bool:
+        return self._every.minutes is not None
+
+    def is_time(self) -> bool:
+        """Whether the minutes have passed."""
+        return time.monotonic() - self._since >= 60 * (self._every.minutes or 0.0)
+
     def due(self, step: int) -> bool:
         """Whether it is time after a step of the stage."""
         every = self._every
-        if every.minutes is not None:
-            return time.monotonic() - self._since >= 60 * every.minutes or (self._each_epoch and self._ends_epoch(step))
+        if self.by_time:
+            return self.is_time() or (self._each_epoch and self._ends_epoch(step))
         return step % (every.steps or self._epoch * (every.epochs or 1)) == 0
 
     def _ends_epoch(self, step: int) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from signal import Signals
 from typing import Any, NoReturn
 
+import jax
 import numpy as np
 
-from finetune.checkpoint import RunCheckpoints
 from finetune.data.labeled_images import Split
+from finetune.distributed.processes import Poll, broadcast, from_primary, is_primary, process_count
 from finetune.errors import CheckpointError, Diverged
 from finetune.evaluation.calibration import describe_calibration, describe_thresholds, fit_confidence
 from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
@@ -16,27 +18,23 @@ from finetune.evaluation.novelty import fit_novelty, spread
 from finetune.evaluation.reliability import describe_reliability
 from finetune.evaluation.steps import EvalStep, make_eval_step
 from finetune.evaluation.verdict import compare_results, conclude, describe_result
-from finetune.export.bundle import save_bundle, verify_bundle
+from finetune.export.bundle import save_bundle
 from finetune.export.confidence import Confidence
 from finetune.export.novelty import Novelty
 from finetune.folder.run_folder import FINISHED, RunFolder
 from finetune.models.classifier import Classifier, without_head
-from finetune.run.continuation import (
-    Continuation,
-    describe_extension,
-    find_state_to_extend,
-    kept_model,
-    record_continuation,
-)
+from finetune.run.continuation import Continuation
 from finetune.run.features import FeatureEvaluator, RunFeatures
 from finetune.run.page import write_report
 from finetune.run.predictions import Predictions
 from finetune.run.progress import Progress
 from finetune.run.resume import Kept, RunProgress, Snapshot
+from finetune.run.saved_states import find_state
 from finetune.run.setup import RunSetup
+from finetune.run.shared_checkpoints import SharedCheckpoints
 from finetune.run.weight_changes import compare_frozen
 from finetune.signals import StopSignal
-from finetune.trees import Variables, merge
+from finetune.trees import Variables, fetch, merge
 
 
 class RunSession:
@@ -56,7 +54,7 @@ class RunSession:
         self,
         setup: RunSetup,
         folder: RunFolder,
-        checkpoints: RunCheckpoints,
+        checkpoints: SharedCheckpoints,
         display: Progress,
         signal: StopSignal,
         progress: RunProgress,
@@ -67,11 +65,10 @@ class RunSession:
         self.variables: Variables = setup.variables
         self.carried: Any = None
         self.interpolation: dict[str, Any] | None = None
-        self.features = RunFeatures(
-            setup.spec, setup.recipe.evaluate.batch_size, display, signal.check, setup.placement
-        )
+        self.features = RunFeatures(setup.spec, setup.recipe.evaluate.batch_size, display, self.check, setup.placement)
         self.evaluator: FeatureEvaluator | None = None
         self._predictions = Predictions(folder.predictions, setup.splits.test)
+        self._poll = Poll()
         self._eval_step: tuple[Classifier, EvalStep] | None = None
 
     def restore(self, continuation: Continuation | None = None) -> None:
@@ -83,80 +80,32 @@ class RunSession:
         Raises:
             CheckpointError: all are damaged, or none can be gone on from with longer stages.
         """
-        states = self._states_with_a_model(self._whole_states())
-        if continuation is not None:
-            if continuation.longer and states:
-                states = self._extend(continuation, states)
-            record_continuation(self.folder, self.setup, continuation)
-        if states:
-            newest = max(states)
-            saved = states[newest]
-            point = saved.point
-            if point is not None and point.best is not None:
-                best = self.setup.first_step(saved.stage) + point.best.step
-                if best not in states:
-                    self.display.say(f"step {best}, the best so far, is damaged: it is no longer the one to improve on")
-                    saved = replace(saved, point=replace(point, best=None))
-            self.variables = merge(without_head(self.variables), self.checkpoints.variables(newest))
-            if saved.stage >= 0:
-                self.classifier = self.setup.classifiers[saved.stage]
-            self.progress = replace(saved, seconds=saved.seconds | self.progress.seconds)  # this time's loading
-            if saved.point is not None:
-                self.display.say(f"resuming at step {newest}")
-        if not self.folder.metrics.cut(self.progress.log_lines, self.progress.log_sha256):
-            self.display.say(f"{self.folder.metrics.file}: damaged: the log begins anew")
+        states = self.checkpoints.own
+        record = from_primary(
+            lambda: states and find_state(self.setup, self.folder, states, self.display, continuation)
+        )
+        if record is None:
+            return
+        newest, saved = record["step"], RunProgress.from_json(record["progress"])
+        self.variables = merge(without_head(self.variables), self.checkpoints.variables(newest))
+        if saved.stage >= 0:
+            self.classifier = self.setup.classifiers[saved.stage]
+        self.progress = replace(saved, seconds=saved.seconds | self.progress.seconds)  # this time's loading
+        if saved.point is not None:
+            self.display.say(f"resuming at step {newest}")
 
-    def _states_with_a_model(self, states: dict[int, RunProgress]) -> dict[int, RunProgress]:
-        """Those up to the newest whose model is in the folder, or is still to be made.
+    def check(self, when: str) -> None:
+        """Where all processes are at the same place: raises Interrupted on all if a signal has come to one.
 
-        Raises:
-            CheckpointError: it is damaged, and was made before all of them.
+        Args:
+            when: for the message.
         """
-        kept = states[max(states)].kept if states else None
-        if kept is None:
-            return states
-        try:
-            verify_bundle(self.folder.bundle)
-            return states
-        except CheckpointError as error:
-            before = {step: saved for step, saved in states.items() if saved.kept != kept}
-            if not before:
-                raise CheckpointError(
-                    f"{error}; no state is from before it was made: restore it from a copy, or start anew with "
-                    "--overwrite"
-                ) from None
-            self.display.say(f"{error}; it is made again")
-        for step in states.keys() - before.keys():
-            self.checkpoints.delete(step)
-        return before
-
-    def _whole_states(self) -> dict[int, RunProgress]:
-        """Saved step -> how far the run was there, without those that are damaged."""
-        whole, problems = {}, []
-        for step in self.checkpoints.steps():
-            try:
-                self.checkpoints.verify(step)
-                whole[step] = RunProgress.from_json(self.checkpoints.progress(step))
-            except CheckpointError as error:
-                problems.append((step, str(error)))
-        if problems and not whole:
-            raise CheckpointError(f"{problems[-1][1]}; no state is whole: start anew with --overwrite")
-        for step, problem in problems:
-            self.display.say(f"{problem}; it is removed")
-            self.checkpoints.delete(step)
-        return whole
-
-    def _extend(self, continuation: Continuation, states: dict[int, RunProgress]) -> dict[int, RunProgress]:
-        """Goes back to the state that longer stages go on from; gives those up to it."""
-        start = find_state_to_extend(states, self.setup, continuation.longer)
-        saved = replace(states[start], kept=kept_model(self.folder, states[max(states)]))
-        for index in continuation.longer:
-            step = saved.point.step if saved.point is not None and index == saved.stage else 0
-            self.display.say(describe_extension(self.setup, continuation.before, index, step))
-        self.folder.forget_summary()
-        for later in [step for step in states if step > start]:
-            self.checkpoints.delete(later)
-        return {step: states[step] for step in states if step < start} | {start: saved}
+        if process_count() > 1:
+            numbers = self._poll(self.signal.received or 0)
+            if not numbers or not any(numbers):
+                return
+            self.signal.received = Signals(max(numbers))
+        self.signal.check(when)
 
     @property
     def metric(self) -> str:
@@ -253,17 +202,23 @@ class RunSession:
         test = self.setup.splits.test
         evaluation = self.evaluate(self.variables, test, f"{name}: test", keep_logits=True)
         result = {"name": name, "split": "test", **describe_result(evaluation, test.labels)}
+        if is_primary():
+            self._compare(name, result, evaluation)
+        self.progress.results.append(result)
+        self.folder.log({"stage": name, **result})
+        return evaluation
+
+    def _compare(self, name: str, result: dict[str, Any], evaluation: Evaluation) -> None:
+        """Adds to a step's result how it differs from that of the step before, and keeps what it says."""
         earlier = [step["name"] for step in self.progress.results]
         before = self._predictions.logits(earlier[-1]) if earlier else None
         if earlier and before is None:
             self.display.say(f"{self.folder.predictions}: what {earlier[-1]} says is missing or damaged: not compared")
         assert evaluation.logits is not None
         if before is not None:
-            result["paired"] = compare_results(earlier[-1], before, evaluation.logits, test.labels)
+            labels = self.setup.splits.test.labels
+            result["paired"] = compare_results(earlier[-1], before, evaluation.logits, labels)
         self._predictions.add(name, evaluation.logits, earlier)
-        self.progress.results.append(result)
-        self.folder.log({"stage": name, **result})
-        return evaluation
 
     def _measure_also(self, name: str) -> None:
         """Appends the results on the further sets."""
@@ -290,15 +245,18 @@ class RunSession:
             )
             return
         self.folder.check_ours()
+        variables = self.variables if process_count() == 1 else jax.tree.map(fetch, self.variables)
         with self.display.busy("saving the model"):
-            weights = save_bundle(
-                self.folder.model,
-                self.classifier,
-                self.variables,
-                backbone=self.setup.backbone,
-                class_names=self.setup.splits.class_names,
-                multi_label=self.setup.splits.multi_label,
-                confidence=confidence,
+            weights = from_primary(
+                lambda: save_bundle(
+                    self.folder.model,
+                    self.classifier,
+                    variables,
+                    backbone=self.setup.backbone,
+                    class_names=self.setup.splits.class_names,
+                    multi_label=self.setup.splits.multi_label,
+                    confidence=confidence,
+                )
             )
         self.progress.kept = Kept(name, score, weights, calibration)
 
@@ -330,9 +288,14 @@ class RunSession:
             "skipped_images": {name: splits.skipped_from(name) for name in splits.named()},
             "seconds": {name: round(value, 2) for name, value in self.progress.seconds.items()},
         }
+        return self._write(summary)
+
+    def _write(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Writes the summary and then the report; gives the summary."""
         self.folder.write_summary(summary)
-        write_report(self.setup, self.folder, summary, self.display)
-        return summary
+        if is_primary():
+            write_report(self.setup, self.folder, summary, self.display)
+        return summary if process_count() == 1 else dict(broadcast(summary))
 
     def save_within(self, index: int, snapshot: Snapshot) -> None:
         """A stage that goes on."""
@@ -362,7 +325,6 @@ class RunSession:
             "results": self.progress.results,
             "kept": None if kept is None else {"stage": kept.stage},
         }
-        self.folder.write_summary(summary)
-        write_report(self.setup, self.folder, summary, self.display)
+        self._write(summary)
         saved = f"the model of {kept.stage} is kept" if kept else "no earlier stage has left a model to keep"
         raise Diverged(f"{self.folder.directory}: {what}; {saved}")

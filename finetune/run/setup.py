@@ -21,6 +21,7 @@ from finetune.data.leakage import describe_leakage
 from finetune.data.loader import kept_batches, steps_per_epoch, training_batches
 from finetune.data.splits import Splits, load_splits
 from finetune.distributed.mesh import describe_mesh, make_mesh, mesh_for
+from finetune.distributed.processes import gather_json
 from finetune.distributed.sharding import Placement
 from finetune.errors import DataError, RecipeError
 from finetune.files import cache_folder, free_gigabytes
@@ -166,7 +167,7 @@ class RunSetup:
         passes = length.total_steps / (length.steps_per_epoch or length.total_steps)
         count = len(self.train)
         others = sum(len(split) for name, split in self.splits.named().items() if name != "train")
-        room = free_gigabytes()
+        room = min(gather_json(free_gigabytes()))  # of the process with the least
         return decide_cache(trainer, self.spec, size, passes=passes, images=count, others=others, free_gb=room)
 
     def describe(self) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from contextlib import closing
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 
+from finetune.distributed.processes import arrays_from_primary, process_count
 from finetune.errors import Interrupted
 from finetune.models.classifier import head_paths, without_head
 from finetune.models.zero_shot import text_classifier
@@ -39,7 +41,8 @@ def _zero_shot(session: RunSession) -> None:
     features = session.head_inputs(train, "zero_shot")
     text = text_classifier(setup.backbone, setup.splits.class_names, setup.recipe.head.templates)
     bias = session.variables["params"]["head"]["bias"]
-    head = {"kernel": text.kernel(features), "bias": bias}
+    kernel = arrays_from_primary(lambda: {"kernel": text.kernel(features)})["kernel"]
+    head = setup.placement.put({"kernel": kernel, "bias": bias})
     session.variables = merge(session.variables, {"params": {"head": head}})
 
 
@@ -80,11 +83,14 @@ def _fit_head(session: RunSession, stage: HeadStage, index: int) -> None:
     if splits.validation is not None:
         held_out = (session.head_inputs(splits.validation, f"{stage.name}: validation"), splits.validation.labels)
     data = FittingData(train, splits.train.labels, held_out, len(splits.class_names), setup.recipe.seed)
+    if process_count() == 1:
+        data = replace(data, placement=setup.placement)
     with session.display.busy(f"{stage.name}: fitting"):
-        fitted = fit_head(stage, data, setup.text)
+        fitted = fit_head(stage, data, setup.text)  # on each process, to the same features
+    head = setup.placement.put(arrays_from_primary(lambda: fitted.variables))
     for line in fitted.lines:
         session.display.say(f"{stage.name}: {line}")
     session.folder.log({"stage": stage.name, "split": "train", **fitted.facts})
     session.classifier = setup.classifiers[index]
-    session.variables = merge(without_head(session.variables), fitted.variables)
+    session.variables = merge(without_head(session.variables), head)
     session.evaluate_from_features(head_paths(session.variables))

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import jax
 import numpy as np
 
+from finetune.distributed.processes import any_process, is_primary
 from finetune.errors import CheckpointError, Interrupted, listed
 from finetune.images.fonts import font_for
 from finetune.images.grid import save_image_grid
@@ -20,11 +20,12 @@ from finetune.run.features import Views
 from finetune.run.resume import Best, Patience, ResumePoint, Snapshot
 from finetune.run.save_clock import SaveClock
 from finetune.run.session import RunSession
+from finetune.run.votes import Votes
 from finetune.run.weight_changes import layers_of, measure_change
 from finetune.training.loop import Checkpoint, Evaluate, Event, Finished, FirstBatch, Logged, fit
 from finetune.training.stage_trainer import StageTrainer
 from finetune.training.state import TrainState
-from finetune.trees import merge
+from finetune.trees import fetch, merge
 
 _IMAGES_SHOWN = 32  # training images in a figure
 
@@ -94,20 +95,21 @@ class TrainStageRun:
                 case Finished():
                     step, state = event.step, event.state
         if step < self.total and not self._out_of_patience():
-            session.signal.check(f"at step {step} of {self.total} of stage {self.stage.name!r}")
+            session.signal.check(f"at step {step} of {self.total} of stage {self.stage.name!r}")  # agreed on
         self._ended = state, self._point(step, loader)
         self._end(state, step)
         return self.best.score if self.best else None
 
     def _events(self, state: TrainState) -> Iterator[Event]:
         session, resumed = self.session, self.session.progress.point
+        votes = Votes(session.signal, self.clock, session.checkpoints)
         return fit(
             self.trainer,
             state,
             self.batches,
             log_every=max(1, min(50, self.epoch)),
-            should_stop=lambda: session.signal.received is not None,
-            should_save=lambda step: self.clock.due(step) and not session.checkpoints.busy,
+            should_stop=votes.should_stop,
+            should_save=votes.should_save,
             evaluate_first=resumed is not None and resumed.unevaluated,
         )
 
@@ -220,7 +222,7 @@ class TrainStageRun:
     def _save(self, event: Checkpoint, score: float | None) -> None:
         """Not where an epoch that is not the best has ended and nothing is due."""
         is_best = self.best is not None and self.best.step == event.step
-        if is_best or self.clock.due(event.step) or self.session.signal.received:
+        if any_process(bool(is_best or self.clock.due(event.step) or self.session.signal.received)):
             self._save_at(event.state, self._point(event.step, event.loader), score)
             self.clock.start()
 
@@ -277,8 +279,13 @@ class TrainStageRun:
 
     def _save_figure(self, event: FirstBatch) -> None:
         """The stage's first images, as the model sees them."""
-        batch = event.batch if "image" in event.batch else next(self.session.setup.batches(self.index))
-        images, labels = jax.device_get((self.trainer.preview(batch)[:_IMAGES_SHOWN], batch["label"][:_IMAGES_SHOWN]))
+        batch = event.batch
+        if "image" not in batch:
+            batch = self.trainer.placement.put_batch(next(self.session.setup.batches(self.index)))
+        shown = self.trainer.preview(batch)[:_IMAGES_SHOWN], batch["label"][:_IMAGES_SHOWN]
+        images, labels = (fetch(array) for array in shown)
+        if not is_primary():
+            return
         names = self.session.setup.splits.class_names
         sets = labels if labels.ndim == 2 else np.eye(len(names))[labels]
         drawn = [name if font_for(name) else f"class {i}" for i, name in enumerate(names)]

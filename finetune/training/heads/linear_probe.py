@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from finetune.distributed.sharding import Placement
+
 L2_GRID = tuple(10.0**e for e in range(-5, 3))
 
 _TOLERANCE = 1e-9  # of the Newton decrement, relative to the objective
@@ -63,6 +65,7 @@ def fit_linear_probe(
     standardize: bool = False,
     grid: Sequence[float] = L2_GRID,
     max_iterations: int = 1000,
+    placement: Placement | None = None,
 ) -> LinearProbe:
     """The best linear classifier of the features.
 
@@ -85,6 +88,7 @@ def fit_linear_probe(
             ``StandardScaler``; the result applies to the features as they are.
         grid: the strengths to choose from.
         max_iterations: limit of the steps for each strength.
+        placement: on devices that share the images.
     """
     x, y = np.asarray(features, np.float32), _labels(labels)
     fitted, held_out = np.ones((1, len(x)), np.float32), np.zeros((1, len(x)), np.float32)
@@ -100,7 +104,8 @@ def fit_linear_probe(
     strengths = sorted(grid, reverse=True) if chosen else [1.0 if l2 is None else l2]
     weights = np.ones(num_classes, np.float32) if class_weights is None else np.asarray(class_weights, np.float32)
     kernel, bias, state, losses, best = _choose(
-        x, y, fitted, held_out, weights, np.asarray(strengths, np.float32), standardize, max_iterations
+        *_divided(x, y, fitted, held_out, placement),
+        *(weights, np.asarray(strengths, np.float32), standardize, max_iterations),
     )
     by_strength = dict(zip(strengths, np.asarray(losses).tolist(), strict=True))
     state = jax.tree.map(lambda leaf: leaf[-1], state)
@@ -152,6 +157,23 @@ def out_of_fold(
         logits[folds == fold] = x[folds == fold] @ kernel + bias
     by_strength = dict(zip(strengths.tolist(), np.asarray(losses).tolist(), strict=True))
     return OutOfFold(logits, float(strengths[int(best)]), by_strength)
+
+
+def _divided(
+    x: np.ndarray, y: np.ndarray, fitted: np.ndarray, held_out: np.ndarray, placement: Placement | None
+) -> tuple[Any, Any, Any, Any]:
+    """Features, labels, and what is fitted and held out, on devices that share the images.
+
+    Images that are there twice, so that all have equally many, count once.
+    """
+    if placement is None or placement.is_trivial:
+        return x, y, fitted, held_out
+    rows = np.arange(placement.round_up(len(x)))
+    counts = rows < len(x)
+    rows = rows % len(x)
+    parts = [np.where(counts, part[:, rows], np.float32(0)) for part in (fitted, held_out)]
+    of_images = [jax.device_put(part, placement.microbatches) for part in parts]
+    return *(jax.device_put(array[rows], placement.batch) for array in (x, y)), *of_images
 
 
 def _labels(labels: np.ndarray) -> np.ndarray:
