@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from finetune.distributed.activations import divided_by_images
 from finetune.distributed.sharding import Placement
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
@@ -31,7 +32,9 @@ def make_eval_step(classifier: Classifier, spec: ImageSpec, placement: Placement
     """
 
     def eval_step(variables: Any, batch: Any) -> tuple[Metrics, jax.Array]:
-        logits: Any = classifier.apply(variables, spec.normalize(batch["image"]))
+        images = spec.normalize(batch["image"])
+        with divided_by_images(placement, images):
+            logits: Any = classifier.apply(variables, images)
         return _measure(logits, batch), logits
 
     return _jit(eval_step, placement)

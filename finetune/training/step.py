@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from finetune.distributed.activations import divided_by_images
 from finetune.distributed.sharding import Placement
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
@@ -59,7 +60,7 @@ def make_train_step(
         batch: ``image`` uint8 [N, H, W, C], or ``kept``, the arrays that the prefix gave; ``label`` int [N], or
             float32 [N, num_classes]: a distribution over the classes, or for binary cross-entropy the set of them.
     """
-    gradients_of = _make_gradients(classifier, spec, stage, plan, class_weights, prefix)
+    gradients_of = _make_gradients(classifier, spec, stage, plan, class_weights, prefix, placement)
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -107,6 +108,7 @@ def _make_gradients(
     plan: ParameterPlan,
     class_weights: np.ndarray | None,
     prefix: FrozenPrefix | None,
+    placement: Placement | None,
 ) -> Callable[..., Any]:
     """(params, collections, frozen, batch, key) -> gradients of the sum of losses, collections, sums."""
 
@@ -118,7 +120,8 @@ def _make_gradients(
         else:
             images = spec.normalize(batch["image"])
             images, targets = augment_on_device(images, labels, classifier.num_classes, key, stage)
-            logits, collections = _apply(classifier, plan, params, collections, frozen, images, key)
+            with divided_by_images(placement, images):
+                logits, collections = _apply(classifier, plan, params, collections, frozen, images, key)
         losses, weights = per_example_loss(stage.loss, logits, targets, class_weights)
         correct = correct_predictions(logits, labels, sets=stage.loss.name == "binary_cross_entropy")
         sums = {"loss": losses.sum(), "weight": weights.sum(), "correct": correct.sum().astype(jnp.float32)}
