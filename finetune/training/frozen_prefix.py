@@ -28,6 +28,7 @@ _EXPENSIVE = {
     *("reduce_window", "reduce_window_max", "reduce_window_sum", "reduce_window_min", "select_and_scatter_add"),
     *("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "approx_top_k", "pure_callback", "custom_call"),
     *("cholesky", "eigh", "svd", "qr", "lu", "triangular_solve", "ffi_call", "rng_bit_generator"),
+    "dot_product_attention_fwd_wrapper",  # cuDNN's kernel
 }
 _INLINED = {"jit", "pjit", "closed_call", "core_call"}
 _INFINITE = 2**30

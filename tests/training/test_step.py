@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import pytest
 from finetune.evaluation.steps import make_eval_step
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import build_classifier
+from finetune.models.layers.transformer import VisionTransformer, ViTConfig
 from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
 from finetune.training.stage_trainer import StageTrainer
@@ -289,3 +291,16 @@ def test_a_frozen_step_costs_the_flops_of_forward_alone(tiny_clip, extra):
         make_eval_step(classifier, tiny_clip.image_spec), variables, {**batch, "weight": np.ones(32, np.float32)}
     )
     assert step < 1.03 * forward
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", [False, True])
+def test_in_bfloat16_the_head_alone_multiplies_float32_matrices(remat):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    module = VisionTransformer(ViTConfig(**sizes, num_hidden_layers=3))
+    _, _, training = prepare(ALL, backbone=module, compute_dtype="bfloat16", remat=remat)
+    program = training.step.lower(training.init_state(), training.frozen, a_batch()).as_text()
+    products = re.findall(r"dot_general .*: \(tensor<(\S+)>, tensor<(\S+)>\)", program)
+    assert len(products) > 3 * 3 * 6
+    of_float32 = {pair for pair in products if all(operand.endswith("f32") for operand in pair)}
+    assert of_float32 == {("6x16xf32", "16x3xf32"), ("6x3xf32", "16x3xf32"), ("6x3xf32", "6x16xf32")}

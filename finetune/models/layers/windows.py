@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune.errors import ModelError
+from finetune.models.layers.attention import attention_logits
 
 Size = tuple[int, int]  # height and width
 # How a table of relative positions is resampled for another window. "linear": PyTorch's bilinear filter (transformers).
@@ -41,7 +42,7 @@ def biased_attention(
     Returns:
         [..., tokens, heads, d], in the dtype of ``value``.
     """
-    logits = jnp.einsum("...qhd,...khd->...hqk", query, key, preferred_element_type=jnp.float32) * scale
+    logits = attention_logits(query, key) * scale
     weights = jax.nn.softmax(logits if bias is None else logits + bias, axis=-1).astype(value.dtype)
     return jnp.einsum("...hqk,...khd->...qhd", weights if dropout is None else dropout(weights), value)
 

@@ -1,9 +1,14 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
+from finetune.models.layers import attention as attention_file
 from finetune.models.layers.attention import attention
+from finetune.models.layers.windows import biased_attention
 
 CAUSAL = np.tril(np.ones((1, 1, 5, 5), bool))
 PADDING = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)[:, None, None]
@@ -41,3 +46,88 @@ def test_dropout_is_applied_to_the_attention_weights():
     query, key, value = arrays(2)
     result = attention(query, key, value, dropout=lambda weights: jnp.ones_like(weights).at[..., 1:].set(0))
     np.testing.assert_array_equal(result, jnp.broadcast_to(value[:, :1], result.shape))
+
+
+def halve(weights):
+    return weights * 0.5
+
+
+BIAS = np.random.default_rng(2).standard_normal((3, 5, 5)).astype(np.float32)
+WAYS = {
+    "plain": attention,
+    "masked": partial(attention, mask=PER_HEAD),
+    "with dropout": partial(attention, dropout=halve),
+    "biased": partial(biased_attention, bias=BIAS, scale=0.5),
+}
+
+
+def gradients(way):
+    return jax.grad(lambda *inputs: jnp.sin(way(*inputs).astype(jnp.float32)).sum(), argnums=(0, 1, 2))
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_every_matrix_product_of_16_bit_attention_and_of_its_gradients_has_16_bit_operands(way):
+    jaxpr = jax.make_jaxpr(gradients(way))(*arrays(5, jnp.bfloat16)).jaxpr
+    products = [[x.aval.dtype for x in e.invars] for e in equations(jaxpr) if e.primitive.name == "dot_general"]
+    assert len(products) == 6  # two forward, two for the gradients of each
+    assert all(dtype == jnp.bfloat16 for operands in products for dtype in operands)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_gradients_of_16_bit_attention_are_those_of_float32_rounded(way):
+    rounded = arrays(5, jnp.bfloat16)
+    expected = jax.jit(gradients(way))(*[x.astype(jnp.float32) for x in rounded])
+    for result, exact in zip(jax.jit(gradients(way))(*rounded), expected, strict=True):
+        assert result.dtype == jnp.bfloat16
+        # two roundings to 8 bits: of the weights or the logits' gradient, and of the result
+        np.testing.assert_allclose(result.astype(np.float32), exact, rtol=0, atol=2**-7 * np.abs(exact).max())
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Programs are made for a GPU of the Hopper generation, of which none need be here to look at them."""
+    library = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(library, "check_cudnn_version", lambda: 91400)
+    monkeypatch.setattr(library, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(library, "is_cuda_compute_capability_equal", lambda capability: False)
+    monkeypatch.setattr(attention_file, "_has_cudnn", lambda: True)
+
+
+def program_for_gpus(way, queries=5, tokens=5, dtype=jnp.bfloat16, head=8):
+    query, key = (jax.ShapeDtypeStruct((2, length, 3, head), dtype) for length in (queries, tokens))
+    return jax.jit(gradients(way)).trace(query, key, key).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("tokens", [5, 6])
+def test_self_attention_of_16_bits_is_the_fused_kernel_on_a_gpu(gpu, tokens):
+    program = program_for_gpus(attention, tokens, tokens)
+    assert "__cudnn$fmhaSoftmax(" in program
+    assert "__cudnn$fmhaSoftmaxBackward(" in program
+    assert "dot_general" not in program
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"way": WAYS["masked"]},
+        {"way": WAYS["with dropout"]},
+        {"way": attention, "dtype": jnp.float32},
+        {"way": attention, "queries": 1},
+        {"way": attention, "head": 4},
+        {"way": attention, "head": 136},
+    ],
+)
+def test_other_attention_is_not(gpu, case):
+    assert "__cudnn" not in program_for_gpus(**case)
+
+
+def test_without_a_gpu_it_is_not():
+    assert not attention_file._has_cudnn()
