@@ -24,6 +24,7 @@ ROOMS = [  # from top to bottom
     "page",
     "images",
     "resources",
+    "compiled",
     "signals",
     "remote",
     "files",

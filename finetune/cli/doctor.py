@@ -33,10 +33,12 @@ def doctor(
 ) -> None:
     """Look for label errors, duplicates, outliers, overlapping classes and leakage; changes nothing."""
     import finetune
+    from finetune.compiled import keep_compiled_programs
     from finetune.report.corrected_labels import overrides_to_read
 
     loaded = finetune.load_recipe(recipe, overrides or [])
     folder = output or Path("checkpoints") / "doctor" / loaded.name
+    keep_compiled_programs()
     result = finetune.diagnose_data(loaded, output=folder, write=write, allow_local_code=allow_local_code)
     if as_json:
         print_json(result)

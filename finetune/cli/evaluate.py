@@ -31,6 +31,7 @@ def evaluate(
 ) -> None:
     """Measure a trained model, on its run's test images or on others."""
     import finetune
+    from finetune.compiled import keep_compiled_programs
     from finetune.errors import RecipeError
     from finetune.recipe import read_data_config
     from finetune.run.progress import Progress
@@ -38,6 +39,7 @@ def evaluate(
     if options and data is None:
         raise RecipeError(f"{options[0]!r}: options are for other images: give them as --data SOURCE")
     source = None if data is None else read_data_config(data, options or [])
+    keep_compiled_programs()
     with Progress() as display:
         result = finetune.evaluate_run(
             directory,

@@ -19,7 +19,9 @@ def plan(
 ) -> None:
     """Show what a recipe trains, and what a step costs, before any image is read."""
     import finetune
+    from finetune.compiled import keep_compiled_programs
 
+    keep_compiled_programs()
     result = finetune.plan_recipe(finetune.load_recipe(recipe, overrides or []), allow_local_code=allow_local_code)
     if as_json:
         print_json(result)

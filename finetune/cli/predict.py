@@ -47,6 +47,7 @@ def predict(
 ) -> None:
     """Classify images with a trained model. Images that cannot be used are named, and the others classified."""
     import finetune
+    from finetune.compiled import keep_compiled_programs
     from finetune.errors import DataError, RecipeError, printable
 
     for option, share in (("--coverage", coverage), ("--max-error", max_error)):
@@ -54,6 +55,7 @@ def predict(
             raise RecipeError(f"{option}: a share between 0 and 1; received {share:g}")
     if coverage is not None and top is not None:
         raise RecipeError("--coverage shows the classes of each set, and --top a number of them: give one of the two")
+    keep_compiled_programs()
     predictor = finetune.restore(directory, allow_local_code=allow_local_code)
     options = {"coverage": coverage, "sets": sets, "max_error": max_error}
     names = list(_expand(images))

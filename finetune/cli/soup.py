@@ -29,9 +29,11 @@ def soup(
     allow_local_code: LocalCode = False,
 ) -> None:
     """Average the weights of runs, as long as that helps on validation images."""
+    from finetune.compiled import keep_compiled_programs
     from finetune.run.progress import Progress
     from finetune.run.soup import make_soup
 
+    keep_compiled_programs()
     with Progress() as display:
         result = make_soup(
             directories,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.checkpoint import RunCheckpoints
+from finetune.compiled import keep_compiled_programs
 from finetune.data.sources import is_path
 from finetune.data.workers import check_workers
 from finetune.distributed.processes import check_alike, from_primary, is_primary, process_count
@@ -88,6 +89,7 @@ def run(
     if overwrite and (resume or extend):
         given = "--extend" if extend else "--resume"
         raise CheckpointError(f"--overwrite starts anew and {given} goes on: give one of them")
+    keep_compiled_programs()
     recipe = _with_absolute_paths(recipe)
     directory = Path("checkpoints") / recipe.name if output is None else Path(output)
     folder = RunFolder(directory) if is_primary() else UnwrittenFolder(directory)
