@@ -30,7 +30,8 @@ def keep_compiled_programs() -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    options = jax.config.values
+    if options["jax_compilation_cache_dir"] or not options["jax_enable_compilation_cache"]:
         return
     folder = cache_folder() / "compiled" / _machine()
     try:

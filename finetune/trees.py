@@ -46,6 +46,7 @@ def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda keys, leaf: function("/".join(key.key for key in keys), leaf), tree)
 
 
+@jax.jit
 def interpolate(start: Any, end: Any, share: float) -> Any:
     """``start + share * (end - start)`` of every leaf: where both are equal, exactly that. Integers are the end's."""
 

@@ -149,3 +149,30 @@ def test_processes_that_start_together_share_the_programs(tmp_path):
         together = list(pool.map(lambda _: compile_in_a_process(tmp_path), range(3)))
     assert set(together) <= {"written", "read"}
     assert compile_in_a_process(tmp_path) == "read"
+
+
+@pytest.mark.slow
+def test_a_run_compiles_few_programs_and_the_next_one_none(tmp_path):
+    others = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment = {**others, "FINETUNE_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu", "JAX_LOG_COMPILES": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "finetune.cli",
+        "run",
+        "quickstart",
+        "--overwrite",
+        "--output",
+        str(tmp_path / "run"),
+    ]
+
+    def run():
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return done.stderr.count("Finished XLA compilation"), set(programs_in(tmp_path / "cache"))
+
+    count, programs = run()
+    assert count < 60  # one for each operation on each shape of parameters would be more than a hundred
+    for store in (tmp_path / "cache" / "features").glob("*/store.json"):
+        store.unlink()  # so that the second run computes what the first did
+    assert run()[1] == programs

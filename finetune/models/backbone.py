@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,15 @@ class Clip(Pretrained):
 
     def _embed(self, texts: Sequence[str]) -> jax.Array:
         ids, mask = tokenize(self.tokenizer, self.config.text_config, texts, self.folder)
-        return l2_normalize(self._text_features(self.variables, ids, mask))
+        return self._embedding(self.variables, ids, mask)
 
     @cached_property
-    def _text_features(self) -> Callable[..., jax.Array]:
-        return jax.jit(partial(self.module.apply, method="get_text_features"))
+    def _embedding(self) -> Callable[..., jax.Array]:
+        def embed(variables: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+            features: Any = self.module.apply(variables, ids, mask, method="get_text_features")
+            return l2_normalize(features)
+
+        return jax.jit(embed)
 
 
 @dataclass(frozen=True)

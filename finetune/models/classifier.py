@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core import unfreeze
 from flax.traverse_util import flatten_dict
 
@@ -215,13 +216,14 @@ def _shape_of(backbone: Any, module: nn.Module, image_size: int | None) -> jax.S
 
 def _init_head(shapes: Any, init: Any, rng: jax.Array) -> dict[str, jax.Array]:
     kernel, bias = shapes["kernel"], shapes["bias"]
-    initializers = {"zeros": nn.initializers.zeros, "lecun_normal": nn.initializers.lecun_normal()}
     if not isinstance(init, str):
         if init.shape != kernel.shape:
             raise TransferError(f"head_init: a kernel of shape {kernel.shape} is needed; received {init.shape}")
         values = jnp.asarray(init, kernel.dtype)
-    elif init in initializers:
-        values = initializers[init](rng, kernel.shape, kernel.dtype)
+    elif init == "zeros":
+        values = jax.device_put(np.zeros(kernel.shape, kernel.dtype))
+    elif init == "lecun_normal":
+        values = nn.initializers.lecun_normal()(rng, kernel.shape, kernel.dtype)
     else:
-        raise ModelError(f"head_init: {init!r}; choose {', '.join(initializers)}, or give a kernel")
-    return {"kernel": values, "bias": jnp.zeros(bias.shape, bias.dtype)}
+        raise ModelError(f"head_init: {init!r}; choose zeros, lecun_normal, or give a kernel")
+    return {"kernel": values, "bias": jax.device_put(np.zeros(bias.shape, bias.dtype))}

@@ -72,11 +72,16 @@ def merge_adapters(params: Any, adapters: Any, scales: Mapping[str, float]) -> d
     flat = flatten_dict(params)
     for module, adapter in _by_module(adapters).items():
         key = (*module.split("/"), "kernel")
-        kernel = _combined(jnp.asarray(flat[key], jnp.float32), adapter, scales[module])
-        if "magnitude" in adapter:
-            kernel = kernel * (adapter["magnitude"] / _column_norms(kernel))
-        flat[key] = kernel.astype(flat[key].dtype)
+        flat[key] = _merged(flat[key], adapter, scales[module])
     return unflatten_dict(flat)
+
+
+@jax.jit
+def _merged(kernel: jax.Array, adapter: Adapter, scale: float) -> jax.Array:
+    combined = _combined(kernel.astype(jnp.float32), adapter, scale)
+    if "magnitude" in adapter:
+        combined = combined * (adapter["magnitude"] / _column_norms(combined))
+    return combined.astype(kernel.dtype)
 
 
 @contextmanager

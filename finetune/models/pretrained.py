@@ -210,7 +210,7 @@ def _variable_shapes(checkpoint: Checkpoint, module: nn.Module, pixels: tuple[in
     images, texts = jax.ShapeDtypeStruct(pixels, jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
     inputs = (texts, images) if with_text else (images,)
     try:
-        return jax.eval_shape(module.init, jax.random.key(0), *inputs)
+        return jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs)
     except ModelError as error:
         raise ModelError(f"{checkpoint.file}: {error}") from None
     except Exception as error:  # whatever a value of the wrong type or size leads to

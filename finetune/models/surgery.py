@@ -15,7 +15,6 @@ from flax.core import FrozenDict, unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from finetune.errors import ModelError, TransferError, nearest
-from finetune.weights.tensors import LazyArray
 
 Variables = Mapping[str, Any]  # a dict, or the FrozenDict of older Flax code
 Key = tuple[str, ...]
@@ -138,7 +137,9 @@ def transplant(
             if tuple(value.shape) != tuple(leaf.shape):
                 problems["shape"].append(f"{reported[key]}: {tuple(value.shape)} given, {tuple(leaf.shape)} needed")
                 continue
-            result[key] = jnp.asarray(np.asarray(value) if isinstance(value, LazyArray) else value, leaf.dtype)
+            # another dtype is made on the host: on the device it would be a program for each shape
+            on_device = isinstance(value, jax.Array)
+            result[key] = jnp.asarray(value if on_device else np.asarray(value, leaf.dtype), leaf.dtype)
             transferred.append((reported[key], path))
         elif _any_match(fresh, path) and not isinstance(leaf, jax.ShapeDtypeStruct):
             result[key] = leaf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,13 @@ class TextClassifier:
 
     def kernel(self, features: jax.Array | np.ndarray) -> jax.Array:
         """The linear head of these classes, float32 [num_features, num_classes]; see :func:`zero_shot_head`."""
-        norm = jnp.linalg.norm(features @ self.projection, axis=-1).mean()
-        return self.scale / norm * (self.projection @ self.classes)
+        return _kernel(features, self.projection, self.classes, self.scale)
+
+
+@jax.jit
+def _kernel(features: jax.Array, projection: jax.Array, classes: jax.Array, scale: float) -> jax.Array:
+    norm = jnp.linalg.norm(features @ projection, axis=-1).mean()
+    return scale / norm * (projection @ classes)
 
 
 def text_classifier(backbone: Backbone, class_names: Sequence[str], templates: Sequence[str]) -> TextClassifier:
@@ -41,9 +47,17 @@ def text_classifier(backbone: Backbone, class_names: Sequence[str], templates: S
             f"a zero-shot head needs a text tower, which this checkpoint ({backbone.family}) does not have"
         )
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
-    embeddings = backbone.text.embed_texts(prompts).reshape(len(class_names), len(templates), -1).mean(axis=1)
-    scale = float(jnp.exp(backbone.text.variables["params"]["logit_scale"]).squeeze())
-    return TextClassifier(backbone.text.image_projection, l2_normalize(embeddings).T, scale)
+    classes, scale = _classes(
+        backbone.text.embed_texts(prompts), backbone.text.variables["params"]["logit_scale"], len(templates)
+    )
+    return TextClassifier(backbone.text.image_projection, classes, float(scale))
+
+
+@partial(jax.jit, static_argnums=2)
+def _classes(embeddings: jax.Array, logit_scale: jax.Array, templates: int) -> tuple[jax.Array, jax.Array]:
+    """``classes`` and ``scale`` of a TextClassifier, from the embeddings of each class's prompts."""
+    means = embeddings.reshape(-1, templates, embeddings.shape[-1]).mean(axis=1)
+    return l2_normalize(means).T, jnp.exp(logit_scale).squeeze()
 
 
 def zero_shot_head(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
+import jax
 import numpy as np
 
 from finetune.distributed.processes import any_process, is_primary
@@ -233,8 +235,13 @@ class TrainStageRun:
     def _point(self, step: int, loader: dict[str, Any]) -> ResumePoint:
         return ResumePoint(step, loader, self.best, self.patience, meter=self.meter.sums())
 
+    @cached_property
+    def _rates(self) -> Callable[[int], dict[str, jax.Array]]:
+        """The learning rates at a step, by partition, in one program."""
+        return jax.jit(lambda step: {name: schedule(step) for name, schedule in self.trainer.schedules.items()})
+
     def _log(self, event: Logged) -> None:
-        rates = {name: float(schedule(event.step - 1)) for name, schedule in self.trainer.schedules.items()}
+        rates = {name: float(rate) for name, rate in jax.device_get(self._rates(event.step - 1)).items()}
         measured = {"loss": event.loss, "accuracy": event.accuracy, "learning_rate": rates}
         speed = {"grad_norm": event.grad_norm, "images_per_second": round(event.images_per_second, 2)}
         self.session.folder.log({**self._where(event.step, "train"), **measured, **speed})
@@ -282,8 +289,7 @@ class TrainStageRun:
         batch = event.batch
         if "image" not in batch:
             batch = self.trainer.placement.put_batch(next(self.session.setup.batches(self.index)))
-        shown = self.trainer.preview(batch)[:_IMAGES_SHOWN], batch["label"][:_IMAGES_SHOWN]
-        images, labels = (fetch(array) for array in shown)
+        images, labels = (fetch(rows)[:_IMAGES_SHOWN] for rows in (self.trainer.preview(batch), batch["label"]))
         if not is_primary():
             return
         names = self.session.setup.splits.class_names

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from finetune.models.depth import DepthOrder
@@ -36,11 +37,11 @@ def measure_change(params: Any, pretrained: Any, *labels: Mapping[str, str]) -> 
         For each of the ways, by part, in the order of the labels: ``parameters`` (their number), ``distance``, and
         ``relative`` to the norm of the pretrained values (None where that is zero).
     """
-    source = flatten({"backbone": pretrained})
+    leaves, source = flatten(params), flatten({"backbone": pretrained})
+    squares = jax.device_get(_squares(leaves, {path: source[path] for path in leaves.keys() & source.keys()}))
     sums: list[dict[str, list[float]]] = [{} for _ in labels]
-    for path, leaf in flatten(params).items():
-        start = source.get(path, jnp.zeros_like(leaf))
-        change, norm = (float(jnp.square(jnp.asarray(x, jnp.float32)).sum()) for x in (leaf - start, start))
+    for path, leaf in leaves.items():
+        change, norm = map(float, squares[path])
         for parts, label in zip(sums, labels, strict=True):
             total = parts.setdefault(label[path], [0, 0.0, 0.0])
             total[:] = [total[0] + leaf.size, total[1] + change, total[2] + norm]
@@ -49,6 +50,17 @@ def measure_change(params: Any, pretrained: Any, *labels: Mapping[str, str]) -> 
         {part: _describe(*parts[part]) for part in order if part in parts}
         for order, parts in zip(orders, sums, strict=True)
     ]
+
+
+@jax.jit
+def _squares(leaves: dict[str, Any], source: dict[str, Any]) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Squared norms of each leaf's change, from zero where the source has none, and of the source's leaf."""
+
+    def square(x: jax.Array) -> jax.Array:
+        return jnp.square(x.astype(jnp.float32)).sum()
+
+    starts = {path: source.get(path, jnp.zeros_like(leaf)) for path, leaf in leaves.items()}
+    return {path: (square(leaf - starts[path]), square(starts[path])) for path, leaf in leaves.items()}
 
 
 def _describe(count: float, change: float, norm: float) -> dict[str, Any]:

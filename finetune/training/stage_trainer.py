@@ -174,10 +174,14 @@ class StageTrainer:
 
     def preview(self, batch: Batch) -> jax.Array:
         """The batch's images as the first step sees them, uint8 [N, H, W, C]."""
-        key = jax.random.fold_in(jax.random.key(self._seed), 0)
-        images = self._spec.normalize(batch["image"])
-        augmented, _ = augment_on_device(images, batch["label"], self.num_classes, key, self.stage)
-        return self._spec.denormalize(augmented)
+
+        @jax.jit
+        def seen(images: jax.Array, labels: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(jax.random.key(self._seed), 0)
+            images, _ = augment_on_device(self._spec.normalize(images), labels, self.num_classes, key, self.stage)
+            return self._spec.denormalize(images)
+
+        return seen(batch["image"], batch["label"])
 
     def resumable(self, state: TrainState) -> dict[str, Any]:
         """What it takes, beside :meth:`variables`, to go on from a state."""

@@ -103,18 +103,19 @@ def fit_linear_probe(
     chosen = bool(held_out.any())
     strengths = sorted(grid, reverse=True) if chosen else [1.0 if l2 is None else l2]
     weights = np.ones(num_classes, np.float32) if class_weights is None else np.asarray(class_weights, np.float32)
-    kernel, bias, state, losses, best = _choose(
-        *_divided(x, y, fitted, held_out, placement),
-        *(weights, np.asarray(strengths, np.float32), standardize, max_iterations),
+    kernels, biases, state, losses, best = jax.device_get(
+        _choose(
+            *_divided(x, y, fitted, held_out, placement),
+            *(weights, np.asarray(strengths, np.float32), standardize, max_iterations),
+        )
     )
-    by_strength = dict(zip(strengths, np.asarray(losses).tolist(), strict=True))
-    state = jax.tree.map(lambda leaf: leaf[-1], state)
+    by_strength = dict(zip(strengths, losses.tolist(), strict=True))
     return LinearProbe(
-        kernel[-1],
-        bias[-1],
+        jnp.asarray(kernels[-1]),
+        jnp.asarray(biases[-1]),
         l2=strengths[int(best)],
-        iterations=int(state.step),
-        converged=bool(_has_converged(state.decrement, state.value)),
+        iterations=int(state.step[-1]),
+        converged=bool(_has_converged(state.decrement[-1], state.value[-1])),
         held_out={strength: by_strength[strength] for strength in grid} if chosen else {},
     )
 
