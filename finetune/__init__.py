@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from finetune.recipe import TrainStage as TrainStage
     from finetune.recipe import load_recipe as load_recipe
     from finetune.recipe.schema import recipe_schema as recipe_schema
+    from finetune.report.bench import bench_recipe as bench_recipe
     from finetune.report.compare import compare_runs as compare_runs
     from finetune.report.doctor import diagnose_data as diagnose_data
     from finetune.report.leaderboard import make_leaderboard as make_leaderboard
@@ -75,6 +76,7 @@ _HOME = {
     "TrainStage": "recipe",
     "TrainState": "training.state",
     "TransferReport": "models.surgery",
+    "bench_recipe": "report.bench",
     "build_classifier": "models.classifier",
     "build_optimizer": "optim.optimizer",
     "compare_runs": "report.compare",

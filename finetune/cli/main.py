@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import typer
 
+from finetune.cli.bench import bench
 from finetune.cli.check_data import check_data
 from finetune.cli.compare import compare
 from finetune.cli.doctor import doctor
@@ -42,6 +43,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "check-data": check_data,
     "doctor": doctor,
     "plan": plan,
+    "bench": bench,
     "inspect": inspect,
     "schema": schema,
     "ls": list_recipes,

@@ -121,6 +121,12 @@ class RunSetup:
         """Steps of all stages before one."""
         return sum(length.total_steps for length in self.lengths[:index])
 
+    def untrained(self, index: int) -> Variables:
+        """Variables of the shapes that a stage starts from, before anything is trained."""
+        if index == 0 or self.classifiers[index - 1].head_config is None:
+            return self.variables
+        return _with_zeros_for_head(self.classifiers[index - 1], self.variables, self.spec)
+
     def trainer(self, index: int, variables: Variables) -> StageTrainer:
         """Of a training stage, with the variables before it."""
         stage = self.recipe.stages[index]
@@ -197,17 +203,19 @@ def prepare_run(
     allow_local_code: bool = False,
     track: Track = untracked,
     verify: bool = False,
+    splits: Splits | None = None,
 ) -> RunSetup:
     """Loads and checks everything, so that what cannot work in the last stage is told before the first.
 
-    ``verify`` reads every image again, whatever is cached.
+    ``verify`` reads every image again, whatever is cached. ``splits`` take the place of the recipe's data.
 
     Raises:
         FinetuneError: anything wrong with recipe, data or weights; it says what.
     """
     placement, lines = place(recipe)
     backbone = open_backbone(recipe.backbone, seed=recipe.seed, allow_local_code=allow_local_code)
-    splits = load_splits(recipe.data, recipe.seed, data, track, verify=verify)
+    if splits is None:
+        splits = load_splits(recipe.data, recipe.seed, data, track, verify=verify)
     check_class_count(recipe, splits)
     check_label_kind(recipe, splits)
     check_validation(recipe, splits)
@@ -288,9 +296,7 @@ def _follow_stages(
             if isinstance(stage, LinearProbeStage):
                 probe_weights(stage, labels, classifier.num_classes)
             classifier = classifier.clone(head_config=head_config(stage, len(labels), width))
-            _, shapes = init_shapes(classifier, jax.ShapeDtypeStruct((1, *backbone.image_spec.shape), jnp.float32))
-            zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), pick(shapes, head_paths(shapes)))
-            variables = merge(without_head(variables), zeros)
+            variables = _with_zeros_for_head(classifier, variables, backbone.image_spec)
         else:
             plans[index] = plan = ParameterPlan.make(variables, stage.partitions, depth_order)
             weights = class_weights(stage.loss, labels, classifier.num_classes)
@@ -305,6 +311,12 @@ def _follow_stages(
             lines += [f"{stage.name}: {line}" for line in plan.describe(variables["params"])]
         classifiers.append(classifier)
     return tuple(classifiers), plans, partitions, tuple(lines)
+
+
+def _with_zeros_for_head(classifier: Classifier, variables: Variables, spec: ImageSpec) -> Variables:
+    _, shapes = init_shapes(classifier, jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), pick(shapes, head_paths(shapes)))
+    return merge(without_head(variables), zeros)
 
 
 def stage_length(stage: TrainStage | HeadStage, train: Split) -> StageLength:

@@ -81,6 +81,10 @@ class FeatureExtractor:
         """Uses the compiled program that another extractor left among ``steps``, or leaves its own there."""
         self._step = steps.setdefault(f"{self.identity} {self._dtype}", self._step)
 
+    def trace(self) -> tuple[Any, Any]:
+        """The program, a ``jax.stages.Traced`` of ``(weights, uint8 images)``, and the weights on the device."""
+        return self._step.trace(self._frozen, self._images), jax.device_put(self._frozen)
+
     def images_per_second(self) -> float:
         """Of the compiled program alone, measured over three batches."""
         images, frozen = self._put_images(np.zeros(self._images.shape, np.uint8)), self._put_frozen()
