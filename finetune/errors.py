@@ -63,6 +63,10 @@ class MeshError(FinetuneError):
     """Devices or processes that cannot share what was asked of them."""
 
 
+class ProcessLost(MachineError):
+    """Another process of the run has ended, or does not answer."""
+
+
 class Diverged(FinetuneError):
     """Training gave numbers that are not finite. What was good before is kept."""
 

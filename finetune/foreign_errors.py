@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from finetune.errors import FinetuneError, MachineError, first_line
+from finetune.errors import FinetuneError, MachineError, ProcessLost, first_line
 
 _LESS_MEMORY = (
     "use less: a smaller batch_size, with grad_accum_steps to make up for it; remat: true; compute_dtype: bfloat16; "
     "or a smaller image_size"
+)
+# How the libraries beneath JAX say that a process of several is gone.
+_LOST = re.compile(
+    r"Gloo \w+ failed|gloo/|NCCL .*(remote|abort|peer)|ncclRemoteError|coordination.?service|Barrier failed|"
+    r"heartbeat timeout|task is set to ERROR",
+    re.IGNORECASE,
 )
 _ADVICE = {
     errno.ENOSPC: "make room",
@@ -54,6 +61,11 @@ def translate(error: BaseException) -> MachineError | None:
         return None
     if _is_out_of_memory(error):
         return MachineError(f"out of memory: {first_line(error)}; {_LESS_MEMORY}")
+    if is_of_lost_process(error):
+        return ProcessLost(
+            f"another process of the run has ended, or its connection broke: {first_line(error)}; what was saved is "
+            "whole: start all processes again with --resume"
+        )
     frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     if frames and frames[-1] == "jax._src.xla_bridge" and isinstance(error, RuntimeError | AssertionError):
         return MachineError(_describe_missing_backend(error))
@@ -89,6 +101,12 @@ def _system_error(error: BaseException) -> int | None:
         return error.errno
     text = str(error)
     return next((number for number in _ADVICE if os.strerror(number) in text or f"os error {number}" in text), None)
+
+
+def is_of_lost_process(error: BaseException) -> bool:
+    """Whether an error of JAX, or of ours that repeats it, comes from the end of another process of the run."""
+    of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError", "ValueError", "RuntimeError")
+    return (of_jax or isinstance(error, FinetuneError)) and bool(_LOST.search(str(error)))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

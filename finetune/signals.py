@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,11 @@ def own_process() -> None:
     """Says that this process is the command line's: a signal may end it, where a long computation would not."""
     global _owned
     _owned = True
+
+
+def owns_process() -> bool:
+    """Whether this process is the command line's."""
+    return _owned
 
 
 class StopSignal:
@@ -73,7 +79,7 @@ class StopSignal:
 
     def take(self, number: int) -> None:
         self.received = signal.Signals(number)
-        os.write(2, b"stopping at the next safe point; once more stops at once\n")
+        _say("stopping at the next safe point; once more stops at once")
 
     def _restore(self) -> None:
         """A process of the command line's own leaves the second signal to the system, which ends it at once."""
@@ -126,5 +132,14 @@ class _Watcher:
 
     def _leave(self, number: int, *, at_once: bool) -> None:
         if not at_once:
-            os.write(2, f"{self._stop.at_end()}\n".encode(errors="replace"))
+            _say(self._stop.at_end())
         os._exit(128 + number)
+
+
+def _say(text: str) -> None:
+    """To where Python writes errors, past its buffer, which the main thread may be using."""
+    try:
+        descriptor = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        descriptor = 2
+    os.write(descriptor, f"{text}\n".encode(errors="replace"))

@@ -10,6 +10,8 @@ import typer
 from finetune.cli.options import LocalCode, Overrides, RecipeName, Verify
 from finetune.cli.tables import print_results
 
+_SEVERAL = "Several processes"
+
 
 def run(
     recipe: RecipeName,
@@ -24,25 +26,48 @@ def run(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
     verify: Verify = False,
     allow_local_code: LocalCode = False,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Of process 0, where there are several. SLURM, Open MPI, Kubernetes and TPUs say it by themselves.",
+            rich_help_panel=_SEVERAL,
+        ),
+    ] = None,
+    num_processes: Annotated[
+        int | None, typer.Option(metavar="N", help="How many there are; 1 runs alone.", rich_help_panel=_SEVERAL)
+    ] = None,
+    process_id: Annotated[
+        int | None, typer.Option(metavar="I", help="This one's, from 0 to N - 1.", rich_help_panel=_SEVERAL)
+    ] = None,
+    join_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait for the others.", rich_help_panel=_SEVERAL)
+    ] = 300.0,
 ) -> None:
     """Run a recipe: train, evaluate and save a classifier."""
     import finetune
+    from finetune.distributed.membership import join_processes
+    from finetune.distributed.processes import is_primary
     from finetune.errors import Diverged
 
-    loaded = finetune.load_recipe(recipe, overrides or [])
-    try:
-        result = finetune.run(
-            loaded,
-            output=output,
-            resume=resume,
-            extend=extend,
-            overwrite=overwrite,
-            allow_local_code=allow_local_code,
-            verify=verify,
-        )
-    except Diverged:
-        typer.echo("diverged: the run is not finished")
-        raise
+    with join_processes(coordinator, num_processes, process_id, timeout=join_timeout):
+        loaded = finetune.load_recipe(recipe, overrides or [])
+        try:
+            result = finetune.run(
+                loaded,
+                output=output,
+                resume=resume,
+                extend=extend,
+                overwrite=overwrite,
+                allow_local_code=allow_local_code,
+                verify=verify,
+            )
+        except Diverged:
+            typer.echo("diverged: the run is not finished")
+            raise
+        primary = is_primary()
+    if not primary:
+        return
     print_results(result.summary["results"])
     for name, results in result.summary.get("also", {}).items():
         print_results(results, f"{name} images")

@@ -96,8 +96,7 @@ def train(case, mesh):
     after = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), state, places)
     share = share_of_a_device((state.params, state.opt_state), mesh)
     frozen = share_of_a_device(trainer.frozen, mesh)
-    facts = {"losses": losses, "share": share, "frozen_share": frozen, "stays": all(jax.tree.leaves(after))}
-    return facts
+    return {"losses": losses, "share": share, "frozen_share": frozen, "stays": all(jax.tree.leaves(after))}
 
 
 def share_of_a_device(tree, mesh):
