@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+_PATIENCE = 10.0  # seconds that sending may take
 _LONGEST = 64 * 1024  # bytes of a line
 
 
@@ -19,7 +20,7 @@ class Connection:
     """
 
     def __init__(self, connected: socket.socket) -> None:
-        connected.settimeout(10.0)
+        connected.settimeout(_PATIENCE)
         with suppress(OSError):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = connected
@@ -67,12 +68,15 @@ class Connection:
 
     def is_alive(self) -> bool:
         """Whether the other end is there, without reading what it sent."""
+        self.socket.setblocking(False)
         try:
-            return bool(self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
         except BlockingIOError:
             return True
         except OSError:
             return False
+        finally:
+            self.socket.settimeout(_PATIENCE)
 
     def close(self) -> None:
         self.open = False

@@ -67,14 +67,20 @@ def find_launch(
         local_device_ids = job.local_device_ids
     if coordinator is None and count is None and index is None:
         return None
+    _check_numbers(count, index)
     given = {"--coordinator": coordinator, "--num-processes": count, "--process-id": index}
     if coordinator is None or count is None or index is None:
         known = " ".join(f"{flag} {value}" for flag, value in given.items() if value is not None)
         missing = " and ".join(flag for flag, value in given.items() if value is None)
         raise FinetuneError(f"{known} without {missing}: one of several processes needs all three: {_BY_HAND}")
-    launch = Launch(coordinator, count, index, local_device_ids)
-    _check(launch)
-    return launch if count > 1 else None
+    if count == 1:
+        return None
+    address = re.fullmatch(r"(?:\[[^\[\]\s]+\]|[^:\[\]\s]+):(\d{1,5})", coordinator)
+    if address is None or not 0 < int(address[1]) < 65536:
+        raise FinetuneError(
+            f"--coordinator {shown(coordinator)}: has to be HOST:PORT, such as node1:8476 or 127.0.0.1:8476"
+        )
+    return Launch(coordinator, count, index, local_device_ids)
 
 
 def is_loopback(host: str) -> bool:
@@ -94,18 +100,12 @@ def _number(variable: str) -> int | None:
     return int(text)
 
 
-def _check(launch: Launch) -> None:
-    address = re.fullmatch(r"(?:\[[^\[\]\s]+\]|[^:\[\]\s]+):(\d{1,5})", launch.coordinator)
-    if launch.count < 1:
-        raise FinetuneError(f"--num-processes {launch.count}: has to be at least 1")
-    if not 0 <= launch.index < launch.count:
-        raise FinetuneError(
-            f"--process-id {launch.index}: has to be from 0 to {launch.count - 1} with --num-processes {launch.count}"
-        )
-    if launch.count > 1 and (address is None or not 0 < int(address[1]) < 65536):
-        raise FinetuneError(
-            f"--coordinator {shown(launch.coordinator)}: has to be HOST:PORT, such as node1:8476 or 127.0.0.1:8476"
-        )
+def _check_numbers(count: int | None, index: int | None) -> None:
+    if count is not None and count < 1:
+        raise FinetuneError(f"--num-processes {count}: has to be at least 1")
+    if index is not None and (index < 0 or (count is not None and index >= count)):
+        most = "" if count is None else f" to {count - 1}, since --num-processes is {count}"
+        raise FinetuneError(f"--process-id {index}: has to be from 0{most}")
 
 
 def _find_job(coordinator: str | None, count: int | None, timeout: float) -> Launch | None:

@@ -6,6 +6,7 @@ connections that are made here stay: when one breaks, its process has ended (:mo
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -87,7 +88,7 @@ def report_to(address: tuple[str, int], ours: dict[str, Any], timeout: float) ->
         try:
             connection = Connection(socket.create_connection(address, timeout=min(left, 10.0)))
         except OSError as error:
-            came = error.strerror or str(error)
+            came = _reason(error)
             time.sleep(_RETRY)
             continue
         connection.send(ours)
@@ -131,7 +132,7 @@ def _listen(launch: Launch) -> socket.socket:
         return socket.create_server(("", launch.port), family=family, dualstack_ipv6=dual)
     except OSError as error:
         raise MachineError(
-            f"--coordinator {launch.coordinator}: process 0 cannot listen there: {error.strerror or error}; choose a "
+            f"--coordinator {launch.coordinator}: process 0 cannot listen there: {_reason(error)}; choose a "
             "port of its machine that is free"
         ) from error
 
@@ -159,3 +160,8 @@ def _describe_missing(missing: list[int], count: int, address: str, timeout: flo
         f"{timeout:.0f} s: look whether they were started, and whether they can reach that address; --join-timeout "
         "SECONDS waits longer"
     )
+
+
+def _reason(error: OSError) -> str:
+    """Without what Python adds; names that are not known have numbers of their own, below 0."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
