@@ -108,15 +108,16 @@ class Placement:
         """The tree on the mesh. With several processes, each has the same one."""
         if self.is_trivial:
             return jax.device_put(tree)
-        return jax.tree.map(self._put, tree, self.shardings(tree))
+        return jax.tree.map(self.put_as, tree, self.shardings(tree))
 
     def put_whole(self, tree: Any) -> Any:
         """The tree, all of it on every device."""
         if self.is_trivial:
             return jax.device_put(tree)
-        return jax.tree.map(lambda leaf: self._put(leaf, self.replicated), tree)
+        return jax.tree.map(lambda leaf: self.put_as(leaf, self.replicated), tree)
 
-    def _put(self, leaf: Any, place: NamedSharding) -> jax.Array:
+    def put_as(self, leaf: Any, place: NamedSharding) -> jax.Array:
+        """An array that every process has all of, in a place of its own."""
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == place.device_set:
             return jax.device_put(leaf, place)
         if not self._several_processes:

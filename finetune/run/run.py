@@ -12,6 +12,7 @@ from finetune.checkpoint import RunCheckpoints
 from finetune.compiled import keep_compiled_programs
 from finetune.data.sources import is_path
 from finetune.data.workers import check_workers
+from finetune.distributed.membership import member
 from finetune.distributed.processes import check_alike, from_primary, is_primary, process_count
 from finetune.distributed.sharding import Placement
 from finetune.errors import CheckpointError, Interrupted, MeshError
@@ -54,6 +55,7 @@ class RunResult:
         return restore(self.directory, allow_local_code=self.allow_local_code)
 
 
+@member()
 @foreign_errors_translated()
 def run(
     recipe: Recipe,

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from finetune.data.labeled_images import Split
-from finetune.distributed.processes import Poll, broadcast, from_primary, is_primary, process_count
+from finetune.distributed.processes import Poll, from_primary, is_primary, process_count
 from finetune.errors import CheckpointError, Diverged
 from finetune.evaluation.calibration import describe_calibration, describe_thresholds, fit_confidence
 from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
@@ -262,11 +262,14 @@ class RunSession:
 
     def finish(self, frozen_sha256: dict[str, str]) -> dict[str, Any]:
         """Writes the summary and then the report; gives the summary."""
+        frozen = compare_frozen(frozen_sha256, self.setup.hash_frozen(self.variables))
+        return dict(from_primary(lambda: self._write(self._summarize(frozen))))
+
+    def _summarize(self, frozen: dict[str, Any]) -> dict[str, Any]:
         splits, kept = self.setup.splits, self.progress.kept
         assert kept is not None
-        frozen = compare_frozen(frozen_sha256, self.setup.hash_frozen(self.variables))
         validation = None if kept.score is None else value_of_score(self.metric, kept.score)
-        summary = {
+        return {
             "name": self.setup.recipe.name,
             "status": FINISHED,
             "results": self.progress.results,
@@ -288,14 +291,11 @@ class RunSession:
             "skipped_images": {name: splits.skipped_from(name) for name in splits.named()},
             "seconds": {name: round(value, 2) for name, value in self.progress.seconds.items()},
         }
-        return self._write(summary)
 
     def _write(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Writes the summary and then the report; gives the summary."""
         self.folder.write_summary(summary)
-        if is_primary():
-            write_report(self.setup, self.folder, summary, self.display)
-        return summary if process_count() == 1 else dict(broadcast(summary))
+        write_report(self.setup, self.folder, summary, self.display)
+        return summary
 
     def save_within(self, index: int, snapshot: Snapshot) -> None:
         """A stage that goes on."""
@@ -325,6 +325,7 @@ class RunSession:
             "results": self.progress.results,
             "kept": None if kept is None else {"stage": kept.stage},
         }
-        self._write(summary)
+        if is_primary():
+            self._write(summary)
         saved = f"the model of {kept.stage} is kept" if kept else "no earlier stage has left a model to keep"
         raise Diverged(f"{self.folder.directory}: {what}; {saved}")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from contextlib import closing
 from copy import deepcopy
-from dataclasses import replace
 
 import numpy as np
 
-from finetune.distributed.processes import arrays_from_primary, process_count
+from finetune.distributed.processes import arrays_from_primary
 from finetune.errors import Interrupted
 from finetune.models.classifier import head_paths, without_head
 from finetune.models.zero_shot import text_classifier
@@ -82,11 +81,10 @@ def _fit_head(session: RunSession, stage: HeadStage, index: int) -> None:
     held_out = None
     if splits.validation is not None:
         held_out = (session.head_inputs(splits.validation, f"{stage.name}: validation"), splits.validation.labels)
-    data = FittingData(train, splits.train.labels, held_out, len(splits.class_names), setup.recipe.seed)
-    if process_count() == 1:
-        data = replace(data, placement=setup.placement)
+    classes = len(splits.class_names)
+    data = FittingData(train, splits.train.labels, held_out, classes, setup.recipe.seed, setup.placement)
     with session.display.busy(f"{stage.name}: fitting"):
-        fitted = fit_head(stage, data, setup.text)  # on each process, to the same features
+        fitted = fit_head(stage, data, setup.text)  # on each process alike
     head = setup.placement.put(arrays_from_primary(lambda: fitted.variables))
     for line in fitted.lines:
         session.display.say(f"{stage.name}: {line}")

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune.distributed.sharding import Placement
+from finetune.trees import fetch
 
 L2_GRID = tuple(10.0**e for e in range(-5, 3))
 
@@ -103,12 +104,11 @@ def fit_linear_probe(
     chosen = bool(held_out.any())
     strengths = sorted(grid, reverse=True) if chosen else [1.0 if l2 is None else l2]
     weights = np.ones(num_classes, np.float32) if class_weights is None else np.asarray(class_weights, np.float32)
-    kernels, biases, state, losses, best = jax.device_get(
-        _choose(
-            *_divided(x, y, fitted, held_out, placement),
-            *(weights, np.asarray(strengths, np.float32), standardize, max_iterations),
-        )
+    found = _choose(
+        *_divided(x, y, fitted, held_out, placement),
+        *(weights, np.asarray(strengths, np.float32), standardize, max_iterations),
     )
+    kernels, biases, state, losses, best = jax.tree.map(fetch, found)
     by_strength = dict(zip(strengths, losses.tolist(), strict=True))
     return LinearProbe(
         jnp.asarray(kernels[-1]),
@@ -173,8 +173,8 @@ def _divided(
     counts = rows < len(x)
     rows = rows % len(x)
     parts = [np.where(counts, part[:, rows], np.float32(0)) for part in (fitted, held_out)]
-    of_images = [jax.device_put(part, placement.microbatches) for part in parts]
-    return *(jax.device_put(array[rows], placement.batch) for array in (x, y)), *of_images
+    of_images = [placement.put_as(part, placement.microbatches) for part in parts]
+    return *(placement.put_as(array[rows], placement.batch) for array in (x, y)), *of_images
 
 
 def _labels(labels: np.ndarray) -> np.ndarray:
