@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ from finetune.report.stopwatch import compiling_anew, time_batches, time_steps
 from finetune.run.features import RunFeatures
 from finetune.run.progress import Progress
 from finetune.run.setup import RunSetup, prepare_run
-from finetune.training.loop import AHEAD, Prefetcher
+from finetune.training.features import FeatureExtractor
+from finetune.training.loop import AHEAD
+from finetune.training.stage_trainer import StageTrainer
 
 STEPS = 10  # timed ones of each stage
 _STEP_SECONDS, _INPUT_SECONDS, _FED_SECONDS = 10.0, 3.0, 5.0  # for the steps, the loader, and both, of a stage
@@ -117,22 +120,26 @@ def _reads_several_labels(recipe: Recipe) -> bool:
 
 @dataclass(frozen=True)
 class _Program:
-    """A compiled program and what it takes to run it again and again.
+    """What is measured: a program, and how to run it again and again.
 
     Attributes:
         images: of one step.
-        step: starts one on a batch and gives what to wait for; None takes the batch that is there.
+        trace: gives its ``jax.stages.Traced``.
+        make_step: of the compiled program: a function that starts a step on a batch, or on the one that is there
+            where it is given None, and gives what to wait for.
+        batches: fresh ones from the recipe's own data; None where these are not read.
+        feed: takes such a batch to the devices.
         began: when the work on it began, in seconds.
     """
 
-    name: str
-    traced: Any
     images: int
     compute_dtype: str
-    make_step: Callable[[Any], Callable[[Any], Any]]  # of the compiled program
-    batches: Callable[[], Iterator[Any]] | None
-    prefetched: bool
+    trace: Callable[[], Any]
+    make_step: Callable[[Any], Callable[[Any], Any]]
+    batches: Callable[[], Any] | None
+    feed: Callable[[Any], Any]
     began: float
+    trains: bool
 
 
 class _Bench:
@@ -141,101 +148,111 @@ class _Bench:
     def __init__(self, setup: RunSetup, synthetic: bool, steps: int | None, display: Progress) -> None:
         self.setup, self._synthetic = setup, synthetic
         self._steps, self._limit = steps or STEPS, float("inf") if steps else _STEP_SECONDS
-        self.device, self.devices = jax.local_devices()[0], 1
+        mesh = setup.placement.mesh
+        self.device, self.devices = jax.local_devices()[0], int(mesh.size)
         most = setup.recipe.evaluate.batch_size
-        self._features = RunFeatures(setup.spec, most, display, lambda when: None)
+        self._features = RunFeatures(setup.spec, most, display, lambda when: None, setup.placement)
         self._peak = cache(lambda dtype: peak_of(self.device.device_kind, self.device.platform, dtype))
 
     def stage(self, index: int) -> dict[str, Any]:
+        """The record of one stage."""
         stage, began = self.setup.recipe.stages[index], time.perf_counter()
         record: dict[str, Any] = {"name": stage.name, "type": stage.type}
         if not isinstance(stage, TrainStage):
             extractor = self._features.head_extractor(self.setup.classifier, self.setup.variables)
-            return {**record, "extraction": self._measure(self._extraction(extractor, began), trains=False)}
+            return {**record, "extraction": self._measure(self._extraction(extractor, began))}
         trainer = self.setup.trainer(index, self.setup.untrained(index))
-        decision = self.setup.decide_cache(index, trainer)
-        if decision.use:
-            program = self._extraction(decision.extractor, began)
-            record["extraction"] = self._measure(program, trains=False)
+        frozen_part = self._extractor_of(index, trainer)
+        if frozen_part is not None:
+            record["extraction"] = self._measure(self._extraction(frozen_part, began))
             began = time.perf_counter()
-        kept = decision.extractor.specs if decision.use and decision.extractor else None
-        return {**record, **self._measure(self._training(index, trainer, kept, began), trains=True)}
+        return {**record, **self._measure(self._training(index, trainer, frozen_part, began))}
 
-    def _training(self, index: int, trainer: Any, kept: Any, began: float) -> _Program:
+    def _extractor_of(self, index: int, trainer: StageTrainer) -> FeatureExtractor | None:
+        """Of the stage's frozen part, where that is computed once."""
+        decision = self.setup.decide_cache(index, trainer)
+        return decision.extractor if decision.use else None
+
+    def _training(
+        self, index: int, trainer: StageTrainer, extractor: FeatureExtractor | None, began: float
+    ) -> _Program:
         """The stage's step, on images or on what is kept of them."""
-        setup, stage = self.setup, trainer.stage
-        state, frozen = trainer.init_state(), trainer.frozen
-        batch = jax.device_put(self._random_batch(stage.batch_size, kept))
+        setup, stage, put = self.setup, trainer.stage, trainer.placement.put_batch
+        state, frozen = trainer.init_state(), trainer.placement.put(trainer.frozen)
+        random = put(self._random_batch(stage.batch_size, extractor))
 
         def make_step(compiled: Any) -> Callable[[Any], Any]:
             held = [state]
 
-            def step(other: Any) -> Any:
-                held[0], metrics = compiled(held[0], frozen, batch if other is None else other)
+            def step(batch: Any) -> Any:
+                held[0], metrics = compiled(held[0], frozen, random if batch is None else batch)
                 return metrics
 
             return step
 
-        batches = None if self._synthetic or kept else lambda: setup.batches(index)
-        traced = trainer.step.trace(state, frozen, batch)
         return _Program(
-            stage.name, traced, stage.batch_size, stage.compute_dtype, make_step, batches, prefetched=True, began=began
+            images=stage.batch_size,
+            compute_dtype=stage.compute_dtype,
+            trace=lambda: trainer.step.trace(state, frozen, random),  # type: ignore[attr-defined]
+            make_step=make_step,
+            batches=None if self._synthetic or extractor else lambda: setup.batches(index),
+            feed=put,
+            began=began,
+            trains=True,
         )
 
-    def _extraction(self, extractor: Any, began: float) -> _Program:
+    def _extraction(self, extractor: FeatureExtractor, began: float) -> _Program:
         """Of features, once for each image."""
         setup, size = self.setup, extractor.batch_size
-        traced, weights = extractor.trace()
-        images = jax.device_put(self._random_batch(size, None)["image"])
-
-        def make_step(compiled: Any) -> Callable[[Any], Any]:
-            return lambda other: compiled(weights, images if other is None else jax.device_put(other["image"]))
+        weights, images = extractor.put_weights(), extractor.put_images(self._random_batch(size)["image"])
+        few = len(setup.train) < size  # all of them together are of another shape
 
         def batches() -> Iterator[Any]:
             while True:
-                yield from (batch for batch in evaluation_batches(setup.train, setup.spec, size))
+                yield from evaluation_batches(setup.train, setup.spec, size)
 
-        dtype = str(getattr(setup.classifier.backbone, "dtype", None) or "float32")
-        few = len(setup.train) < size  # a batch of all images has another shape
+        dtype = str(getattr(setup.classifier.backbone, "dtype", None))
         return _Program(
-            "features",
-            traced,
-            size,
-            "bfloat16" if "bfloat16" in dtype else "float32",
-            make_step,
-            None if self._synthetic or few else batches,
-            prefetched=False,
+            images=size,
+            compute_dtype="bfloat16" if "bfloat16" in dtype else "float32",
+            trace=lambda: extractor.trace(weights, images),
+            make_step=lambda compiled: lambda batch: compiled(weights, images if batch is None else batch),
+            batches=None if self._synthetic or few else batches,
+            feed=lambda batch: extractor.put_images(batch["image"]),
             began=began,
+            trains=False,
         )
 
-    def _random_batch(self, size: int, kept: Any) -> dict[str, Any]:
+    def _random_batch(self, size: int, extractor: FeatureExtractor | None = None) -> dict[str, Any]:
+        """Of images, or of what an extractor keeps of them."""
         rng, labels = np.random.default_rng(0), self.setup.splits.train.labels
-        shown: dict[str, Any] = {"label": labels[rng.integers(0, len(labels), size)]}
-        if kept is None:
-            return {**shown, "image": rng.integers(0, 256, (size, *self.setup.spec.shape), dtype=np.uint8)}
-        return {**shown, "kept": [rng.standard_normal((size, *row.shape)).astype(row.dtype) for row in kept]}
+        label = labels[rng.integers(0, len(labels), size)]
+        if extractor is None:
+            return {"label": label, "image": rng.integers(0, 256, (size, *self.setup.spec.shape), dtype=np.uint8)}
+        kept = [rng.standard_normal((size, *row.shape)).astype(row.dtype) for row in extractor.specs]
+        return {"label": label, "kept": kept}
 
-    def _measure(self, program: _Program, trains: bool) -> dict[str, Any]:
+    def _measure(self, program: _Program) -> dict[str, Any]:
         start = time.perf_counter()
-        lowered = program.traced.lower()
+        traced = program.trace()
+        lowered = traced.lower()
         compiled = lowered.compile()
         compile_seconds = time.perf_counter() - start
         step = program.make_step(compiled)
         jax.block_until_ready(step(None))
         first = time.perf_counter() - program.began
         times = time_steps(lambda: step(None), self._steps, self._limit)
-        flops = count_flops(program.traced, lowered, compiled, self.devices)
+        flops = count_flops(traced, lowered, compiled, self.devices)
         peak: Peak = self._peak(program.compute_dtype)
-        rate = flops / times.median
-        fed = self._with_input(program, step) if program.batches else (None, None)
+        input_rate, fed_rate = self._with_input(program, step)
         speeds = Speeds(
             device=program.images / times.median,
-            input=fed[0],
-            together=fed[1],
-            dispatch=times.to_json()["dispatch"] / times.median,
-            share_of_peak=rate / (peak.flops * self.devices),
+            input=input_rate,
+            fed=fed_rate,
+            dispatch=times.dispatch_share,
+            share_of_peak=flops / times.median / (peak.flops * self._processors),
         )
-        found = find_bottleneck(speeds, self._settings(program.compute_dtype, trains))
+        found = find_bottleneck(speeds, self._settings(program))
         return {
             "batch_size": program.images,
             "compute_dtype": program.compute_dtype,
@@ -244,9 +261,9 @@ class _Bench:
             "step_seconds": times.to_json(),
             "images_per_second": speeds.device,
             "input_images_per_second": speeds.input,
-            "fed_images_per_second": speeds.together,
+            "fed_images_per_second": speeds.fed,
             "flops": flops,
-            "flops_per_second": rate,
+            "flops_per_second": flops / times.median,
             "peak": {"flops_per_second": peak.flops, "format": peak.format, "source": peak.source},
             "share_of_peak": speeds.share_of_peak,
             "memory": self._memory(compiled),
@@ -254,21 +271,24 @@ class _Bench:
             "advice": found.sentence,
         }
 
-    def _with_input(self, program: _Program, step: Callable[[Any], Any]) -> tuple[float, float]:
-        """Images a second of the loader alone, and of the steps that it feeds."""
-        assert program.batches is not None
-        with closing(program.batches()) as batches:  # type: ignore[type-var]
+    @property
+    def _processors(self) -> int:
+        """Devices that compute side by side; those of a CPU share it."""
+        return 1 if self.device.platform == "cpu" else self.devices
+
+    def _with_input(self, program: _Program, step: Callable[[Any], Any]) -> tuple[float, float] | tuple[None, None]:
+        """Images a second of the loader alone, and of the steps that it feeds; None without data."""
+        if program.batches is None:
+            return None, None
+        with closing(program.batches()) as batches:
             alone = time_batches(lambda: next(batches), 3 * self._steps, _INPUT_SECONDS, _MADE_AHEAD)
-        with closing(program.batches()) as batches:  # type: ignore[type-var]
-            count = self._steps + _MADE_AHEAD + AHEAD
-            queue = Prefetcher(batches, count) if program.prefetched else None  # type: ignore[arg-type]
+        with closing(program.batches()) as batches:
+            ahead: deque[Any] = deque()
 
             def take() -> Any:
-                if queue is None:
-                    return step(next(batches))
-                result = step(queue.take()[0])
-                queue.fill()
-                return result
+                while len(ahead) < AHEAD:
+                    ahead.append(program.feed(next(batches)))
+                return step(ahead.popleft())
 
             fed = time_batches(take, self._steps, _FED_SECONDS, _MADE_AHEAD + AHEAD)
         return alone * program.images, fed * program.images
@@ -283,15 +303,15 @@ class _Bench:
         peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + beyond
         return {"peak_bytes": int(peak), "source": "XLA's analysis"}
 
-    def _settings(self, compute_dtype: str, trains: bool) -> Settings:
+    def _settings(self, program: _Program) -> Settings:
         data, images = self.setup.recipe.data, self.setup.splits.train.images
         decodes = bool(len(images)) and isinstance(images[0], str | os.PathLike | Path | bytes)
         return Settings(
             self.device.platform,
-            compute_dtype,
+            program.compute_dtype,
             data.num_workers,
             usable_cpus(),
             decodes=decodes,
-            cached_size=data.cache_shortest_edge is not None,
-            trains=trains,
+            shrinks=data.cache_shortest_edge is not None,
+            trains=program.trains,
         )

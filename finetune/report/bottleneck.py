@@ -16,14 +16,14 @@ class Speeds:
     Attributes:
         device: images a second of the step alone.
         input: of the loader alone; None without data.
-        together: of steps that the loader feeds; None without data.
+        fed: of steps that the loader feeds; None without data.
         dispatch: share of a step until its call returns.
         share_of_peak: of the device's peak FLOP/s.
     """
 
     device: float
     input: float | None
-    together: float | None
+    fed: float | None
     dispatch: float
     share_of_peak: float
 
@@ -34,7 +34,9 @@ class Settings:
 
     Attributes:
         processors: that may decode images.
-        decodes: images are read from files or encoded, not from arrays in memory.
+        decodes: images are files or encoded, not arrays in memory.
+        shrinks: images are kept in a smaller size.
+        trains: rather than extracting features.
     """
 
     platform: str
@@ -42,7 +44,7 @@ class Settings:
     num_workers: int
     processors: int
     decodes: bool
-    cached_size: bool
+    shrinks: bool
     trains: bool
 
 
@@ -62,12 +64,12 @@ def find_bottleneck(speeds: Speeds, settings: Settings) -> Bottleneck:
     if speeds.dispatch > 0.5:
         reason = f"starting a step takes {speeds.dispatch:.0%} of it, and the device waits"
         return Bottleneck("host", f"the host bounds it: {reason}; a larger batch_size starts fewer")
-    slowed = speeds.together is not None and speeds.together < _NEAR * speeds.device
+    slowed = speeds.fed is not None and speeds.fed < _NEAR * speeds.device
     if slowed and settings.platform == "cpu":
-        rates = f"{speeds.together:,.0f} images/s of {speeds.device:,.0f}/s without it"
+        rates = f"{speeds.fed:,.0f} images/s of {speeds.device:,.0f}/s without it"
         return Bottleneck("device", f"the processor bounds it, and the loader has a part of that: {rates}")
     if slowed:
-        rates = f"{speeds.together:,.0f} images/s of {speeds.device:,.0f}/s"
+        rates = f"{speeds.fed:,.0f} images/s of {speeds.device:,.0f}/s"
         advice = (
             "set data.num_workers, so that processes make the batches"
             if not settings.num_workers
@@ -84,7 +86,7 @@ def _advice_on_input(settings: Settings) -> str:
         return "use a lighter augment, or more processors"
     if not settings.num_workers and settings.processors > 1 and settings.platform != "cpu":
         return f"set data.num_workers, up to {settings.processors} here"
-    if not settings.cached_size and settings.trains:
+    if not settings.shrinks and settings.trains:
         return "set data.cache_shortest_edge, so that large images are decoded once, or use more processors"
     return "use a lighter augment, or more processors"
 

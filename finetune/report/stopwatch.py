@@ -30,6 +30,11 @@ class StepTimes:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
+    @property
+    def dispatch_share(self) -> float:
+        """Of a step: how much of it passes until the call returns."""
+        return statistics.median(self.dispatch) / self.median
+
     def to_json(self) -> dict[str, Any]:
         ordered = sorted(self.seconds)
         return {

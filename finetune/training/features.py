@@ -81,13 +81,13 @@ class FeatureExtractor:
         """Uses the compiled program that another extractor left among ``steps``, or leaves its own there."""
         self._step = steps.setdefault(f"{self.identity} {self._dtype}", self._step)
 
-    def trace(self) -> tuple[Any, Any]:
-        """The program, a ``jax.stages.Traced`` of ``(weights, uint8 images)``, and the weights on the device."""
-        return self._step.trace(self._frozen, self._images), jax.device_put(self._frozen)
+    def trace(self, weights: Any, images: Any) -> Any:
+        """The program, a ``jax.stages.Traced``, of what :meth:`put_weights` and :meth:`put_images` give."""
+        return self._step.trace(weights, images)
 
     def images_per_second(self) -> float:
         """Of the compiled program alone, measured over three batches."""
-        images, frozen = self._put_images(np.zeros(self._images.shape, np.uint8)), self._put_frozen()
+        images, frozen = self.put_images(np.zeros(self._images.shape, np.uint8)), self.put_weights()
         jax.block_until_ready(self._step(frozen, images))
         began = time.perf_counter()
         jax.block_until_ready([self._step(frozen, images) for _ in range(3)])
@@ -109,9 +109,9 @@ class FeatureExtractor:
             DataError: values that the dtype of the store cannot hold.
         """
         pending: Any = None
-        frozen = self._put_frozen()
+        frozen = self.put_weights()
         for batch in batches:
-            computed = self._step(frozen, self._put_images(batch["image"])), min(count, self.batch_size)
+            computed = self._step(frozen, self.put_images(batch["image"])), min(count, self.batch_size)
             count -= self.batch_size
             if pending is not None:
                 yield self._rows(*pending)
@@ -125,10 +125,12 @@ class FeatureExtractor:
             raise DataError(f"frozen_cache.dtype: {self._dtype} cannot hold the features: use bfloat16 or float32")
         return [array[:count] for array in arrays]
 
-    def _put_frozen(self) -> Any:
+    def put_weights(self) -> Any:
+        """Brings the weights to the devices that compute."""
         return jax.device_put(self._frozen) if self._placement is None else self._placement.put(self._frozen)
 
-    def _put_images(self, images: np.ndarray) -> jax.Array:
+    def put_images(self, images: np.ndarray) -> jax.Array:
+        """Brings images, uint8 [batch_size, H, W, C], to these devices."""
         return jax.device_put(images) if self._placement is None else self._placement.put_batch(images)
 
     @cached_property
