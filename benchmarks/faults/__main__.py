@@ -7,7 +7,7 @@ trains, validation and interpolation. Everything is compared with a run that not
 predictions, measured values.
 Kills: SIGKILL at a random operation on files or at a random time, then --resume. Flips: a flipped bit or a cut file in
 copies of an interrupted and of a finished run. Signals: SIGTERM and SIGINT in every phase. Pairs: two of run, --resume
-and --overwrite at once. Cost: of saving each minute, and of hashing.
+and --overwrite at once. Members: SIGKILL to one of two processes, then --resume by one, two or four. Cost: of saving each minute, and of hashing.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults import cost, flips, kills, pairs, signals
+from benchmarks.faults import cost, flips, kills, members, pairs, signals
 from benchmarks.faults.runs import LENET, Workplace
 
-PARTS = ("kills", "flips", "signals", "pairs", "cost")
+PARTS = ("kills", "flips", "signals", "pairs", "members", "cost")
 
 
 def main() -> None:
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--flips", type=int, default=200)
     parser.add_argument("--signals", type=int, help="two of each phase by default")
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--members", type=int, default=10, help="kills of one of two processes")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="for the runs; a temporary one by default")
@@ -49,7 +50,7 @@ def main() -> None:
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {}
-    if set(args.only) - {"flips", "cost"}:
+    if set(args.only) - {"flips", "members", "cost"}:
         place = Workplace(folder / "clip")
         whole = place.prepare()
         if "kills" in args.only:
@@ -62,6 +63,8 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         place = Workplace(folder / "lenet", LENET)
         place.prepare()
         results["flips"] = flips.measure(place, args.flips, args.seed)
+    if "members" in args.only:
+        results["members"] = members.measure(folder / "members", args.members, args.seed)
     if "cost" in args.only:
         results["cost"] = cost.measure(folder / "cost")
     return results
@@ -102,6 +105,11 @@ def table(results: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     if part := results.get("pairs"):
         of = f"{part['good']} of {part['trials']}"
         rows.append(("pairs on one folder: one wins, nothing is lost", of, "all", part["good"] == part["trials"]))
+    if part := results.get("members"):
+        of = f"{part['same']} of {part['trials']}"
+        rows.append(("one of two processes killed, resumed to 1e-6", of, "all", part["same"] == part["trials"]))
+        seconds = f"{part['longest_seconds']:.1f} s"
+        rows.append(("the longest until the other had ended", seconds, "30 s", part["longest_seconds"] < 30))
     if part := results.get("cost"):
         rows.append(("saving each minute, share of training time", f"{part['share']:.2%}", "2%", part["share"] < 0.02))
         hashing = part["hash_seconds_per_gb"]

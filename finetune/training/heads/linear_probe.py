@@ -162,7 +162,7 @@ def out_of_fold(
 
 def _divided(
     x: np.ndarray, y: np.ndarray, fitted: np.ndarray, held_out: np.ndarray, placement: Placement | None
-) -> tuple[Any, Any, Any, Any]:
+) -> tuple[Any, ...]:
     """Features, labels, and what is fitted and held out, on devices that share the images.
 
     Images that are there twice, so that all have equally many, count once.
