@@ -7,7 +7,8 @@ trains, validation and interpolation. Everything is compared with a run that not
 predictions, measured values.
 Kills: SIGKILL at a random operation on files or at a random time, then --resume. Flips: a flipped bit or a cut file in
 copies of an interrupted and of a finished run. Signals: SIGTERM and SIGINT in every phase. Pairs: two of run, --resume
-and --overwrite at once. Members: SIGKILL to one of two processes, then --resume by one, two or four. Cost: of saving each minute, and of hashing.
+and --overwrite at once. Members: SIGKILL to one of two processes, then --resume by one, two or four. Cost: of saving
+each minute, and of hashing.
 """
 
 from __future__ import annotations
