@@ -106,6 +106,10 @@ class Recipe(Part):
             case = f"with init: {self.head.init} and no stage that reads class names: leave it out"
             cases["head.templates"] = f"{case}, or use init: zero_shot"
         for i, stage in self.train_stages.items():
+            if not self._may_draw_random_numbers(stage):
+                cases[f"stages.{i}.rng_impl"] = (
+                    "in a stage that trains the head alone, without dropout, mixing or erasing: leave it out"
+                )
             if reason := self._nothing_to_carry_into(i):
                 cases[f"stages.{i}.carry_optimizer_state"] = reason
             if stage.loss.class_weights == "balanced" and self.data.shots_per_class is not None:
@@ -120,6 +124,12 @@ class Recipe(Part):
         stages = self.train_stages.values()
         updates = any(rule.batch_norm == "update" for stage in stages for rule in stage.partitions)
         return updates or any(stage.may_train_backbone for stage in stages)
+
+    def _may_draw_random_numbers(self, stage: TrainStage) -> bool:
+        """Whether the stage's steps or its adapters may, as far as the recipe shows."""
+        updates = any(rule.batch_norm == "update" for rule in stage.partitions)  # as a backbone in training does
+        adapts = any(rule.lora for rule in stage.partitions)
+        return bool(stage.may_train_backbone or updates or adapts or stage.augments_on_device or self.head.dropout)
 
     def _nothing_to_carry_into(self, index: int) -> str | None:
         """In which case a stage can take over no optimizer state from the one before."""

@@ -197,6 +197,8 @@ class TrainStage(Part):
         compute_dtype: dtype of the computation; trainable parameters are float32 in either case.
         frozen_dtype: dtype of frozen parameters during the stage; afterwards they are as before.
         remat: recompute each block's activations in the backward pass instead of keeping them.
+        rng_impl: JAX's generator of the random numbers of dropout, stochastic depth, mixing and adapters. ``rbg`` is
+            faster on accelerators; its numbers may differ between kinds and numbers of devices.
         frozen_cache: compute what is frozen once for each image, by mode (``auto`` by default), or with options.
         early_stopping: end the stage where validation no longer improves; by default it runs to its end.
         carry_optimizer_state: start from the optimizer state of the stage before, for partitions that it trained with
@@ -220,6 +222,7 @@ class TrainStage(Part):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    rng_impl: Literal["threefry2x32", "rbg"] = "threefry2x32"
     frozen_cache: Annotated[
         FrozenCache,
         BeforeValidator(_mode_by_name, json_schema_input_type=FrozenCache | Literal["auto", "on", "off"]),

@@ -84,6 +84,9 @@ class StageTrainer:
         source = variables["params"].get("backbone", {}) if pretrained is None else pretrained
         self._anchor = pick({"backbone": source}, self.plan.l2_sp)
 
+    def _key(self) -> jax.Array:
+        return jax.random.key(self._seed, impl=self.stage.rng_impl)
+
     def _make_step(self, prefix: FrozenPrefix | None = None) -> TrainStep:
         return make_train_step(
             *(self._classifier, self.optimizer, self._spec, self.stage, self.plan, self._class_weights, prefix),
@@ -104,7 +107,7 @@ class StageTrainer:
         if stage.mixup or stage.cutmix or stage.augment.random_erasing is not None:
             return None
         forward, state = make_forward(self._classifier, self._spec, self.plan), jax.eval_shape(self.init_state)
-        varying = (state.params, state.collections, jax.eval_shape(lambda: jax.random.key(0)))
+        varying = (state.params, state.collections, jax.eval_shape(self._key))
         part = stage.batch_size // stage.grad_accum_steps
         sizes = (part, batch_size if batch_size != part else batch_size + 1)
         image = jax.ShapeDtypeStruct(self._spec.shape, jnp.uint8)
@@ -133,7 +136,7 @@ class StageTrainer:
 
     def init_state(self) -> TrainState:
         """The state before the first step."""
-        params, key = self._params, jax.random.key(self._seed)
+        params, key = self._params, self._key()
         if self.plan.adapted:
             params = {**params, LORA: self._init_adapters(key)}
         return self._create(*self._put((params, self._collections)), key)
@@ -177,7 +180,7 @@ class StageTrainer:
 
         @jax.jit
         def seen(images: jax.Array, labels: jax.Array) -> jax.Array:
-            key = jax.random.fold_in(jax.random.key(self._seed), 0)
+            key = jax.random.fold_in(self._key(), 0)
             images, _ = augment_on_device(self._spec.normalize(images), labels, self.num_classes, key, self.stage)
             return self._spec.denormalize(images)
 

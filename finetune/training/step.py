@@ -63,7 +63,7 @@ def make_train_step(
     gradients_of = _make_gradients(classifier, spec, stage, plan, class_weights, prefix, placement)
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng, impl=stage.rng_impl), state.step)
         if stage.grad_accum_steps == 1:
             gradients, collections, sums = gradients_of(state.params, state.collections, frozen, batch, key)
         else:

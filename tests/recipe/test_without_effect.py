@@ -86,6 +86,7 @@ CASES = [
     ("stages.0.cutmix=1", ["stages.0.batch_size=1"], "one image .* at a time"),
     ("stages.0.frozen_dtype=bfloat16", [], "in a stage that freezes no parameter"),
     ("stages.0.remat=true", ONLY_HEAD, "in a stage that trains the head alone"),
+    ("stages.0.rng_impl=rbg", ONLY_HEAD, "in a stage that trains the head alone, without dropout"),
     ("stages.0.carry_optimizer_state=true", [], "without a training stage right before"),
     ("stages.1.carry_optimizer_state=true", ["stages.0={type: linear_probe}"], "without a training stage right before"),
     ("stages.1.carry_optimizer_state=true", [f"{RULE}.optimizer=sgd"], "no partition .* optimizer of stage 'first'"),
@@ -149,6 +150,8 @@ def test_an_option_without_effect_is_refused_by_its_key(load, option, others, ca
         ("data.columns={}", ["data.source=digits"]),
         ("data.sampling=balanced", ["data.shots_per_class=5"]),  # batches are balanced too
         ("backbone.dropout=0.1", [*ONLY_HEAD, "stages.0.partitions.1.batch_norm=update"]),
+        ("stages.0.rng_impl=rbg", [*ONLY_HEAD, "head.dropout=0.1"]),
+        ("stages.0.rng_impl=rbg", []),
     ],
 )
 def test_a_value_that_asks_for_nothing_or_has_an_effect_is_accepted(load, option, others):

@@ -133,6 +133,23 @@ def test_a_step_donates_its_state_and_leaves_the_callers_variables_alone():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((variables, training.frozen)))
 
 
+@pytest.mark.slow
+def test_each_generator_of_random_numbers_repeats_its_own():
+    def losses(**stage):
+        rules = [{"match": ".*", "optimizer": {"name": "sgd", "momentum": 0}, "learning_rate": 1e-30}]
+        _, _, training = prepare(rules, dropout=0.5, mixup=0.2, grad_accum_steps=2, **stage)
+        state, values = training.init_state(), []
+        for _ in range(2):
+            state, metrics = training.step(state, training.frozen, a_batch())
+            values.append(float(metrics["loss"]))
+        return values
+
+    by_default, rbg = losses(), losses(rng_impl="rbg")
+    assert losses(rng_impl="threefry2x32") == by_default
+    assert losses(rng_impl="rbg") == rbg
+    assert len({*by_default, *rbg}) == 4
+
+
 def test_dropout_differs_at_every_step_and_repeats_with_the_seed():
     def losses():
         rules = [{"match": ".*", "optimizer": {"name": "sgd", "momentum": 0.0}, "learning_rate": 1e-30}]
