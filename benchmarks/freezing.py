@@ -10,6 +10,7 @@ body of a loop once, so a step that accumulates two parts is compared with the r
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -33,6 +34,9 @@ MOST_FLOPS, MOST_MEMORY = 1.03, 1.10
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    output = parser.parse_args().output
     model = Ours(BATCH)
     inference = compiled(
         make_eval_step(model.classifier, model.spec), model.variables, shapes(model, BATCH, weight=True)
@@ -45,7 +49,7 @@ def main() -> None:
         "frozen_step_memory_over_inference": frozen["temporary_bytes"] / memory,
         "rows": rows,
     }
-    OUTPUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     show(results)
     if any(row["ratio"] > MOST_FLOPS for row in rows) or frozen["temporary_bytes"] > MOST_MEMORY * memory:
         sys.exit("a bound is violated")

@@ -8,6 +8,7 @@ written out by hand for the same network. Turns alternate; ratios are medians ov
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -30,6 +31,9 @@ OUTPUT = Path(__file__).parent / "results" / "lenet.json"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    output = parser.parse_args().output
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (256, 28, 28, 1), dtype=np.uint8),
@@ -48,7 +52,7 @@ def main() -> None:
         "batchnorm_over_plain": ratio(speeds["lenet_batchnorm"], speeds["lenet"]),
         "toolkit_over_guide": ratio(speeds["lenet_batchnorm"], speeds["guide"]),
     }
-    OUTPUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
 
 

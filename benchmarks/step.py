@@ -12,11 +12,14 @@ in the same moods; a ratio is the median over the turns.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import venv
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 SAME = ("jax", "jaxlib", "flax", "optax")  # the guide runs on the versions that this environment has
 GUIDE = ["transformers==4.57.6", "safetensors", "pillow"]
-TIMM = ["timm==1.0.31", "torch", "numpy"]
+TORCH = ["timm==1.0.31", "torch", "torchvision", "transformers==5.23.0", "accelerate==1.15.0", "numpy"]
+_INSTALLING = 1800  # seconds that pip may take
 # (row, what each side is asked for, steps a turn)
 FORWARD = ("forward", {"finetune": "forward", "guide": "forward"}, 3)
 FROZEN = ("step, backbone frozen", {"finetune": "frozen", "guide": "frozen"}, 3)
@@ -49,7 +53,7 @@ def main() -> None:
     comparisons = [FORWARD, FROZEN, FULL, TRAINER]
     if args.peers:
         sides["timm"] = Side(
-            [peer_python(args.environments / "timm-environment", TIMM), "-m", "benchmarks.timm_side", size]
+            [peer_python(args.environments / "torch-environment", TORCH), "-m", "benchmarks.timm_side", size]
         )
         comparisons.insert(3, FULL_TIMM)
     rows = [compare(sides, *comparison, args) for comparison in comparisons]
@@ -96,25 +100,54 @@ def compare(
 class Side:
     """A process that measures one side when asked."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], limit: float | None = None) -> None:
+        """
+        Args:
+            limit: seconds that an answer may take.
+        """
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRANSFORMERS_VERBOSITY": "error"}
+        self._name, self._limit = " ".join(command[2:]), limit
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  as long as the process
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            cwd=ROOT,
+            env=environment,
         )
 
     def ask(self, what: str, count: int) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{what} {count}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        watch = threading.Timer(self._limit, self._process.kill) if self._limit else None
+        if watch is not None:
+            watch.start()
+        try:
+            self._process.stdin.write(f"{what} {count}\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        finally:
+            if watch is not None:
+                watch.cancel()
         if not answer:
-            raise RuntimeError(f"{self._process.args!r} ended with {self._process.wait()}")
+            raise RuntimeError(self._describe_end(self._process.wait()))
         return json.loads(answer)
+
+    def _describe_end(self, code: int) -> str:
+        if code == -9 and self._limit:
+            return f"{self._name}: no answer in {self._limit:.0f} s, or killed for want of memory"
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
+        return f"{self._name} ended with {code}: {lines[-1] if lines else 'no message'}"
 
     def close(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
 
 
@@ -132,7 +165,7 @@ def peer_python(environment: Path, requirements: list[str], same: tuple[str, ...
     if not done.is_file() or done.read_text() != "\n".join(wanted):
         print(f"making {environment} ...", file=sys.stderr)
         venv.create(environment, with_pip=True, clear=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *wanted], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *wanted], check=True, timeout=_INSTALLING)
         done.write_text("\n".join(wanted))
     return str(python)
 

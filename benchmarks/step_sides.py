@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from benchmarks.side import serve, versions
 
 NUM_CLASSES = 100
 LEARNING_RATE = 1e-3
@@ -23,24 +23,27 @@ def batch(size: int) -> dict[str, np.ndarray]:
     return {"image": images, "label": rng.integers(0, NUM_CLASSES, size).astype(np.int32)}
 
 
+MODELS: dict[str, dict[str, Any]] = {  # CLIP's
+    "vit_b32": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 32},
+    "vit_l14": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14},
+}
+
+
 class Ours:
     """The project's own classifier, partitions and steps."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, model: str = "vit_b32", dtype: str = "float32") -> None:
         from finetune.evaluation.steps import make_eval_step
         from finetune.images.spec import ImageSpec
         from finetune.models.classifier import build_classifier
         from finetune.models.layers.transformer import VisionTransformer, ViTConfig
 
         config = ViTConfig(
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
+            **MODELS[model],
+            intermediate_size=4 * MODELS[model]["hidden_size"],
             hidden_act="quick_gelu",
             layer_norm_eps=1e-5,
             image_size=224,
-            patch_size=32,
             patch_bias=False,
             pre_norm=True,
             norm_after_pool=True,
@@ -49,7 +52,7 @@ class Ours:
         variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
         self.spec = ImageSpec(224, 224, 224, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.classifier, self.variables = build_classifier((module, variables), NUM_CLASSES, image_size=224)
-        self.host_batch = batch(size)
+        self.host_batch, self.dtype = batch(size), dtype
         self.batch = jax.device_put(self.host_batch)
         self.padded = {**self.batch, "weight": jnp.ones(size)}
         self.eval_step = make_eval_step(self.classifier, self.spec)
@@ -63,7 +66,11 @@ class Ours:
         adam = {"optimizer": "adam", "learning_rate": LEARNING_RATE}
         rest = {"frozen": True} if what == "frozen" else adam
         stage = TrainStage.model_validate(
-            {"steps": 1000, "partitions": [{"match": "head", **adam}, {"match": "backbone", **rest}]}
+            {
+                "steps": 1000,
+                "compute_dtype": self.dtype,
+                "partitions": [{"match": "head", **adam}, {"match": "backbone", **rest}],
+            }
         )
         self.trainer = StageTrainer(stage, self.classifier, self.variables, self.spec, StageLength(stage.steps or 0))
         return self.trainer.step, self.trainer.init_state(), self.trainer.frozen
@@ -103,6 +110,19 @@ class Ours:
         jax.block_until_ready(state)
         self.steps[what] = step, state, frozen
         return None
+
+    def peak(self) -> dict[str, Any]:
+        """FLOPs of the full step, and the device's peak in its dtype."""
+        from finetune.report.devices import peak_of
+        from finetune.report.flops import count_flops
+
+        device = jax.local_devices()[0]
+        step, state, frozen = self.steps.get("full") or self._step("full")
+        traced = step.trace(state, frozen, self.batch)
+        lowered = traced.lower()
+        peak = peak_of(device.device_kind, device.platform, self.dtype)
+        flops = count_flops(traced, lowered, lowered.compile())
+        return {"flops": flops, "peak": peak.flops, "device": device.device_kind, "source": peak.source}
 
     def flops(self) -> dict[str, float]:
         step, state, frozen = self._step("frozen")
@@ -201,26 +221,13 @@ def _flops(function: Any, *arguments: Any) -> float:
     return float(function.lower(*arguments).compile().cost_analysis()["flops"])
 
 
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "transformers")}
-
-
 def main() -> None:
-    kinds: dict[str, Callable[[int], Ours | Guide]] = {"finetune": Ours, "guide": Guide}
-    side = kinds[sys.argv[1]](int(sys.argv[2]))
-    for line in sys.stdin:
-        what, count = line.split()
-        if what == "flops":
-            answer: dict[str, Any] = side.flops()
-        elif what == "versions":
-            answer = _versions()
-        else:
-            start = time.perf_counter()
-            side.run(what, int(count))
-            answer = {"seconds": time.perf_counter() - start}
-        print(json.dumps(answer), flush=True)
+    kind, size, *further = sys.argv[1:]
+    kinds: dict[str, Callable[..., Ours | Guide]] = {"finetune": Ours, "guide": Guide}
+    side = kinds[kind](int(size), *further)
+    names = ("jax", "jaxlib", "flax", "optax", "transformers")
+    facts = {"flops": side.flops, "versions": lambda: versions(*names)}
+    serve(side.run, facts | ({"peak": side.peak} if isinstance(side, Ours) else {}))
 
 
 if __name__ == "__main__":
