@@ -7,6 +7,7 @@ from paths import ROOT
 
 ROOMS = [  # from top to bottom
     "cli",
+    "integrations",
     "report",
     "run",
     "folder",

@@ -8,7 +8,7 @@ import secrets
 import socket
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -67,8 +67,14 @@ def join_processes(
 
 
 @contextmanager
-def member() -> Iterator[None]:
-    """The same where ``jax.distributed`` was started before, as by Ray; without effect for a process that is alone."""
+def member(at_end: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """The same where ``jax.distributed`` was started before, as by Ray; without effect for a process that is alone.
+
+    Args:
+        at_end: is called where the process is ended because of another, such as to unlock a folder.
+    """
+    if _watch is not None:
+        _watch.at_end = at_end
     if _watch is not None or process_count() == 1:
         yield
         return
@@ -76,7 +82,9 @@ def member() -> Iterator[None]:
     if connections is None:  # JAX's own heartbeats are left
         yield
         return
-    with _watched(Watch(process_index(), process_count(), connections)):
+    watch = Watch(process_index(), process_count(), connections)
+    watch.at_end = at_end
+    with _watched(watch):
         yield
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from finetune import __version__
+import finetune
 from finetune.distributed.connection import Connection
 from finetune.distributed.launch import Launch, is_loopback
 from finetune.errors import FinetuneError, MachineError, listed, shown
@@ -113,7 +113,7 @@ def report_to(address: tuple[str, int], ours: dict[str, Any], timeout: float) ->
 
 def introduce(index: int, count: int) -> dict[str, Any]:
     """What a process says of itself."""
-    return {"index": index, "count": count, "token": "", "finetune": __version__, "jax": version("jax")}
+    return {"index": index, "count": count, "token": "", "finetune": finetune.__version__, "jax": version("jax")}
 
 
 def _report(launch: Launch, timeout: float, say: Callable[[str], None]) -> Connection:

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -27,7 +28,11 @@ _ADVICE = "What was saved is whole: start all processes again with --resume, as 
 
 
 class Watch:
-    """What a process knows of the others."""
+    """What a process knows of the others.
+
+    Attributes:
+        at_end: is called before the process is ended by this one's thread.
+    """
 
     def __init__(self, index: int, count: int, connections: dict[int, Connection]) -> None:
         """
@@ -42,6 +47,7 @@ class Watch:
             self._to_hub = Connection(ours)
         else:
             self._to_hub = connections[0]
+        self.at_end: Callable[[], object] = lambda: None
         self._lost: str | None = None
         self._told = threading.Event()  # that all have finished, or that one is lost
         self._leaving = threading.Event()  # the main thread ends the process
@@ -81,11 +87,10 @@ class Watch:
         return ProcessLost(self._lost)
 
     def unresponsive(self) -> None:
-        """JAX has missed the heartbeats of a process, or reaches its service no more."""
-        if not self._told.wait(3 * _TOGETHER):  # one that ended is better known by its connection
-            self._lose(
-                f"A process of {self._count} does not answer any more: it hangs, or cannot be reached. {_ADVICE}"
-            )
+        """JAX has missed the heartbeats of a process, or does not reach its service any more, and is about to abort."""
+        if not self._told.wait(2 * _TOGETHER):  # one that ended is better known by its connection
+            message = f"A process of {self._count} does not answer any more: it hangs, or cannot be reached. {_ADVICE}"
+            self._lose(message, grace=0.0, leaving=_GRACE)
 
     def _listen(self) -> None:
         while self._to_hub.open:
@@ -99,26 +104,28 @@ class Watch:
                     return
         self._lose(self._describe({0: _KILLED}))
 
-    def _lose(self, message: str) -> None:
+    def _lose(self, message: str, grace: float = _GRACE, leaving: float = _LEAVING) -> None:
         self._lost = message
         self._told.set()
-        if self._leaving.wait(_GRACE):
+        if self._leaving.wait(grace):
             return
         with self._speaking:
             if self._leaving.is_set():
                 return
             with suppress(OSError, ValueError):
                 print(f"error: {message}", file=sys.stderr, flush=True)
-            self._let_others_end()
+            with suppress(Exception):
+                self.at_end()
+            self._let_others_end(leaving)
             os._exit(ProcessLost.exit_code)
 
     def _claim(self) -> None:
         with self._speaking:  # for ever, where the thread already ends the process
             self._leaving.set()
 
-    def _let_others_end(self) -> None:
+    def _let_others_end(self, within: float = _LEAVING) -> None:
         if self._hub is not None:
-            self._hub.wait_for_others(_LEAVING)
+            self._hub.wait_for_others(within)
 
     def _describe(self, ended: dict[int, str]) -> str:
         if len(reasons := set(ended.values())) == 1 or len(ended) == 1:

@@ -92,7 +92,7 @@ def run(
         given = "--extend" if extend else "--resume"
         raise CheckpointError(f"--overwrite starts anew and {given} goes on: give one of them")
     keep_compiled_programs()
-    recipe = _with_absolute_paths(recipe)
+    recipe = with_absolute_paths(recipe)
     directory = Path("checkpoints") / recipe.name if output is None else Path(output)
     folder = RunFolder(directory) if is_primary() else UnwrittenFolder(directory)
     resume = resume or extend
@@ -102,6 +102,7 @@ def run(
         bring_back(folder.directory, recipe.save.mirror)
     doing = "--resume" if resume else "--overwrite" if overwrite else "run"
     with (
+        member(folder.unlock),
         _stopping(folder) as signal,
         Progress(quiet or not is_primary(), signal.check) as display,
         folder.reserve(doing, resume=resume, overwrite=overwrite, say=display.say),
@@ -219,7 +220,7 @@ def _stopping(folder: RunFolder) -> Iterator[StopSignal]:
             raise Interrupted(f"{folder.directory}: {error}; {saved()}", error.signal) from None
 
 
-def _with_absolute_paths(recipe: Recipe) -> Recipe:
+def with_absolute_paths(recipe: Recipe) -> Recipe:
     """So that the saved recipe means the same from any folder."""
 
     def absolute(config: Any, key: str) -> Any:

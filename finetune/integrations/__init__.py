@@ -1,0 +1,1 @@
+"""Runs that another system starts."""
