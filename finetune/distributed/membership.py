@@ -30,7 +30,12 @@ _watch: Watch | None = None
 
 @contextmanager
 def join_processes(
-    coordinator: str | None = None, count: int | None = None, index: int | None = None, *, timeout: float = 300.0
+    coordinator: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+    *,
+    timeout: float = 300.0,
+    heartbeat: int = 100,
 ) -> Iterator[None]:
     """Makes this process one of a run of several, where flags or the job's environment say that it is one.
 
@@ -41,12 +46,15 @@ def join_processes(
         coordinator: ``host:port`` of process 0; ``count`` processes; ``index`` of this one. What is None is taken from
             the environment (:func:`finetune.distributed.launch.find_launch`).
         timeout: seconds to wait for the others.
+        heartbeat: seconds without a sign of life after which a process that has not ended counts as lost.
 
     Raises:
         FinetuneError: these do not fit together, or the processes do not.
         MachineError: the coordinator or another process is not there in time.
         ProcessLost: another process has ended.
     """
+    if not 0 < timeout < float("inf"):
+        raise FinetuneError(f"--join-timeout {timeout}: has to be a number of seconds above 0")
     launch = find_launch(coordinator, count, index, timeout=timeout)
     if launch is None:
         yield
@@ -57,12 +65,10 @@ def join_processes(
             at_end.enter_context(native_output_filtered(watch.unresponsive))
         try:
             with _watched(watch):
-                _start_jax(launch)
+                _start_jax(launch, heartbeat)
                 yield
-        except BaseException as error:
-            # the interpreter would wait in JAX's shutdown for processes that never come
-            atexit.register(_leave, getattr(error, "exit_code", 1))
-            at_end.pop_all()  # what JAX logs until then is about the same
+        except BaseException:
+            at_end.pop_all()  # what JAX logs until this process ends is about the same
             raise
 
 
@@ -100,10 +106,12 @@ def _watched(watch: Watch) -> Iterator[None]:
         with suppress(FinetuneError):
             watch.finish(_STOPPING)
         watch.fail(str(error))
+        atexit.register(_leave, error.exit_code)
         raise
     except BaseException as error:
         lost = watch.lost(_VERDICT if is_of_lost_process(error) else 0.0) if _may_follow(error) else None
         watch.fail(_last_words(error))
+        atexit.register(_leave, getattr(lost or error, "exit_code", 1))
         if lost is not None:
             raise lost from None
         raise
@@ -124,7 +132,7 @@ def _last_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
 
 
-def _start_jax(launch: Launch) -> None:
+def _start_jax(launch: Launch, heartbeat: int) -> None:
     """``jax.distributed``, where all processes are known to be there."""
     import jax
 
@@ -138,6 +146,7 @@ def _start_jax(launch: Launch) -> None:
             process_id=launch.index,
             local_device_ids=launch.local_device_ids,
             cluster_detection_method="deactivate",
+            heartbeat_timeout_seconds=heartbeat,
             coordinator_bind_address=launch.coordinator if is_loopback(launch.host) else None,
         )
     except RuntimeError as error:
@@ -183,6 +192,11 @@ def _own_host(jax: Any) -> str:
 
 
 def _leave(code: int) -> None:
+    """Ends the process at the interpreter's end, which would wait in JAX's shutdown for processes that never come."""
+    import jax
+
+    if not jax.distributed.is_initialized():
+        return
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

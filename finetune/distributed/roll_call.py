@@ -105,7 +105,7 @@ def report_to(address: tuple[str, int], ours: dict[str, Any], timeout: float) ->
         came = "it ended the connection: something else may use that port, or another run that has all its processes"
         time.sleep(_RETRY * 5)
     raise MachineError(
-        f"{who}: no coordinator at {name} within {timeout:.0f} s ({came}); look whether process 0 runs, whether "
+        f"{who}: no coordinator at {name} within {timeout:g} s ({came}); look whether process 0 runs, whether "
         f"{shown(address[0])} is its host's name for this machine too, and whether a firewall lets port {address[1]} "
         "through; --join-timeout SECONDS waits longer"
     )
@@ -157,7 +157,7 @@ def _describe_missing(missing: list[int], count: int, address: str, timeout: flo
     names = listed([str(index) for index in missing])
     return (
         f"process{'es' if len(missing) > 1 else ''} {names} of {count} did not come to {address} within "
-        f"{timeout:.0f} s: look whether they were started, and whether they can reach that address; --join-timeout "
+        f"{timeout:g} s: look whether they were started, and whether they can reach that address; --join-timeout "
         "SECONDS waits longer"
     )
 

@@ -134,7 +134,7 @@ class Watch:
         else:
             each = [f"{index}: {reason}" for index, reason in sorted(ended.items())]
             what = f"{len(ended)} of {self._count} processes ended: {listed(each)}"
-        return f"{what}. {_ADVICE}"
+        return f"{what}. {_ADVICE}" if _KILLED in ended.values() else what  # an error says by itself what to do
 
 
 class _Hub:
