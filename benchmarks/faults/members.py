@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from benchmarks.faults.runs import Ended, Workplace, finish
 
 TOLERANCE = 1e-6  # of losses, in nats: other sums come in another order
 _STARTED = 3.0  # seconds until two processes have met
-_DEVICES = 2  # of each process
+_DEVICES = 4  # of all processes
 _AGAIN = (1, 2, 4)  # processes that resume
 
 
 def measure(folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
     rng = random.Random(seed)
-    place = Workplace(folder, environment={"XLA_FLAGS": f"--xla_force_host_platform_device_count={_DEVICES}"})
+    place = Workplace(folder)
     place.prepare()
     whole = run_members(place, folder / "whole", 2)
     if any(ended.code for ended in whole):
@@ -73,13 +74,15 @@ def _trial(place: Workplace, expected: dict[str, float], rng: random.Random, sec
 def run_members(
     place: Workplace, output: Path, count: int, *options: str, kill: tuple[int, float] | None = None
 ) -> list[Ended]:
-    """``finetune run`` in so many processes.
+    """``finetune run`` in so many processes, which have equally many devices.
 
     Args:
         kill: one of them, and after how many seconds.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
+    devices = f"--xla_force_host_platform_device_count={_DEVICES // count}"
+    place = replace(place, environment={"XLA_FLAGS": devices})
     began = time.monotonic()
     joined = ["--coordinator", address, "--num-processes", str(count), "--process-id"] if count > 1 else []
     processes = [place.start(output, *options, *joined, *([str(i)] if joined else [])) for i in range(count)]
