@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.checkpoint import RunCheckpoints as RunCheckpoints
+    from finetune.distributed.mesh import make_mesh as make_mesh
+    from finetune.distributed.sharding import Placement as Placement
     from finetune.errors import FinetuneError as FinetuneError
     from finetune.evaluation.evaluate_run import evaluate_run as evaluate_run
     from finetune.export.bundle import load_bundle as load_bundle
@@ -66,6 +68,7 @@ _HOME = {
     "LinearProbeStage": "recipe",
     "ParameterPlan": "optim.parameter_plan",
     "Partition": "recipe",
+    "Placement": "distributed.sharding",
     "Prediction": "inference.predictor",
     "Predictor": "inference.predictor",
     "Recipe": "recipe",
@@ -89,6 +92,7 @@ _HOME = {
     "load_clip": "models.backbone",
     "load_recipe": "recipe",
     "make_leaderboard": "report.leaderboard",
+    "make_mesh": "distributed.mesh",
     "make_soup": "run.soup",
     "merge": "trees",
     "plan_recipe": "report.plan",

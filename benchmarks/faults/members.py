@@ -25,6 +25,7 @@ def measure(folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
     rng = random.Random(seed)
     place = Workplace(folder)
     place.prepare()
+    shutil.rmtree(folder / "whole", ignore_errors=True)
     whole = run_members(place, folder / "whole", 2)
     if any(ended.code for ended in whole):
         raise RuntimeError(f"the run fails with nothing to break it: {whole}")
