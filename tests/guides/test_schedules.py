@@ -61,4 +61,4 @@ def test_the_metrics_of_a_run_hold_the_guides_rates(tmp_path):
     guide = guides_function(0.01, 2, 5, 5)
     assert sorted(logged) == [5, 10, 15, 20, 25]
     for step, rate in logged.items():  # a step is logged once it is taken: its rate is that of the one before
-        np.testing.assert_allclose(rate, guide(step - 1), rtol=1e-6)
+        np.testing.assert_allclose(rate, guide(step - 1), rtol=1e-5)  # compiled together, cosines round otherwise
