@@ -114,7 +114,7 @@ class Ours:
     def peak(self) -> dict[str, Any]:
         """FLOPs of the full step, and the device's peak in its dtype."""
         from finetune.report.devices import peak_of
-        from finetune.report.flops import count_flops
+        from finetune.training.flops import count_flops
 
         device = jax.local_devices()[0]
         step, state, frozen = self.steps.get("full") or self._step("full")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from finetune.errors import FinetuneError, MachineError, ProcessLost, first_line
 
-_LESS_MEMORY = (
+LESS_MEMORY = (
     "use less: a smaller batch_size, with grad_accum_steps to make up for it; remat: true; compute_dtype: bfloat16; "
     "or a smaller image_size"
 )
@@ -59,8 +59,8 @@ def translate(error: BaseException) -> MachineError | None:
     """A foreign error that says what the machine lacks, in our words; None for every other one."""
     if isinstance(error, FinetuneError):
         return None
-    if _is_out_of_memory(error):
-        return MachineError(f"out of memory: {first_line(error)}; {_LESS_MEMORY}")
+    if is_out_of_memory(error):
+        return MachineError(f"out of memory: {first_line(error)}; {LESS_MEMORY}")
     if is_of_lost_process(error):
         return ProcessLost(
             f"another process of the run has ended, or its connection broke: {first_line(error)}; what was saved is "
@@ -87,8 +87,8 @@ def advice_for(error: BaseException) -> str:
     """
     seen: BaseException | None = error
     while seen is not None:
-        if _is_out_of_memory(seen):
-            return _LESS_MEMORY
+        if is_out_of_memory(seen):
+            return LESS_MEMORY
         if (number := _system_error(seen)) in _ADVICE:
             return _ADVICE[number]
         seen = seen.__cause__ or seen.__context__
@@ -109,7 +109,8 @@ def is_of_lost_process(error: BaseException) -> bool:
     return (of_jax or isinstance(error, FinetuneError)) and bool(_LOST.search(str(error)))
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the host's or a device's memory was not enough."""
     if isinstance(error, MemoryError):
         return True
     of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")

@@ -26,6 +26,8 @@ def plan(
     if as_json:
         print_json(result)
         return
+    for line in result["lines"]:
+        typer.echo(line)
     for stage in result["stages"]:
         typer.echo(f"stage {stage['name']}")
         columns = ["partition", "parameters", "status", "optimizer", "peak learning rate"]
@@ -41,16 +43,18 @@ def plan(
 def _print_costs(stage: dict[str, Any], device: dict[str, Any]) -> None:
     totals, step = stage["totals"], stage["step"]
     megabytes = {name: f"{size / 1e6:,.1f}" for name, size in step["bytes"].items()}
+    devices = f"{device['count']} x {device['kind']}" if device["count"] > 1 else device["kind"]
+    each = " of each device" if device["count"] > 1 else ""
     typer.echo(f"values    {totals['trainable']:,} trainable, {totals['frozen']:,} frozen")
     typer.echo(f"step      {step['flops'] / 1e9:,.2f} GFLOP for a batch of {step['batch_size']}")
     typer.echo(
-        f"memory    {megabytes['peak']} MB at the peak: {megabytes['arguments']} state, weights and images "
+        f"memory    {megabytes['peak']} MB at the peak{each}: {megabytes['arguments']} state, weights and images "
         f"({totals['optimizer_bytes'] / 1e6:,.1f} the optimizer's), {megabytes['temporary']} temporary"
     )
     if reason := stage["frozen_cache"]["reason"]:
         typer.echo(f"frozen    {reason}")
     typer.echo(
-        f"batch     at most about {stage['largest_batch'] or 0:,} for {device['kind']} "
+        f"batch     at most about {stage['largest_batch'] or 0:,} for {devices} "
         f"with {device['memory_bytes'] / 1e9:,.1f} GB\n"
     )
 

@@ -24,13 +24,14 @@ from finetune.recipe import Recipe, TrainStage
 from finetune.recipe.heads import LinearProbeStage
 from finetune.report.bottleneck import Settings, Speeds, find_bottleneck
 from finetune.report.devices import Peak, peak_of
-from finetune.report.flops import count_flops
 from finetune.report.stopwatch import compiling_anew, time_batches, time_steps
 from finetune.run.features import RunFeatures
 from finetune.run.progress import Progress
 from finetune.run.setup import RunSetup, prepare_run
 from finetune.training.features import FeatureExtractor
+from finetune.training.flops import count_flops
 from finetune.training.loop import AHEAD
+from finetune.training.memory import memory_of
 from finetune.training.stage_trainer import StageTrainer
 
 STEPS = 10  # timed ones of each stage
@@ -298,10 +299,7 @@ class _Bench:
         stats = self.device.memory_stats() or {}
         if peak := stats.get("peak_bytes_in_use"):
             return {"peak_bytes": int(peak), "source": "device"}
-        analysis = compiled.memory_analysis()
-        beyond = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
-        peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + beyond
-        return {"peak_bytes": int(peak), "source": "XLA's analysis"}
+        return {"peak_bytes": memory_of(compiled)["peak"], "source": "XLA's analysis"}
 
     def _settings(self, program: _Program) -> Settings:
         data, images = self.setup.recipe.data, self.setup.splits.train.images

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from finetune.data.splits import class_names_of, count_training_images
+from finetune.distributed.sharding import Placement
 from finetune.errors import DataError
 from finetune.files import free_gigabytes
 from finetune.models.backbone import Backbone
@@ -18,27 +16,16 @@ from finetune.models.build import attach_head, open_backbone
 from finetune.models.classifier import Classifier
 from finetune.optim.schedules import StageLength
 from finetune.recipe import Recipe, TrainStage
+from finetune.recipe.mesh import AUTO
+from finetune.run.auto_mesh import choose_mesh
+from finetune.run.setup import place
 from finetune.training.features import extraction_batch_size
 from finetune.training.frozen_cache import CacheDecision, decide_cache
+from finetune.training.memory import device_memory, largest_batch, step_cost
 from finetune.training.stage_trainer import StageTrainer
 from finetune.trees import Variables, flatten, module_of, paths_of
 
 _EPOCH = 1000  # steps; how long an epoch really is only the data tells, and nothing here depends on it
-_USABLE = 0.9  # of a device's memory; the rest is for fragments and for the images on their way
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """Of one compiled train step, by XLA's own analysis.
-
-    Attributes:
-        flops: of the whole batch. XLA counts the body of a loop once; with ``grad_accum_steps`` that is multiplied out.
-        bytes: ``arguments`` (state, frozen variables, images), ``temporary`` (activations, gradients), and ``peak``,
-            both with what the outputs need beyond the donated arguments.
-    """
-
-    flops: float
-    bytes: dict[str, int]
 
 
 def plan_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, Any]:
@@ -50,8 +37,9 @@ def plan_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, 
     Returns:
         ``stages``: for each ``name``, ``partitions`` (name, parameters, frozen, optimizer, learning_rate at its peak),
         ``leaves`` (path, shape, size, partition, optimizer, learning_rate, weight_decay, lora, batch_norm), ``totals``
-        (trainable and frozen parameters, bytes of the optimizer's state), ``step`` (batch_size, flops, bytes) and
-        ``largest_batch`` for the device's memory; and ``frozen_cache``: whether what is frozen is computed once
+        (trainable and frozen parameters, bytes of the optimizer's state), ``step`` (batch_size, flops of all devices,
+        bytes of each) and ``largest_batch`` for the devices' memory; ``device`` and ``mesh``, the devices along each of
+        its axes, with ``lines`` about them; and ``frozen_cache``: whether what is frozen is computed once
         (``use``, None where that depends on the number of images, which was not read), why, and the numbers behind it.
 
     Raises:
@@ -64,27 +52,34 @@ def plan_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, 
     if recipe.head.num_classes is None:  # the source has been read
         with suppress(DataError):  # too few for the splits, as far as that shows without decoding them
             images = count_training_images(recipe.data, recipe.seed)
-    size = extraction_batch_size(recipe.evaluate.batch_size)
-    stages = [stage for stage in recipe.stages if isinstance(stage, TrainStage)]
+    stages = list(recipe.train_stages.values())
+
+    def trainers(placement: Placement) -> list[StageTrainer]:
+        return [make_trainer(stage, classifier, variables, backbone, placement) for stage in stages]
+
+    lines = []
+    if recipe.mesh == AUTO:
+        mesh, line = choose_mesh(trainers, backbone.image_spec)
+        recipe, lines = recipe.model_copy(update={"mesh": mesh}), [line]
+    placement, more = place(recipe)
+    placement.check_rules(variables["params"])
+    size = placement.round_up(extraction_batch_size(recipe.evaluate.batch_size))
     return {
         "name": recipe.name,
         "backbone": recipe.backbone.origin,
         "num_classes": count,
         "device": _device(),
-        "stages": [_plan_stage(stage, classifier, variables, backbone, images, size) for stage in stages],
+        "mesh": {axis: int(count) for axis, count in placement.mesh.shape.items()},
+        "lines": [*lines, *more],
+        "stages": [_plan_stage(trainer, variables, backbone, images, size) for trainer in trainers(placement)],
     }
 
 
 def _plan_stage(
-    stage: TrainStage,
-    classifier: Classifier,
-    variables: Variables,
-    backbone: Backbone,
-    images: int | None,
-    extraction_size: int,
+    trainer: StageTrainer, variables: Variables, backbone: Backbone, images: int | None, extraction_size: int
 ) -> dict[str, Any]:
-    trainer = make_trainer(stage, classifier, variables, backbone)
-    cost, state = step_cost(trainer, backbone, stage.batch_size), jax.eval_shape(trainer.init_state)
+    stage, spec = trainer.stage, backbone.image_spec
+    cost, state = step_cost(trainer, spec, stage.batch_size), jax.eval_shape(trainer.init_state)
     sizes = {path: leaf.size for path, leaf in flatten(variables["params"]).items()}
     changed = sum(sizes[path] for path in trainer.plan.trainable - trainer.plan.adapted)
     return {
@@ -97,7 +92,7 @@ def _plan_stage(
             "optimizer_bytes": _bytes(state.opt_state),
         },
         "step": {"batch_size": stage.batch_size, "flops": cost.flops, "bytes": cost.bytes},
-        "largest_batch": largest_batch(trainer, backbone, cost),
+        "largest_batch": largest_batch(trainer, spec, cost),
         "frozen_cache": _plan_cache(trainer, backbone, images, extraction_size).to_json(),
     }
 
@@ -109,10 +104,13 @@ def _plan_cache(trainer: StageTrainer, backbone: Backbone, images: int | None, s
     return decide_cache(trainer, backbone.image_spec, size, passes=passes, images=images, free_gb=free_gigabytes())
 
 
-def make_trainer(stage: TrainStage, classifier: Classifier, variables: Any, backbone: Backbone) -> StageTrainer:
+def make_trainer(
+    stage: TrainStage, classifier: Classifier, variables: Any, backbone: Backbone, placement: Placement
+) -> StageTrainer:
     """The stage as it will run, but for the length of an epoch."""
     total = stage.steps or (stage.epochs or 0) * _EPOCH or -(-(stage.examples or 0) // stage.batch_size)
-    return StageTrainer(stage, classifier, variables, backbone.image_spec, StageLength(total, _EPOCH, stage.batch_size))
+    length = StageLength(total, _EPOCH, stage.batch_size)
+    return StageTrainer(stage, classifier, variables, backbone.image_spec, length, placement=placement)
 
 
 def describe_leaves(trainer: StageTrainer, variables: Variables) -> list[dict[str, Any]]:
@@ -139,51 +137,11 @@ def describe_leaves(trainer: StageTrainer, variables: Variables) -> list[dict[st
     return records
 
 
-def step_cost(trainer: StageTrainer, backbone: Backbone, batch_size: int) -> StepCost:
-    """Compiles the stage's step for a batch size, and reads what XLA says of it."""
-    spec = backbone.image_spec
-    batch = {
-        "image": jax.ShapeDtypeStruct((batch_size, *spec.shape), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-    }
-    compiled = trainer.step.lower(jax.eval_shape(trainer.init_state), trainer.frozen, batch).compile()  # type: ignore[attr-defined]
-    memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
-    arguments, temporary = int(memory.argument_size_in_bytes), int(memory.temp_size_in_bytes)
-    beyond = max(0, int(memory.output_size_in_bytes) - int(memory.alias_size_in_bytes))
-    peak = arguments + temporary + beyond
-    flops = float(analysis["flops"]) * trainer.stage.grad_accum_steps
-    return StepCost(flops, {"arguments": arguments, "temporary": temporary, "peak": peak})
-
-
-def largest_batch(trainer: StageTrainer, backbone: Backbone, cost: StepCost) -> int | None:
-    """The largest batch whose step this device's memory should hold, by compiling; None if none does.
-
-    Memory grows with the batch, but not quite in proportion: each guess goes through the two peaks known last, and the
-    answer is one that was compiled.
-    """
-    size, parts = trainer.stage.batch_size, trainer.stage.grad_accum_steps
-    room = _USABLE * _device()["memory_bytes"]
-    peaks = {0: cost.bytes["arguments"], size: cost.bytes["peak"]}
-    last, newest = 0, size
-    for _ in range(4):
-        slope = max(1.0, (peaks[newest] - peaks[last]) / (newest - last))
-        guess = newest + int((0.975 * room - peaks[newest]) / slope)  # to end up below, and close
-        guess = guess // (8 * parts) * 8 * parts or guess // parts * parts
-        if guess in peaks or guess < 1:
-            break
-        peaks[guess] = step_cost(trainer, backbone, guess).bytes["peak"]
-        last, newest = newest, guess
-        if 0.95 * room <= peaks[guess] <= room:
-            break
-    return max(size for size, peak in peaks.items() if peak <= room or size == 0) or None
-
-
 def _device() -> dict[str, Any]:
-    """The default device, and the bytes of memory that it has: for a CPU, the machine's."""
+    """The default device, the bytes of its memory, and how many there are."""
     device = jax.local_devices()[0]
-    stats = device.memory_stats() or {}
-    memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"kind": device.device_kind, "platform": device.platform, "memory_bytes": int(memory)}
+    kind, platform = device.device_kind, device.platform
+    return {"kind": kind, "platform": platform, "memory_bytes": device_memory(), "count": jax.device_count()}
 
 
 def _bytes(tree: Any) -> int:

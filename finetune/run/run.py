@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from finetune.checkpoint import RunCheckpoints
 from finetune.compiled import keep_compiled_programs
@@ -17,13 +17,14 @@ from finetune.distributed.processes import check_alike, from_primary, is_primary
 from finetune.distributed.sharding import Placement
 from finetune.errors import CheckpointError, Interrupted, MeshError
 from finetune.files import hash_json
-from finetune.folder.about import about_run
+from finetune.folder.about import about_program, about_run
 from finetune.folder.mirror import bring_back, mirrored
 from finetune.folder.run_folder import RunFolder
 from finetune.folder.unwritten import UnwrittenFolder
 from finetune.foreign_errors import foreign_errors_translated
 from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import ModuleConfig, Recipe
+from finetune.recipe.mesh import AUTO, MeshConfig
 from finetune.recipe.saving import SaveConfig
 from finetune.run.continuation import Continuation, check_continuation
 from finetune.run.interpolation import interpolate_weights
@@ -108,6 +109,8 @@ def run(
         folder.reserve(doing, resume=resume, overwrite=overwrite, say=display.say),
     ):
         progress = RunProgress()
+        if resume and recipe.mesh == AUTO:
+            recipe = recipe.model_copy(update={"mesh": _chosen_mesh(folder)})
         with progress.timed("load"):
             setup = prepare_run(
                 recipe, data=data, allow_local_code=allow_local_code, track=display.track, verify=verify
@@ -134,6 +137,19 @@ def run(
             _go_through_stages(session)
             checkpoints.wait()
             return RunResult(folder.directory, session.finish(frozen_sha256), allow_local_code)
+
+
+def _chosen_mesh(folder: RunFolder) -> MeshConfig | Literal["auto"]:
+    """The mesh that the start of the run chose, where the devices are those of then."""
+
+    def chosen() -> Any:
+        if not folder.holds_run() or folder.about().get("devices") != about_program()["devices"]:
+            return AUTO
+        mesh = folder.recipe().mesh
+        return mesh.model_dump(mode="json") if isinstance(mesh, MeshConfig) else AUTO
+
+    mesh = from_primary(chosen)
+    return AUTO if mesh == AUTO else MeshConfig.model_validate(mesh)
 
 
 def _finished(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -35,7 +35,8 @@ from finetune.optim.parameter_plan import ParameterPlan
 from finetune.optim.schedules import StageLength
 from finetune.recipe import DataConfig, HeadStage, Recipe, TrainStage
 from finetune.recipe.heads import LinearProbeStage, TextStage
-from finetune.recipe.mesh import MeshConfig
+from finetune.recipe.mesh import AUTO, MeshConfig
+from finetune.run.auto_mesh import choose_mesh
 from finetune.run.heads import head_config, probe_weights
 from finetune.tracking import Track, untracked
 from finetune.training.features import extraction_batch_size
@@ -212,7 +213,7 @@ def prepare_run(
     Raises:
         FinetuneError: anything wrong with recipe, data or weights; it says what.
     """
-    placement, lines = place(recipe)
+    placed = None if recipe.mesh == AUTO else place(recipe)  # what is wrong there is told before anything is loaded
     backbone = open_backbone(recipe.backbone, seed=recipe.seed, allow_local_code=allow_local_code)
     if splits is None:
         splits = load_splits(recipe.data, recipe.seed, data, track, verify=verify)
@@ -222,15 +223,25 @@ def prepare_run(
     classifier, variables = attach_head(backbone, recipe.head, len(splits.class_names), seed=recipe.seed)
     if recipe.head.init == "pretrained":
         variables = merge(variables, _pretrained_head(recipe, backbone, splits.class_names))
+    lengths = tuple(stage_length(stage, splits.train) for stage in recipe.stages)
+    check_text(recipe, backbone)
+    labels = splits.train.labels
+    if placed is None:
+        mesh, line = choose_mesh(
+            partial(_trainers, recipe, backbone, classifier, variables, labels, lengths), backbone.image_spec
+        )
+        recipe = recipe.model_copy(update={"mesh": mesh})
+        placement, lines = place(recipe)
+        lines = [line, *lines]
+    else:
+        placement, lines = placed
     cast = any(stage.frozen_dtype != "float32" for stage in recipe.train_stages.values())
     if cast or not placement.is_trivial:
         # on the host, so that a device holds no more than each stage or the mesh puts there
         backbone, variables = _on_host(backbone), jax.device_get(variables)
     placement.check_rules(variables["params"])
-    check_text(recipe, backbone)
-    lengths = tuple(stage_length(stage, splits.train) for stage in recipe.stages)
     classifiers, plans, parts, more = _follow_stages(
-        recipe, backbone, classifier, variables, splits.train.labels, lengths, placement
+        recipe, backbone, classifier, variables, labels, lengths, placement
     )
     if not cast:
         variables = placement.put(variables)
@@ -288,29 +299,50 @@ def _follow_stages(
     Args:
         labels: of the training images, which some heads hold.
     """
+    classifiers, plans, partitions, lines = [], {}, {}, []
+    walk = _walk_stages(recipe, backbone, classifier, variables, labels, lengths, placement)
+    for index, (after, trainer, params) in enumerate(walk):
+        if trainer is not None:
+            jax.eval_shape(trainer.init_state)
+            plans[index] = trainer.plan
+            partitions[index] = trainer.plan.summarize(params)
+            lines += [f"{trainer.stage.name}: {line}" for line in trainer.plan.describe(params)]
+        classifiers.append(after)
+    return tuple(classifiers), plans, partitions, tuple(lines)
+
+
+def _trainers(*setting: Any) -> list[StageTrainer]:
+    """Of all training stages; the arguments are those of :func:`_walk_stages`."""
+    return [trainer for _, trainer, _ in _walk_stages(*setting) if trainer is not None]
+
+
+def _walk_stages(
+    recipe: Recipe,
+    backbone: Backbone,
+    classifier: Classifier,
+    variables: Variables,
+    labels: np.ndarray,
+    lengths: Sequence[StageLength],
+    placement: Placement,
+) -> Iterator[tuple[Classifier, StageTrainer | None, Any]]:
+    """For each stage the classifier after it, its trainer if it trains, and parameters of the shapes before it."""
     depth_order, text = depth_order_of(backbone.module), backbone.text
     width = None if text is None else jax.eval_shape(lambda: text.image_projection).shape[1]
-    classifiers, plans, partitions, lines = [], {}, {}, []
-    for index, stage in enumerate(recipe.stages):
+    for stage, length in zip(recipe.stages, lengths, strict=True):
+        trainer = None
         if isinstance(stage, HeadStage):
             if isinstance(stage, LinearProbeStage):
                 probe_weights(stage, labels, classifier.num_classes)
             classifier = classifier.clone(head_config=head_config(stage, len(labels), width))
             variables = _with_zeros_for_head(classifier, variables, backbone.image_spec)
         else:
-            plans[index] = plan = ParameterPlan.make(variables, stage.partitions, depth_order)
-            weights = class_weights(stage.loss, labels, classifier.num_classes)
             trainer = StageTrainer(
-                *(stage, classifier, variables, backbone.image_spec, lengths[index]),
-                class_weights=weights,
-                plan=plan,
+                *(stage, classifier, variables, backbone.image_spec, length),
+                class_weights=class_weights(stage.loss, labels, classifier.num_classes),
+                plan=ParameterPlan.make(variables, stage.partitions, depth_order),
                 placement=placement,
             )
-            jax.eval_shape(trainer.init_state)
-            partitions[index] = plan.summarize(variables["params"])
-            lines += [f"{stage.name}: {line}" for line in plan.describe(variables["params"])]
-        classifiers.append(classifier)
-    return tuple(classifiers), plans, partitions, tuple(lines)
+        yield classifier, trainer, variables["params"]
 
 
 def _with_zeros_for_head(classifier: Classifier, variables: Variables, spec: ImageSpec) -> Variables:

@@ -19,6 +19,7 @@ from finetune.optim.transfer_state import transfer_state
 from finetune.recipe import Partition, TrainStage
 from finetune.run.epochs import EpochMeter
 from finetune.run.features import Views
+from finetune.run.out_of_memory import memory_explained
 from finetune.run.resume import Best, Patience, ResumePoint, Snapshot
 from finetune.run.save_clock import SaveClock
 from finetune.run.session import RunSession
@@ -76,7 +77,9 @@ class TrainStageRun:
             Diverged: loss, gradients or weights are no longer finite.
         """
         session, resumed = self.session, self.session.progress.point
-        state, step = self._first_state(), resumed.step if resumed else 0
+        step = resumed.step if resumed else 0
+        with memory_explained(self.trainer, session.setup.spec):
+            state = self._first_state()
         session.display.stage(self.stage.name, self.total, step)
         loader, score = self.batches.get_state(), None
         for event in () if self._out_of_patience() else self._events(state):
@@ -105,15 +108,16 @@ class TrainStageRun:
     def _events(self, state: TrainState) -> Iterator[Event]:
         session, resumed = self.session, self.session.progress.point
         votes = Votes(session.signal, self.clock, session.checkpoints)
-        return fit(
-            self.trainer,
-            state,
-            self.batches,
-            log_every=max(1, min(50, self.epoch)),
-            should_stop=votes.should_stop,
-            should_save=votes.should_save,
-            evaluate_first=resumed is not None and resumed.unevaluated,
-        )
+        with memory_explained(self.trainer, session.setup.spec):
+            yield from fit(
+                self.trainer,
+                state,
+                self.batches,
+                log_every=max(1, min(50, self.epoch)),
+                should_stop=votes.should_stop,
+                should_save=votes.should_save,
+                evaluate_first=resumed is not None and resumed.unevaluated,
+            )
 
     def save_trained(self) -> None:
         """Saves that all has been trained, and nothing of it measured."""

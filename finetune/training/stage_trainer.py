@@ -130,9 +130,16 @@ class StageTrainer:
     @cached_property
     def frozen(self) -> dict[str, Any]:
         """Everything that the step only reads, in the dtype that the stage holds it in."""
+        return self._put(self._make_frozen())
+
+    def _make_frozen(self) -> dict[str, Any]:
         anchor = {"anchor": self._anchor} if self.plan.l2_sp else {}
-        frozen = {**self._frozen_collections, "params": _cast(self._frozen_params, self.stage.frozen_dtype), **anchor}
-        return self._put(frozen)
+        return {**self._frozen_collections, "params": _cast(self._frozen_params, self.stage.frozen_dtype), **anchor}
+
+    def shapes(self) -> tuple[TrainState, dict[str, Any]]:
+        """:meth:`init_state` and ``frozen`` as shapes with their places, to compile for; nothing is made."""
+        state, frozen = jax.eval_shape(self.init_state), jax.eval_shape(self._make_frozen)
+        return self.placement.shapes(state), self.placement.shapes(frozen)
 
     def init_state(self) -> TrainState:
         """The state before the first step."""

@@ -5,11 +5,12 @@ from command_line import clean_failure, finetune, read_table
 from paths import SMALL
 
 from finetune.report import plan as report
+from finetune.training.memory import StepCost
 
 
 @pytest.fixture
 def _without_compilation(monkeypatch):
-    cost = report.StepCost(1e9, {"arguments": 1, "temporary": 2, "peak": 3})
+    cost = StepCost(1e9, {"arguments": 1, "temporary": 2, "peak": 3})
     monkeypatch.setattr(report, "step_cost", lambda *_: cost)
     monkeypatch.setattr(report, "largest_batch", lambda *_: 1024)
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from finetune.report.flops import count_flops
+from finetune.training.flops import count_flops
 
 X = jax.ShapeDtypeStruct((64, 64), jnp.float32)
 PRODUCT = 2 * 64**3
