@@ -172,7 +172,8 @@ def run_one(name: str, arguments: list[str], limit: float) -> dict[str, Any]:
         command = [sys.executable, "-m", f"benchmarks.{name}", *arguments, "--output", str(output)]
         if name == "bench":
             command = [sys.executable, "-m", "finetune.cli", "bench", "quickstart"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path}
         process = subprocess.Popen(
             command,
             cwd=ROOT,

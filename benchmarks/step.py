@@ -105,7 +105,9 @@ class Side:
         Args:
             limit: seconds that an answer may take.
         """
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRANSFORMERS_VERBOSITY": "error"}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "TRANSFORMERS_VERBOSITY": "error"}
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two sides share a GPU
         self._name, self._limit = " ".join(command[2:]), limit
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  as long as the process
         self._process = subprocess.Popen(
