@@ -105,7 +105,8 @@ class Side:
         Args:
             limit: seconds that an answer may take.
         """
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        more = [os.environ["PYTHONPATH"]] if command[0] == sys.executable and os.environ.get("PYTHONPATH") else []
+        path = os.pathsep.join([str(ROOT), *more])  # packages beside this interpreter's are not for another's
         environment = {**os.environ, "PYTHONPATH": path, "TRANSFORMERS_VERBOSITY": "error"}
         environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two sides share a GPU
         self._name, self._limit = " ".join(command[2:]), limit
