@@ -80,6 +80,7 @@ def train(
 
 def _run_in_worker(task: dict[str, Any]) -> None:
     import logging
+    import sys
 
     import ray
     from ray.train import get_context
@@ -87,6 +88,7 @@ def _run_in_worker(task: dict[str, Any]) -> None:
     import finetune
     from finetune.distributed.processes import broadcast, process_count
 
+    sys.argv = ["finetune.integrations.ray"]  # what a run notes as its command; Ray's has addresses, or a password
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Ray shows all that Orbax logs
     workers = get_context().get_world_size()
     if workers > 1 and process_count() != workers:
