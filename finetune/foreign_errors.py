@@ -123,7 +123,7 @@ def _describe_missing_backend(error: BaseException) -> str:
     names = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
     asked = ", ".join(f"{name}={os.environ[name]}" for name in names if os.environ.get(name))
     plugins = sorted(plugin.name for plugin in entry_points(group="jax_plugins"))
-    reason = f": {first_line(error).partition(' (set JAX_')[0]}" if str(error) else ""
+    reason = f": {first_line(error).partition(' (set JAX_')[0].rstrip('.')}" if str(error) else ""
     return (
         f"JAX cannot start the backend that it is asked for ({asked or 'none in particular'}){reason}; installed here: "
         f"{', '.join(['cpu', *plugins])}; leave the variable out, or set JAX_PLATFORMS=cpu; for NVIDIA GPUs: "

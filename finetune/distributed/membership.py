@@ -110,8 +110,9 @@ def _watched(watch: Watch) -> Iterator[None]:
         raise
     except BaseException as error:
         lost = watch.lost(_VERDICT if is_of_lost_process(error) else 0.0) if _may_follow(error) else None
-        watch.fail(_last_words(error))
-        atexit.register(_leave, getattr(lost or error, "exit_code", 1))
+        said = lost or (translate(error) if isinstance(error, Exception) else None) or error
+        watch.fail(_last_words(said))
+        atexit.register(_leave, getattr(said, "exit_code", 1))
         if lost is not None:
             raise lost from None
         raise
@@ -127,8 +128,6 @@ def _may_follow(error: BaseException) -> bool:
 def _last_words(error: BaseException) -> str:
     if isinstance(error, FinetuneError):
         return str(error)
-    if isinstance(error, Exception) and (ours := translate(error)) is not None:
-        return str(ours)
     return f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
 
 

@@ -1,5 +1,6 @@
 """Real processes on this machine, real signals."""
 
+import os
 import random
 import re
 import signal
@@ -142,3 +143,32 @@ def test_a_recipe_that_is_wrong_for_one_ends_the_other(tmp_path):
     assert codes == [2, 2]
     assert "error: Process 1 of 2 ended: no-such-recipe: no such file" in outputs[0]
     assert_one_message(outputs[1], "no-such-recipe: no such file")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_PLATFORMS": "cuda"}, "JAX cannot start the backend that it is asked for (JAX_PLATFORMS=cuda)"),
+        (
+            {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            "same number of devices; here, process 0: 1, process 1: 2",
+        ),
+    ],
+    ids=["no such backend", "more devices"],
+)
+def test_a_machine_that_is_unlike_the_others_is_said_by_all(tmp_path, monkeypatch, variables, message):
+    port = free_port()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    unlike = ["env", *[f"{name}={value}" for name, value in variables.items()]]
+    commands = [
+        [*FINETUNE, "run", "quickstart", "--output", tmp_path / "run", *member_of(2, index, port)] for index in (0, 1)
+    ]
+    several = Several([commands[0], [*unlike, *commands[1]]], tmp_path)
+    try:
+        assert several.ends(60) == [2, 2]
+    finally:
+        several.close()
+    for output in several.outputs():
+        assert_one_message(output, message)
+    assert not os.path.exists(tmp_path / "run")
