@@ -104,10 +104,10 @@ class Watch:
                     return
         self._lose(self._describe({0: _KILLED}))
 
-    def _lose(self, message: str, grace: float = _GRACE, leaving: float = _LEAVING) -> None:
+    def _lose(self, message: str, grace: float | None = None, leaving: float | None = None) -> None:
         self._lost = message
         self._told.set()
-        if self._leaving.wait(grace):
+        if self._leaving.wait(_GRACE if grace is None else grace):
             return
         with self._speaking:
             if self._leaving.is_set():
@@ -123,9 +123,9 @@ class Watch:
         with self._speaking:  # for ever, where the thread already ends the process
             self._leaving.set()
 
-    def _let_others_end(self, within: float = _LEAVING) -> None:
+    def _let_others_end(self, within: float | None = None) -> None:
         if self._hub is not None:
-            self._hub.wait_for_others(within)
+            self._hub.wait_for_others(_LEAVING if within is None else within)
 
     def _describe(self, ended: dict[int, str]) -> str:
         if len(reasons := set(ended.values())) == 1 or len(ended) == 1:
