@@ -19,6 +19,8 @@ def processes(monkeypatch):
     watches = [Watch(0, 3, {index: Connection(pair[0]) for index, pair in pairs.items()})]
     watches += [Watch(index, 3, {0: Connection(pair[1])}) for index, pair in pairs.items()]
     yield watches, pairs
+    for watch in watches:
+        watch._claim()  # its thread leaves this process alone
     for pair in pairs.values():
         for end in pair:
             end.close()
