@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from finetune.report.doctor import diagnose_data as diagnose_data
     from finetune.report.leaderboard import make_leaderboard as make_leaderboard
     from finetune.report.plan import plan_recipe as plan_recipe
+    from finetune.report.validate import validate_recipe as validate_recipe
     from finetune.run.run import RunResult as RunResult
     from finetune.run.run import run as run
     from finetune.run.soup import make_soup as make_soup
@@ -101,6 +102,7 @@ _HOME = {
     "run": "run.run",
     "save_bundle": "export.bundle",
     "transplant": "models.surgery",
+    "validate_recipe": "report.validate",
     "zero_shot_head": "models.zero_shot",
 }
 

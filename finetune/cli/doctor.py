@@ -20,7 +20,12 @@ def doctor(
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="For doctor.html and doctor.json.  [default: checkpoints/doctor/<recipe>]"),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="For doctor.html and doctor.json.  [default: checkpoints/doctor/<recipe>]",
+        ),
     ] = None,
     write: Annotated[
         Path | None,

@@ -28,7 +28,7 @@ def leaderboard(
     ] = ["a photo of a {}"],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="For leaderboard.json, leaderboard.png and best.yaml.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="For leaderboard.json, leaderboard.png and best.yaml.")
     ] = Path("checkpoints/leaderboard"),
     as_json: AsJson = False,
 ) -> None:

@@ -8,33 +8,41 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
 from finetune.cli.bench import bench
+from finetune.cli.cat import cat, copy
 from finetune.cli.check_data import check_data
 from finetune.cli.compare import compare
 from finetune.cli.doctor import doctor
 from finetune.cli.evaluate import evaluate
+from finetune.cli.grammar import Verbs, epilog
 from finetune.cli.inspect import inspect
 from finetune.cli.leaderboard import leaderboard
 from finetune.cli.ls import list_recipes
 from finetune.cli.models import list_models
 from finetune.cli.plan import plan
 from finetune.cli.predict import predict
+from finetune.cli.resume import resume
 from finetune.cli.run import run
 from finetune.cli.schema import schema
 from finetune.cli.soup import soup
+from finetune.cli.validate import validate
 
 app = typer.Typer(
     name="finetune",
+    cls=Verbs,
     help="Fine-tune pretrained vision models in JAX: from a recipe to a classifier that is evaluated and saved.",
+    epilog="Exit codes: 0 done, 2 a mistake in what was given, 3 the run diverged, 128 + N stopped by signal N.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 _VERBS: dict[str, Callable[..., None]] = {
     "run": run,
+    "resume": resume,
     "predict": predict,
     "evaluate": evaluate,
     "compare": compare,
@@ -45,12 +53,34 @@ _VERBS: dict[str, Callable[..., None]] = {
     "plan": plan,
     "bench": bench,
     "inspect": inspect,
+    "validate": validate,
     "schema": schema,
     "ls": list_recipes,
+    "cat": cat,
+    "cp": copy,
     "models": list_models,
 }
 for _name, _function in _VERBS.items():
-    app.command(_name)(_function)
+    app.command(_name, epilog=epilog(_name))(_function)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        from finetune import __version__
+
+        typer.echo(f"finetune {__version__} (jax {version('jax')}, Python {sys.version.split()[0]})")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """The options of the program itself."""
 
 
 def main() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from finetune.cli.options import LocalCode, Overrides, RecipeName, Verify
 from finetune.cli.tables import print_results
+
+if TYPE_CHECKING:
+    from finetune.run.run import RunResult
 
 _SEVERAL = "Several processes"
 
@@ -17,7 +20,8 @@ def run(
     recipe: RecipeName,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run's folder.  [default: checkpoints/<recipe>]")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="The run's folder.  [default: checkpoints/<recipe>]"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the latest saved state.")] = False,
     extend: Annotated[
@@ -45,29 +49,39 @@ def run(
     ] = 300.0,
 ) -> None:
     """Run a recipe: train, evaluate and save a classifier."""
-    import finetune
     from finetune.distributed.membership import join_processes
+
+    with join_processes(coordinator, num_processes, process_id, timeout=join_timeout):
+        result = run_recipe(
+            recipe,
+            overrides,
+            output=output,
+            resume=resume,
+            extend=extend,
+            overwrite=overwrite,
+            allow_local_code=allow_local_code,
+            verify=verify,
+        )
+    if result is not None:
+        print_result(result)
+
+
+def run_recipe(recipe: str, overrides: list[str] | None, **options: Any) -> RunResult | None:
+    """The result, on the process that speaks for all; None on others."""
+    import finetune
     from finetune.distributed.processes import is_primary
     from finetune.errors import Diverged
 
-    with join_processes(coordinator, num_processes, process_id, timeout=join_timeout):
-        loaded = finetune.load_recipe(recipe, overrides or [])
-        try:
-            result = finetune.run(
-                loaded,
-                output=output,
-                resume=resume,
-                extend=extend,
-                overwrite=overwrite,
-                allow_local_code=allow_local_code,
-                verify=verify,
-            )
-        except Diverged:
-            typer.echo("diverged: the run is not finished")
-            raise
-        primary = is_primary()
-    if not primary:
-        return
+    loaded = finetune.load_recipe(recipe, overrides or [])
+    try:
+        result = finetune.run(loaded, **options)
+    except Diverged:
+        typer.echo("diverged: the run is not finished")
+        raise
+    return result if is_primary() else None
+
+
+def print_result(result: RunResult) -> None:
     print_results(result.summary["results"])
     for name, results in result.summary.get("also", {}).items():
         print_results(results, f"{name} images")

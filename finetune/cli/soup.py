@@ -13,7 +13,7 @@ from finetune.cli.tables import print_results
 
 def soup(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="The folders of finished runs.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the soup.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder for the soup.")],
     data: Annotated[
         str | None,
         typer.Option(

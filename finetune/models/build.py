@@ -17,8 +17,11 @@ from finetune.models.backbone import Backbone, load_backbone
 from finetune.models.classifier import Classifier, build_classifier
 from finetune.models.custom_module import FAMILY, CustomModule, load_module
 from finetune.models.evidence import check_sizes
+from finetune.models.pretrained import describe_pretrained, find_reader
 from finetune.models.registry import FAMILIES
 from finetune.recipe import HeadConfig, ImageConfig, ModuleConfig, PretrainedConfig
+from finetune.weights.layout import open_checkpoint
+from finetune.weights.locate import locate
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -41,6 +44,17 @@ def open_backbone(
         weights=config.weights,
         allow_local_code=allow_local_code,
     )
+
+
+def describe_backbone(
+    config: PretrainedConfig | ModuleConfig, *, allow_local_code: bool = False
+) -> tuple[nn.Module, ImageSpec]:
+    """The module that a recipe describes, and its images; no weights are read. Errors as in :func:`open_backbone`."""
+    if isinstance(config, PretrainedConfig):
+        checkpoint = open_checkpoint(locate(config.source, config.revision))
+        return describe_pretrained(checkpoint, *find_reader(checkpoint), image_size=config.image_size)
+    module = CustomModule(config.module, config.kwargs).build(allow_local_code=allow_local_code)
+    return module, _image_spec(config.image)
 
 
 def attach_head(

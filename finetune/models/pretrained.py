@@ -106,6 +106,19 @@ def check_pretrained(checkpoint: Checkpoint, family: Family, reader: Reader, *, 
     _prepare(checkpoint, family, reader, image_size)
 
 
+def describe_pretrained(
+    checkpoint: Checkpoint, family: Family, reader: Reader, *, image_size: int | None = None
+) -> tuple[nn.Module, ImageSpec]:
+    """The vision module that :func:`read_pretrained` would build, and how its images are prepared; no tensor is read.
+    Arguments and errors are the same."""
+    prepared = _prepare(checkpoint, family, reader, image_size)
+    config, spec = prepared.reading.config, prepared.spec
+    config = getattr(config, "vision_config", config)
+    if getattr(config, "image_size", None) not in (None, spec.height):
+        config = replace(config, image_size=spec.height)
+    return prepared.tower.module(config), spec
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """What is known of a checkpoint's model before it is built."""
