@@ -72,7 +72,7 @@ class Watch:
         """Says that this process ends, and why. Process 0 returns when the others have ended."""
         self._claim()
         self._to_hub.send({"ended": reason})
-        self._let_others_end()
+        self._let_others_end(_LEAVING)
 
     def lost(self, within: float) -> ProcessLost | None:
         """The end of another process, where there is word of it in time; this process's is then the caller's.
@@ -83,14 +83,14 @@ class Watch:
         if not self._told.wait(within) or self._lost is None:
             return None
         self._claim()
-        self._let_others_end()
+        self._let_others_end(_LEAVING)
         return ProcessLost(self._lost)
 
     def unresponsive(self) -> None:
         """JAX has missed the heartbeats of a process, or does not reach its service any more, and is about to abort."""
         if not self._told.wait(2 * _TOGETHER):  # one that ended is better known by its connection
             message = f"A process of {self._count} does not answer any more: it hangs, or cannot be reached. {_ADVICE}"
-            self._lose(message, grace=0.0, leaving=_GRACE)
+            self._lose(message, abort_is_near=True)
 
     def _listen(self) -> None:
         while self._to_hub.open:
@@ -104,10 +104,10 @@ class Watch:
                     return
         self._lose(self._describe({0: _KILLED}))
 
-    def _lose(self, message: str, grace: float | None = None, leaving: float | None = None) -> None:
+    def _lose(self, message: str, abort_is_near: bool = False) -> None:
         self._lost = message
         self._told.set()
-        if self._leaving.wait(_GRACE if grace is None else grace):
+        if self._leaving.wait(0.0 if abort_is_near else _GRACE):
             return
         with self._speaking:
             if self._leaving.is_set():
@@ -116,16 +116,16 @@ class Watch:
                 print(f"error: {message}", file=sys.stderr, flush=True)
             with suppress(Exception):
                 self.at_end()
-            self._let_others_end(leaving)
+            self._let_others_end(_GRACE if abort_is_near else _LEAVING)
             os._exit(ProcessLost.exit_code)
 
     def _claim(self) -> None:
         with self._speaking:  # for ever, where the thread already ends the process
             self._leaving.set()
 
-    def _let_others_end(self, within: float | None = None) -> None:
+    def _let_others_end(self, within: float) -> None:
         if self._hub is not None:
-            self._hub.wait_for_others(_LEAVING if within is None else within)
+            self._hub.wait_for_others(within)
 
     def _describe(self, ended: dict[int, str]) -> str:
         if len(reasons := set(ended.values())) == 1 or len(ended) == 1:

@@ -58,6 +58,7 @@ def test_processes_that_do_not_fit_are_all_refused(members, message):
         assert message in str(result)
 
 
+@pytest.mark.slow
 def test_those_who_are_missing_are_named_to_all():
     for result in meet((4, 0), (4, 2), timeout=0.4):
         assert "processes 1, 3 of 4 did not come" in str(result)

@@ -15,12 +15,13 @@ def processes(monkeypatch):
     """Three of them, and the connections of process 0 to the others."""
     monkeypatch.setattr(watching, "_GRACE", 3600.0)  # its thread would end this process
     monkeypatch.setattr(watching, "_LEAVING", 0.0)
+    monkeypatch.setattr(watching, "_TOGETHER", 0.01)
     pairs = {index: socket.socketpair() for index in (1, 2)}
     watches = [Watch(0, 3, {index: Connection(pair[0]) for index, pair in pairs.items()})]
     watches += [Watch(index, 3, {0: Connection(pair[1])}) for index, pair in pairs.items()]
     yield watches, pairs
     for watch in watches:
-        watch._claim()  # its thread leaves this process alone
+        watch.fail("the end of the test")
     for pair in pairs.values():
         for end in pair:
             end.close()
@@ -56,7 +57,9 @@ def test_the_end_of_process_0_is_seen_by_each(processes):
         assert "Process 0 of 3 ended: killed" in str(watches[index].lost(within=20.0))
 
 
-def test_two_that_end_at_once_are_named_in_one_message(processes):
+@pytest.mark.slow
+def test_two_that_end_at_once_are_named_in_one_message(processes, monkeypatch):
+    monkeypatch.setattr(watching, "_TOGETHER", 1.0)
     watches, _ = processes
     watches[1].fail("the same")
     watches[2].fail("the same")
