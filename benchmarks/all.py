@@ -55,8 +55,8 @@ class Benchmark:
 
 BENCHMARKS = (
     Benchmark("bench", ()),
-    Benchmark("peers", ("--batch-size", "8", "--rounds", "2", "--limit", "150")),
     Benchmark("lenet", ()),
+    Benchmark("peers", ("--batch-size", "4", "--rounds", "2", "--limit", "200")),
     Benchmark("freezing", None),
     Benchmark("tiny_clip", ("--seeds", "1")),
     Benchmark("step", None, ("--peers",)),
@@ -188,12 +188,17 @@ def run_one(name: str, arguments: list[str], limit: float) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)  # with the sides that it started
             process.communicate()
-            return {"status": "failed", "reason": f"did not end in {limit:.0f} s"}
-        found: dict[str, Any] = {"results": json.loads(output.read_text())} if output.is_file() else {}
+            return {**_read(output), "status": "failed", "reason": f"did not end in {limit:.0f} s"}
+        found = _read(output)
         if process.returncode:
             lines = [line for line in errors.splitlines() if line.strip()]
             return {**found, "status": "failed", "reason": lines[-1] if lines else f"exit code {process.returncode}"}
         return {**found, "status": "done", "printed": printed.strip()}
+
+
+def _read(output: Path) -> dict[str, Any]:
+    """The results that a benchmark wrote, as far as it came."""
+    return {"results": json.loads(output.read_text(encoding="utf-8"))} if output.is_file() else {}
 
 
 def describe(results: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,20 +71,30 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, default=ROOT / "build", help="where the peers' are made")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "peers.json")
     args = parser.parse_args()
-    rows, versions = measure_peers(args)
-    if args.gpu:
-        rows += [measure_gpu(model, args) for model in _GPU_BATCHES]
-    results = {"batch_size": args.batch_size, "rounds": args.rounds, "rows": rows, "versions": versions}
-    args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    rows: list[dict[str, Any]] = []
+    results: dict[str, Any] = {"batch_size": args.batch_size, "rounds": args.rounds, "rows": rows, "versions": {}}
+
+    def keep() -> None:
+        """Writes what there is, so that an end before the last row loses none."""
+        args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+    measure_peers(args, rows, results["versions"], keep)
+    for model in _GPU_BATCHES if args.gpu else ():
+        rows.append(measure_gpu(model, args))
+        keep()
     print(table(results))
     if all("problem" in row for row in rows):
         sys.exit("no peer could be measured")
 
 
-def measure_peers(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of comparisons, those that failed with their ``problem``; and the versions of each side."""
-    rows: list[dict[str, Any]] = []
-    versions: dict[str, Any] = {}
+def measure_peers(
+    args: argparse.Namespace, rows: list[dict[str, Any]], versions: dict[str, Any], keep: Callable[[], None]
+) -> None:
+    """Adds rows of comparisons, those that failed with their ``problem``, and the versions of each side.
+
+    Args:
+        keep: is called after each peer.
+    """
     with _side([sys.executable, "-m", "benchmarks.step_sides", "finetune", str(args.batch_size)], args.limit) as ours:
         versions["finetune"] = ours.ask("versions", 0)
         for peer in PEERS:
@@ -98,9 +108,10 @@ def measure_peers(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[
                     versions[peer.name] = other.ask("versions", 0)
                     for row in peer.rows:
                         rows.append(compare({"finetune": ours, peer.name: other}, *row, args))
+            keep()
         with _reported(rows, TRAINER[0], "bare"):
             rows.append(compare({"finetune": ours, "bare": ours}, *TRAINER, args))
-    return rows, versions
+        keep()
 
 
 def measure_gpu(model: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from finetune.distributed.sharding import Placement
 from finetune.errors import DataError
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier, without_head
+from finetune.training.flops import count_lowered
 from finetune.training.frozen_prefix import FrozenPrefix, find_frozen_prefix
 from finetune.trees import hash_leaves, merge
 
@@ -67,13 +68,13 @@ class FeatureExtractor:
     @cached_property
     def flops_per_image(self) -> float:
         """XLA's count."""
-        return float((self._lowered.cost_analysis() or {})["flops"]) / self.batch_size
+        return count_lowered(self._traced) / self.batch_size
 
     @cached_property
     def identity(self) -> str:
         """A hash of the program and of the weights that it reads."""
         weights = {str(i): leaf for i, leaf in enumerate(self.prefix.reads(self._frozen))}
-        digest = hashlib.sha256(self._lowered.as_text().encode())
+        digest = hashlib.sha256(self._traced.lower().as_text().encode())
         digest.update("".join(hash_leaves(weights).values()).encode())
         return digest.hexdigest()
 
@@ -134,10 +135,10 @@ class FeatureExtractor:
         return jax.device_put(images) if self._placement is None else self._placement.put_batch(images)
 
     @cached_property
-    def _lowered(self) -> Any:
+    def _traced(self) -> Any:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), self._frozen)
         step = self._step if self._placement is None else _make_step(self.prefix, self._dtype)  # of no mesh
-        return step.lower(shapes, self._images)
+        return step.trace(shapes, self._images)
 
 
 def _make_step(prefix: FrozenPrefix, dtype: str | None, placement: Placement | None = None) -> Any:

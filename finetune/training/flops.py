@@ -22,6 +22,11 @@ def count_flops(traced: Any, lowered: Any, compiled: Any, devices: int = 1) -> f
     return (before if devices > 1 or after < 0.5 * before else after) + _of_further_turns(traced.jaxpr.jaxpr)
 
 
+def count_lowered(traced: Any) -> float:
+    """The same of a traced program alone, which is not compiled for it."""
+    return _flops(traced.lower()) + _of_further_turns(traced.jaxpr.jaxpr)
+
+
 def _of_further_turns(jaxpr: Any) -> float:
     """Of the loops within: what their second and later turns take."""
     total = 0.0

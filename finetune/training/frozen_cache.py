@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from finetune.images.spec import ImageSpec
 from finetune.training.features import CacheCost, FeatureExtractor
+from finetune.training.flops import count_lowered
 from finetune.training.stage_trainer import StageTrainer
 
 _SHARE_OF_FREE_DISK = 0.25
@@ -93,14 +94,14 @@ def decide_cache(
 
 
 def _step_flops(trainer: StageTrainer, extractor: FeatureExtractor, spec: ImageSpec) -> float:
-    """Of one image in a step that starts from what is kept, by XLA's count; it counts the body of a loop once."""
+    """Of one image in a step that starts from what is kept, by XLA's count."""
     size = trainer.stage.batch_size
     kept = [jax.ShapeDtypeStruct((size, *row.shape), row.dtype) for row in extractor.specs]
     sets = trainer.stage.loss.name == "binary_cross_entropy"
     label = jax.ShapeDtypeStruct((size, trainer.num_classes), jnp.float32) if sets else None
     batch = {"kept": kept, "label": label or jax.ShapeDtypeStruct((size,), jnp.int32)}
-    lowered = trainer.step.lower(jax.eval_shape(trainer.init_state), trainer.frozen, batch)  # type: ignore[attr-defined]
-    return float((lowered.cost_analysis() or {})["flops"]) * trainer.stage.grad_accum_steps / size
+    traced = trainer.step.trace(jax.eval_shape(trainer.init_state), trainer.frozen, batch)  # type: ignore[attr-defined]
+    return count_lowered(traced) / size
 
 
 def _percent(part: float, rest: float) -> str:

@@ -1,8 +1,9 @@
 import itertools
 
+import jax
 import pytest
 
-from finetune.report.stopwatch import StepTimes, time_batches, time_steps
+from finetune.report.stopwatch import StepTimes, compiling_anew, time_batches, time_steps
 
 
 def test_steps_are_as_many_as_asked_for_after_a_warm_up():
@@ -27,3 +28,18 @@ def test_the_median_stands_for_the_steps():
     assert times.median == 0.2
     assert times.dispatch_share == pytest.approx(0.25)
     assert times.to_json() == {"median": 0.2, "fastest": 0.1, "slowest": 0.3, "dispatch": 0.05, "count": 3}
+
+
+@pytest.fixture
+def cache():
+    """Sets whether compiled programs are kept."""
+    yield lambda on: jax.config.update("jax_enable_compilation_cache", on)
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_compiling_anew_leaves_the_cache_of_programs_as_it_was(before, cache):
+    cache(before)
+    with compiling_anew():
+        assert not jax.config.values["jax_enable_compilation_cache"]
+    assert jax.config.values["jax_enable_compilation_cache"] is before
