@@ -46,8 +46,7 @@ def assert_one_message(output, *words):
     assert not rest, output
 
 
-@pytest.mark.parametrize("how", ["", "apart"], ids=["in collectives", "apart"])
-@pytest.mark.parametrize(("count", "victim"), [(2, 0), (2, 1), (4, 0), (4, 2)])
+@pytest.mark.parametrize(("count", "victim", "how"), [(2, 0, ""), (2, 1, "apart"), (4, 2, "")])
 def test_a_killed_process_ends_the_others_soon_with_one_message(start, count, victim, how):
     several = start(count, *[how] * bool(how))
     time.sleep(random.Random(f"{count} {victim} {how}").uniform(0, 2))
@@ -59,8 +58,7 @@ def test_a_killed_process_ends_the_others_soon_with_one_message(start, count, vi
             assert_one_message(output, f"Process {victim} of {count} ended: killed", "--resume, as many as you like")
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_hangs_ends_the_others_when_its_heartbeat_is_missed(start, victim):
+def test_a_process_that_hangs_ends_the_others_when_its_heartbeat_is_missed(start, victim=0):
     several = start(2)
     several.processes[victim].send_signal(signal.SIGSTOP)
     codes = several.ends(10 + SOON, but=[victim])
