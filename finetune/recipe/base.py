@@ -127,7 +127,8 @@ def locate(root: type[Part], loc: KeyPath) -> tuple[KeyPath, list[str]]:
     at: list[str | int] = []
     parts, valid = [root], list(root.model_fields)
     for key in loc:
-        if isinstance(key, str) and len(parts) > 1 and (chosen := [part for part in parts if _tag(part) == key]):
+        choice = len(parts) > 1 or any(hasattr(part, "tag") for part in parts)
+        if isinstance(key, str) and choice and (chosen := [part for part in parts if _tag(part) == key]):
             parts = chosen
             continue
         at.append(key)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from finetune.recipe.base import Part, mistakes
 from finetune.recipe.patterns import check_pattern
@@ -13,6 +13,12 @@ from finetune.recipe.patterns import check_pattern
 Axis = Literal["data", "fsdp", "tensor"]
 AXES: tuple[Axis, ...] = ("data", "fsdp", "tensor")
 AUTO: Literal["auto"] = "auto"
+
+
+def _tag_of(value: Any) -> str | None:
+    if isinstance(value, str):
+        return AUTO if value == AUTO else None
+    return MeshConfig.tag if isinstance(value, Mapping | MeshConfig) else None
 
 
 class MeshConfig(Part):
@@ -25,6 +31,8 @@ class MeshConfig(Part):
         rules: exceptions: a regular expression for whole parameter paths -> the axis of the mesh along each axis of the
             parameter, null for none. The first that matches counts.
     """
+
+    tag: ClassVar[str] = "axes"
 
     data: int = Field(-1, ge=-1)
     fsdp: int = Field(1, ge=-1)
@@ -56,3 +64,13 @@ class MeshConfig(Part):
         if len(open_ended) > 1:
             raise mistakes(self, {open_ended[1]: f"{' and '.join(open_ended)} cannot both take what is left"})
         return self
+
+
+MeshChoice = Annotated[
+    Annotated[MeshConfig, Tag(MeshConfig.tag)] | Annotated[Literal["auto"], Tag(AUTO)],
+    Discriminator(
+        _tag_of,
+        custom_error_type="mesh",
+        custom_error_message="give the number of devices along each axis, such as {data: -1, fsdp: 2}, or auto",
+    ),
+]

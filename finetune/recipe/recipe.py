@@ -18,7 +18,7 @@ from finetune.recipe.backbone import BackboneConfig, HeadConfig, PretrainedConfi
 from finetune.recipe.base import KeyPath, Name, Part, locate, mistakes, takes_text
 from finetune.recipe.data import DataConfig
 from finetune.recipe.heads import HeadStage, TextStage
-from finetune.recipe.mesh import MeshConfig
+from finetune.recipe.mesh import MeshChoice
 from finetune.recipe.optimization import has_state
 from finetune.recipe.saving import SaveConfig
 from finetune.recipe.source import RecipeSource
@@ -84,7 +84,7 @@ class Recipe(Part):
     stages: list[Stage]
     evaluate: EvaluateConfig = EvaluateConfig()
     save: SaveConfig = SaveConfig()
-    mesh: MeshConfig | Literal["auto"] | None = None
+    mesh: MeshChoice | None = None
 
     @property
     def train_stages(self) -> dict[int, TrainStage]:

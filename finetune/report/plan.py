@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -37,7 +38,7 @@ def plan_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, 
     Returns:
         ``stages``: for each ``name``, ``partitions`` (name, parameters, frozen, optimizer, learning_rate at its peak),
         ``leaves`` (path, shape, size, partition, optimizer, learning_rate, weight_decay, lora, batch_norm), ``totals``
-        (trainable and frozen parameters, bytes of the optimizer's state), ``step`` (batch_size, flops of all devices,
+        (trainable and frozen parameters, bytes of the optimizer's state on one device), ``step`` (batch_size, flops of all devices,
         bytes of each) and ``largest_batch`` for the devices' memory; ``device`` and ``mesh``, the devices along each of
         its axes, with ``lines`` about them; and ``frozen_cache``: whether what is frozen is computed once
         (``use``, None where that depends on the number of images, which was not read), why, and the numbers behind it.
@@ -89,7 +90,7 @@ def _plan_stage(
         "totals": {
             "trainable": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             "frozen": sum(sizes.values()) - changed,
-            "optimizer_bytes": _bytes(state.opt_state),
+            "optimizer_bytes": _bytes(state.opt_state, trainer.placement),
         },
         "step": {"batch_size": stage.batch_size, "flops": cost.flops, "bytes": cost.bytes},
         "largest_batch": largest_batch(trainer, spec, cost),
@@ -144,5 +145,8 @@ def _device() -> dict[str, Any]:
     return {"kind": kind, "platform": platform, "memory_bytes": device_memory(), "count": jax.device_count()}
 
 
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def _bytes(tree: Any, placement: Placement) -> int:
+    """Of the part that one device has."""
+    leaves, places = jax.tree.leaves(tree), jax.tree.leaves(placement.shardings(tree))
+    shapes = (place.shard_shape(leaf.shape) for leaf, place in zip(leaves, places, strict=True))
+    return sum(math.prod(shape) * leaf.dtype.itemsize for leaf, shape in zip(leaves, shapes, strict=True))

@@ -277,3 +277,18 @@ def test_paths_are_relative_to_where_they_stand(tmp_path, monkeypatch):
 
 def test_a_bundled_recipes_path_is_relative_to_the_working_directory():
     assert load_recipe("clip_vit_b32").data.source == "images"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("mesh.fdsp=1", "unknown key 'mesh.fdsp' (did you mean 'fsdp'?); valid here: data, fsdp, rules, tensor"),
+        ("mesh=atuo", "such as {data: -1, fsdp: 2}, or auto; received 'atuo'"),
+        ("mesh.data=0", "mesh.data: a number of devices, or -1 for all that are left"),
+    ],
+)
+def test_a_mesh_that_is_none_is_said_in_one_line(override, words):
+    with pytest.raises(RecipeError) as error:
+        load_recipe("quickstart", [override])
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
