@@ -39,8 +39,8 @@ def plan_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, 
         ``stages``: for each ``name``, ``partitions`` (name, parameters, frozen, optimizer, learning_rate at its peak),
         ``leaves`` (path, shape, size, partition, optimizer, learning_rate, weight_decay, lora, batch_norm), ``totals``
         (trainable and frozen parameters, bytes of the optimizer's state on one device), ``step`` (batch_size, flops of
-        all devices, bytes of each) and ``largest_batch`` for the devices' memory; ``device`` and ``mesh``, the devices along each of
-        its axes, with ``lines`` about them; and ``frozen_cache``: whether what is frozen is computed once
+        all devices, bytes of each) and ``largest_batch`` for the devices' memory; ``device`` and ``mesh``, the devices
+        along each of its axes, with ``lines`` about them; and ``frozen_cache``: whether what is frozen is computed once
         (``use``, None where that depends on the number of images, which was not read), why, and the numbers behind it.
 
     Raises:
