@@ -8,8 +8,10 @@ al. 2024, arXiv:2402.09353) learns the length of each of its columns as well. A 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -84,6 +86,48 @@ def _merged(kernel: jax.Array, adapter: Adapter, scale: float) -> jax.Array:
     return combined.astype(kernel.dtype)
 
 
+@dataclass
+class _Adapters:
+    """Those that a network computes with, by the path of their module, and the paths that it came to."""
+
+    modules: dict[str, Adapter]
+    used: set[str] = field(default_factory=set)
+
+
+_ACTIVE: ContextVar[_Adapters | None] = ContextVar("active adapters", default=None)
+
+
+def stacked_adapters(blocks: Sequence[str]) -> dict[str, Adapter]:
+    """The adapters inside equal blocks, by the path in the block, with a first axis for the blocks.
+
+    Args:
+        blocks: paths; within :func:`adapted`, whose scales are the same for all of them.
+    """
+    active = _ACTIVE.get()
+    modules = active.modules if active else {}
+    inside = [
+        {path.removeprefix(f"{block}/"): adapter for path, adapter in modules.items() if path.startswith(f"{block}/")}
+        for block in blocks
+    ]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *inside)
+
+
+@contextmanager
+def adapters_of_first(blocks: Sequence[str], inside: Mapping[str, Adapter]) -> Iterator[None]:
+    """Within it, the first block, which stands for all, has the adapters ``inside``, by the path in the block."""
+    if (active := _ACTIVE.get()) is None:
+        yield
+        return
+    before = active.modules
+    active.modules = {**before, **{f"{blocks[0]}/{path}": adapter for path, adapter in inside.items()}}
+    try:
+        yield
+    finally:
+        active.modules = before
+    used = [path for path in inside if f"{blocks[0]}/{path}" in active.used]
+    active.used.update(f"{block}/{path}" for block in blocks for path in used)
+
+
 @contextmanager
 def adapted(adapters: Any, scales: Mapping[str, float]) -> Iterator[None]:
     """Within it, each ``nn.Dense`` that has an adapter computes with it.
@@ -99,7 +143,7 @@ def adapted(adapters: Any, scales: Mapping[str, float]) -> Iterator[None]:
     Raises:
         PartitionError: adapters of modules that the model did not call as dense layers.
     """
-    modules, used = _by_module(adapters), set()
+    active = _Adapters(_by_module(adapters))
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module, plain = context.module, call(*args, **kwargs)
@@ -107,15 +151,19 @@ def adapted(adapters: Any, scales: Mapping[str, float]) -> Iterator[None]:
             return plain
         path = "/".join(module.path)
         # not a subclass's own method: it would come by here once more when it calls super().__call__
-        if path not in modules or type(module).__call__ is not nn.Dense.__call__:
+        if path not in active.modules or type(module).__call__ is not nn.Dense.__call__:
             return plain
-        used.add(path)
+        active.used.add(path)
         inputs = args[0] if args else kwargs["inputs"]
-        return _adapt(module, inputs, plain, modules[path], scales[path])
+        return _adapt(module, inputs, plain, active.modules[path], scales[path])
 
-    with nn.intercept_methods(intercept):
-        yield
-    if unused := sorted(modules.keys() - used):
+    token = _ACTIVE.set(active)
+    try:
+        with nn.intercept_methods(intercept):
+            yield
+    finally:
+        _ACTIVE.reset(token)
+    if unused := sorted(active.modules.keys() - active.used):
         raise PartitionError(f"lora: {', '.join(unused[:3])}: no dense layer of the model is called by that name")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from finetune.errors import PartitionError
@@ -70,6 +71,17 @@ class ParameterPlan:
     def labels(self) -> dict[str, str]:
         """path of a parameter -> name of its partition."""
         return {path: rule.label for path, rule in self.rules.items()}
+
+    def runs_of_blocks(self, order: DepthOrder) -> tuple[int, ...]:
+        """Numbers of the backbone's blocks that follow each other and of which the same parameters are frozen, and the
+        same adapted in the same way."""
+        blocks: dict[Any, set[Any]] = {}
+        for path, rule in self.rules.items():
+            inside = path.removeprefix("backbone/")
+            if inside != path and (layer := order.layer(inside)):
+                lora = rule.lora and (rule.lora.rank, rule.lora.dora, rule.lora.scale)
+                blocks.setdefault(order.key(inside), set()).add((inside.removeprefix(layer), rule.frozen, lora))
+        return tuple(len(list(run)) for _, run in groupby(blocks[key] for key in sorted(blocks)))
 
     @cached_property
     def trainable(self) -> frozenset[str]:

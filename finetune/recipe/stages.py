@@ -197,6 +197,7 @@ class TrainStage(Part):
         compute_dtype: dtype of the computation; trainable parameters are float32 in either case.
         frozen_dtype: dtype of frozen parameters during the stage; afterwards they are as before.
         remat: recompute each block's activations in the backward pass instead of keeping them.
+        scan_layers: trace and compile equal blocks once, for a deep transformer; random numbers are then others.
         rng_impl: JAX's generator of the random numbers of dropout, stochastic depth, mixing and adapters. ``rbg`` is
             faster on accelerators; its numbers may differ between kinds and numbers of devices.
         frozen_cache: compute what is frozen once for each image, by mode (``auto`` by default), or with options.
@@ -222,6 +223,7 @@ class TrainStage(Part):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    scan_layers: bool = False
     rng_impl: Literal["threefry2x32", "rbg"] = "threefry2x32"
     frozen_cache: Annotated[
         FrozenCache,

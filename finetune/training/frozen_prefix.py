@@ -353,6 +353,12 @@ def _windows(equation: Any, aval: Any, axis: int, _: int) -> bool:
     return bool(equation.params["window_dimensions"][axis] != 1)
 
 
+def _scans(equation: Any, aval: Any, axis: int, _: int) -> bool:
+    """A loop over images, rather than over something else that is applied to all of them; its body is looked at too."""
+    first = equation.params["num_consts"] + equation.params["num_carry"]
+    return axis == 0 and any(aval is variable.aval for variable in equation.invars[first:])
+
+
 def _always(*_: Any) -> bool:
     return True
 
@@ -368,7 +374,7 @@ _ALONG_THE_BATCH: dict[str, Callable[..., bool]] = {
     "concatenate": _along("dimension"),
     "pad": lambda equation, aval, axis, out: equation.params["padding_config"][axis] != (0, 0, 0),
     "conv_general_dilated": _convolves,
-    "scan": _always,
+    "scan": _scans,
     "while": _always,
     "fft": lambda equation, aval, axis, out: axis >= aval.ndim - len(equation.params["fft_lengths"]),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _along("axis")),

@@ -75,7 +75,7 @@ class StageTrainer:
         self.plan = plan or ParameterPlan.make(variables, stage.partitions, depth_order_of(classifier.backbone))
         self.optimizer = plan_optimizer(self.plan, length)
         self.schedules = learning_rates(stage.partitions, length)
-        self._classifier, self._class_weights = _computing(classifier, stage), class_weights
+        self._classifier, self._class_weights = _computing(classifier, stage, self.plan), class_weights
         self._seed, self._spec, self.num_classes = seed, image_spec, classifier.num_classes
         self.placement = placement or Placement(make_mesh(devices=jax.local_devices()[:1]))
         self.placement.check_batch(f"stage {stage.name!r}: batch_size", stage.batch_size, stage.grad_accum_steps)
@@ -233,13 +233,16 @@ def _cast(params: Any, dtype: str) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
 
 
-def _computing(classifier: Classifier, stage: TrainStage) -> Classifier:
-    """The classifier with the backbone's compute dtype and rematerialization as the stage asks for."""
+def _computing(classifier: Classifier, stage: TrainStage, plan: ParameterPlan) -> Classifier:
+    """The classifier with the backbone's compute dtype, rematerialization and scans as the stage asks for."""
     changes: dict[str, Any] = {}
     if stage.compute_dtype != "float32":
         changes["dtype"] = jnp.dtype(stage.compute_dtype)
     if stage.remat:
         changes["remat"] = True
+    if stage.scan_layers:
+        order = depth_order_of(classifier.backbone)
+        changes["scan_layers"] = () if order is None else plan.runs_of_blocks(order)
     for name in changes:
         if not hasattr(classifier.backbone, name):
             option = "compute_dtype" if name == "dtype" else name

@@ -17,8 +17,9 @@ from finetune.errors import ModelError
 from finetune.models.depth import DepthOrder
 from finetune.models.families.vit import timm_image_size
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
-from finetune.models.layers.base import BackboneOutput, drop_path, rematerialized
+from finetune.models.layers.base import BackboneOutput, DropPath, rematerialized
 from finetune.models.layers.convolution import require_supported
+from finetune.models.layers.scan import apply_run, split_runs
 from finetune.models.layers.transformer import MLP, VisionEmbeddings, ViTConfig
 from finetune.models.layers.windows import Resampling, Size, biased_attention, relative_index, resample_table
 from finetune.weights.names import Drop, Rename, Row, Split, convolution, flat, linear, unbatched, weight_and_bias
@@ -100,7 +101,7 @@ class BeitBlock(nn.Module):
     """
 
     config: BeitConfig
-    drop_path_rate: float
+    drop_path_rate: float | jax.Array
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
@@ -110,7 +111,7 @@ class BeitBlock(nn.Module):
         self.norm2 = _LayerNorm(epsilon=config.layer_norm_eps, dtype=self.dtype)
         self.mlp = MLP(config, dtype=self.dtype)
         self.dropout = nn.Dropout(config.dropout)
-        self.drop_path = drop_path(self.drop_path_rate, 3)
+        self.drop_path = DropPath(self.drop_path_rate)
         if config.layer_scale:
             init = nn.initializers.constant(1e-5)
             self.layer_scale1 = self.param("layer_scale1", init, (config.hidden_size,))
@@ -141,6 +142,7 @@ class BeitModule(nn.Module):
     config: BeitConfig
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    scan_layers: tuple[int, ...] = ()
 
     def setup(self) -> None:
         config, count = self.config, self.config.num_hidden_layers
@@ -160,8 +162,13 @@ class BeitModule(nn.Module):
         grid = (height // config.patch_size, width // config.patch_size)
         tokens = self.dropout(self.embeddings(pixel_values), deterministic=not train)
         shared = config.bias(self.relative_position_embedding, grid) if config.shared_bias else None
-        for layer in self.layers:
-            tokens = layer(tokens, shared, grid, train)
+        for run in split_runs(self.layers, self.scan_layers):
+            tokens = apply_run(
+                run,
+                tokens,
+                lambda layer, tokens: layer(tokens, shared, grid, train),
+                random=train and config.is_random,
+            )
         if not config.norm_after_pool:
             tokens = self.post_layernorm(tokens)
         pooled = tokens[:, 1:].mean(axis=1) if config.pooling == "mean" else tokens[:, 0]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from finetune.errors import ModelError
 from finetune.models.depth import DepthOrder
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
-from finetune.models.layers.base import BackboneOutput, activation, drop_path, rematerialized
+from finetune.models.layers.base import BackboneOutput, DropPath, activation, rematerialized
 from finetune.models.layers.convolution import convolve, require_supported
 from finetune.weights.names import (
     Drop,
@@ -131,7 +131,7 @@ class ConvNeXtBlock(nn.Module):
         if config.layer_scale_init_value is not None:
             init = nn.initializers.constant(config.layer_scale_init_value)
             self.layer_scale = self.param("layer_scale", init, (width,))
-        self.drop_path = drop_path(self.drop_path_rate, 4)
+        self.drop_path = DropPath(self.drop_path_rate)
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         branch = self.fc1(self.norm(self.depthwise(x)))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from finetune.models.depth import DepthOrder
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
-from finetune.models.layers.base import BackboneOutput, drop_path, rematerialized
+from finetune.models.layers.base import BackboneOutput, DropPath, rematerialized
 from finetune.models.layers.convolution import ConvNorm, conv_norm_names, require_supported
 from finetune.weights.names import Drop, Row
 
@@ -82,7 +82,7 @@ class InvertedResidual(nn.Module):
         self.project = conv(config.hidden_sizes[i])
         # The first block never has a shortcut, even where its widths would allow one.
         self.has_shortcut = i > 0 and stride == 1 and config.hidden_sizes[i - 1] == config.hidden_sizes[i]
-        self.drop_path = drop_path(config.drop_path_rate * i / len(config.hidden_sizes), 4)
+        self.drop_path = DropPath(config.drop_path_rate * i / len(config.hidden_sizes))
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         branch = jax.nn.relu6(self.expand(x, train)) if self.expands else x

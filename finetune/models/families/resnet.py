@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from finetune.errors import ModelError
 from finetune.models.depth import DepthOrder
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
-from finetune.models.layers.base import BackboneOutput, activation, drop_path, rematerialized
+from finetune.models.layers.base import BackboneOutput, DropPath, activation, rematerialized
 from finetune.models.layers.convolution import ConvNorm, conv_norm_names, require_supported
 from finetune.weights.names import Drop, Row
 
@@ -92,7 +92,7 @@ class ResNetBlock(nn.Module):
         if self.projects:
             self.shortcut = conv(width, stride=1 if config.average_shortcut else self.stride)
         blocks_before = sum(config.depths[:stage]) + self.index
-        self.drop_path = drop_path(config.drop_path_rate * blocks_before / max(sum(config.depths) - 1, 1), 4)
+        self.drop_path = DropPath(config.drop_path_rate * blocks_before / max(sum(config.depths) - 1, 1))
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         branch = x

@@ -17,7 +17,7 @@ from finetune.errors import ModelError
 from finetune.models.depth import DepthOrder
 from finetune.models.families.vit import timm_image_size
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
-from finetune.models.layers.base import BackboneOutput, activation, drop_path, rematerialized
+from finetune.models.layers.base import BackboneOutput, DropPath, activation, rematerialized
 from finetune.models.layers.convolution import require_supported
 from finetune.models.layers.windows import (
     Size,
@@ -234,7 +234,7 @@ class SwinBlock(nn.Module):
         self.norm2 = _LayerNorm(epsilon=config.layer_norm_eps, dtype=self.dtype)
         self.mlp = SwinMLP(config, self.stage, dtype=self.dtype)
         self.dropout = nn.Dropout(config.dropout)
-        self.drop_path = drop_path(self.drop_path_rate, 4)
+        self.drop_path = DropPath(self.drop_path_rate)
 
     def __call__(self, x: jax.Array, window: Size, shift: Size, train: bool = False) -> jax.Array:
         def regularize(branch: jax.Array) -> jax.Array:

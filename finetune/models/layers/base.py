@@ -62,15 +62,24 @@ def l2_normalize(x: jax.Array) -> jax.Array:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def drop_path(rate: float, dimensions: int) -> nn.Dropout:
+class DropPath(nn.Module):
     """Stochastic depth (Huang et al. 2016, arXiv:1603.09382).
 
     During training, an image's branch is set to zero with probability ``rate``, and divided by ``1 - rate`` otherwise.
 
-    Args:
-        dimensions: of the branch, [N, ...].
+    Attributes:
+        rate: from 0 to less than 1; a number, or a traced one.
     """
-    return nn.Dropout(rate, broadcast_dims=tuple(range(1, dimensions)))
+
+    rate: float | jax.Array
+
+    def __call__(self, branch: jax.Array, deterministic: bool) -> jax.Array:
+        """The branch, [N, ...]."""
+        if deterministic or (not isinstance(self.rate, jax.Array) and self.rate == 0):
+            return branch
+        shape = (len(branch), *[1] * (branch.ndim - 1))
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape)
+        return jnp.where(kept, (branch / (1 - self.rate)).astype(branch.dtype), jnp.zeros_like(branch))
 
 
 def rematerialized(block: type[Block], remat: bool, *, static: tuple[int, ...]) -> type[Block]:

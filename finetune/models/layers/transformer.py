@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from finetune.errors import ModelError
 from finetune.models.depth import TRANSFORMER, DepthOrder
 from finetune.models.layers.attention import attention
-from finetune.models.layers.base import BackboneOutput, activation, drop_path, rematerialized
+from finetune.models.layers.base import BackboneOutput, DropPath, activation, rematerialized
 from finetune.models.layers.rotary import Rope, Rotation, patch_rotation
+from finetune.models.layers.scan import apply_run, split_runs
 
 # How the tokens are pooled: the class token; the mean of class and distillation tokens; the mean of the patches; a
 # dense layer with tanh on the class token (as in BERT); attention with a learned query, then an MLP (as in SigLIP); the
@@ -73,6 +74,11 @@ class TransformerConfig:
             raise ModelError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether blocks draw random numbers in training."""
+        return bool(self.dropout or self.attention_dropout or self.drop_path_rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +236,7 @@ class EncoderLayer(nn.Module):
     """A pre-norm transformer block; with ``queries`` set, it returns only that many leading tokens."""
 
     config: TransformerConfig
-    drop_path_rate: float = 0.0
+    drop_path_rate: float | jax.Array = 0.0
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
@@ -240,7 +246,7 @@ class EncoderLayer(nn.Module):
         self.layer_norm2 = _norm(config, self.dtype)
         self.mlp = MLP(config, dtype=self.dtype)
         self.dropout = nn.Dropout(config.dropout)
-        self.drop_path = drop_path(self.drop_path_rate, 3)
+        self.drop_path = DropPath(self.drop_path_rate)
         if config.layer_scale:
             init = nn.initializers.constant(1e-5)
             self.layer_scale1 = self.param("layer_scale1", init, (config.hidden_size,))
@@ -273,6 +279,7 @@ class LayerCollection(nn.Module):
     config: TransformerConfig
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    scan_layers: tuple[int, ...] = ()
 
     def setup(self) -> None:
         config, count = self.config, self.config.num_hidden_layers
@@ -290,9 +297,13 @@ class LayerCollection(nn.Module):
         train: bool,
         rotation: Rotation | None = None,
     ) -> jax.Array:
-        for layer in self.layers[:-1]:
-            hidden = layer(hidden, mask, None, train, rotation)
-        return self.layers[-1](hidden, mask, queries, train, rotation)
+        whole = self.layers if queries is None else self.layers[:-1]
+        random = train and self.config.is_random
+        for run in split_runs(whole, self.scan_layers):
+            hidden = apply_run(
+                run, hidden, lambda layer, hidden: layer(hidden, mask, None, train, rotation), random=random
+            )
+        return hidden if queries is None else self.layers[-1](hidden, mask, queries, train, rotation)
 
 
 class Encoder(nn.Module):
@@ -301,9 +312,10 @@ class Encoder(nn.Module):
     config: TransformerConfig
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    scan_layers: tuple[int, ...] = ()
 
     def setup(self) -> None:
-        self.layers = LayerCollection(self.config, dtype=self.dtype, remat=self.remat)
+        self.layers = LayerCollection(self.config, dtype=self.dtype, remat=self.remat, scan_layers=self.scan_layers)
 
     def __call__(
         self,
@@ -429,6 +441,11 @@ class VisionTransformer(nn.Module):
 
     With ``pooled_only``, ``last_hidden_state`` is None, and the last block computes only the tokens that the pooling
     reads; the pooled values are the same.
+
+    Attributes:
+        remat: recompute each block's activations in the backward pass.
+        scan_layers: lengths of runs of blocks of which each is traced once (see :mod:`finetune.models.layers.scan`).
+            All blocks of a run are to be trained in the same way: where one is frozen, all are.
     """
 
     depth_order: ClassVar[DepthOrder] = TRANSFORMER
@@ -436,6 +453,7 @@ class VisionTransformer(nn.Module):
     config: ViTConfig
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    scan_layers: tuple[int, ...] = ()
 
     def setup(self) -> None:
         config = self.config
@@ -443,7 +461,7 @@ class VisionTransformer(nn.Module):
         if config.pre_norm:
             self.pre_layrnorm = _norm(config, self.dtype)
         self.dropout = nn.Dropout(config.dropout)
-        self.encoder = Encoder(config, dtype=self.dtype, remat=self.remat)
+        self.encoder = Encoder(config, dtype=self.dtype, remat=self.remat, scan_layers=self.scan_layers)
         self.post_layernorm = _norm(config, self.dtype)
         if config.pooling == "tanh":
             self.pooler: nn.Module = nn.Dense(config.hidden_size, dtype=self.dtype)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finetune.errors import ModelError
-from finetune.models.layers.base import activation, drop_path
+from finetune.models.layers.base import DropPath, activation
 
 X = np.linspace(-4, 4, 41)
 GELU = X * np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in X])
@@ -34,7 +34,7 @@ def test_an_unknown_activation_lists_the_known_ones():
 
 def test_drop_path_drops_whole_images_and_scales_the_others():
     x = jnp.ones((400, 2, 2, 3))
-    y = drop_path(0.25, 4).apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    y = DropPath(0.25).apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
     images = np.asarray(y).reshape(400, -1)
     assert (images == images[:, :1]).all()
     np.testing.assert_allclose(np.unique(images), [0, 1 / 0.75], rtol=1e-6)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from finetune.errors import ModelError
 from finetune.models.depth import DepthOrder
-from finetune.models.layers.base import ACTIVATIONS, BackboneOutput, drop_path, rematerialized
+from finetune.models.layers.base import ACTIVATIONS, BackboneOutput, DropPath, rematerialized
 from finetune.models.layers.convolution import ConvNorm, SqueezeExcite, he_init
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -152,7 +152,7 @@ class EfficientNetBlock(nn.Module):
             )
         if block.project:
             self.project = conv(block.hidden_size)
-        self.drop_path = drop_path(config.drop_path_rate * self.index / len(config.blocks), 4)
+        self.drop_path = DropPath(config.drop_path_rate * self.index / len(config.blocks))
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         block, branch = self.block, x
