@@ -88,13 +88,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     args = parser.parse_args()
 
-    machine = describe_machine()
+    machine, load = describe_machine(), os.getloadavg()[0]
     environments = {} if args.here else make_environments(args.environments)
     chosen = [one for one in BENCHMARKS if args.only is None or one.name in args.only]
     records = list(run_all(chosen, args, [name for name, problem in environments.items() if problem is None]))
     results = without_paths(
         {
             "machine": machine,
+            "load": round(load, 1),
             "mode": "quick" if args.quick else "full",
             "seconds": sum(record.get("seconds", 0) for record in records),
             "environments": {name: problem or "made" for name, problem in environments.items()},
@@ -212,6 +213,11 @@ def describe(results: dict[str, Any]) -> str:
         f"{machine['python']}; {results['seconds']:.0f} s. Ratios are medians over turns: the other's time over "
         "this toolkit's.",
     ]
+    if results["load"] > 0.5 * machine["cores"]:
+        lines += [
+            "",
+            f"**Other programs were running** (load {results['load']} at the start): do not trust these figures.",
+        ]
     for record in records:
         if record["name"] == "peers" and "results" in record:
             lines += ["", "## Peers", "", peers_table(record["results"]), "", _versions(record["results"]["versions"])]

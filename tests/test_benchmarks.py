@@ -56,9 +56,12 @@ def test_one_that_fails_or_lacks_its_data_does_not_stop_the_others(monkeypatch, 
     records = list(benchmarks.run_all(chosen, arguments(), []))
     assert [record["status"] for record in records] == ["failed", "skipped", "skipped", "done"]
     assert "cifar10" in records[1]["reason"]
-    shown = benchmarks.describe({"machine": MACHINE, "mode": "quick", "seconds": 1, "benchmarks": records})
+    results = {"machine": MACHINE, "load": 0.3, "mode": "quick", "seconds": 1, "benchmarks": records}
+    shown = benchmarks.describe(results)
     for line in ("| lenet | failed: ValueError: no |", "| faults | skipped: takes too long for --quick |", "fine"):
         assert line in shown
+    assert "Other programs were running" not in shown
+    assert "Other programs were running" in benchmarks.describe({**results, "load": 3.0})
 
 
 def test_a_quick_run_ends_when_its_time_is_over(monkeypatch):
