@@ -68,9 +68,9 @@ def _show_version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
 
-        from finetune import __version__
+        import finetune
 
-        typer.echo(f"finetune {__version__} (jax {version('jax')}, Python {sys.version.split()[0]})")
+        typer.echo(f"finetune {finetune.__version__} (jax {version('jax')}, Python {sys.version.split()[0]})")
         raise typer.Exit
 
 
