@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from finetune.report.compare import compare_runs as compare_runs
     from finetune.report.doctor import diagnose_data as diagnose_data
     from finetune.report.leaderboard import make_leaderboard as make_leaderboard
+    from finetune.report.lr_find import find_learning_rate as find_learning_rate
     from finetune.report.plan import plan_recipe as plan_recipe
     from finetune.report.validate import validate_recipe as validate_recipe
     from finetune.run.run import RunResult as RunResult
@@ -87,6 +88,7 @@ _HOME = {
     "diagnose_data": "report.doctor",
     "evaluate_run": "evaluation.evaluate_run",
     "extract_submodule": "models.surgery",
+    "find_learning_rate": "report.lr_find",
     "label_params": "optim.partitions",
     "load_backbone": "models.backbone",
     "load_bundle": "export.bundle",

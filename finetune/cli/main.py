@@ -21,6 +21,7 @@ from finetune.cli.evaluate import evaluate
 from finetune.cli.grammar import Verbs, epilog
 from finetune.cli.inspect import inspect
 from finetune.cli.leaderboard import leaderboard
+from finetune.cli.lr_find import lr_find
 from finetune.cli.ls import list_recipes
 from finetune.cli.models import list_models
 from finetune.cli.plan import plan
@@ -52,6 +53,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
     "plan": plan,
     "bench": bench,
+    "lr-find": lr_find,
     "inspect": inspect,
     "validate": validate,
     "schema": schema,

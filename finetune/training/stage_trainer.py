@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from finetune.distributed.mesh import make_mesh
 from finetune.distributed.sharding import Placement
@@ -116,6 +117,12 @@ class StageTrainer:
     def train_from(self, prefix: FrozenPrefix) -> None:
         """From now on ``step`` also takes batches with ``kept``, what the prefix gives, instead of images."""
         self.step = self._make_step(prefix)
+
+    def scale_rates(self, factor: optax.Schedule) -> None:
+        """From now on, learning rates are those of the stage times ``factor(step)``."""
+        self.optimizer = optax.chain(self.optimizer, optax.scale_by_schedule(factor))
+        self.step = self._make_step()
+        self.__dict__.pop("_create", None)
 
     def _divide(self, variables: Variables) -> None:
         """The variables by what the step does with them: it reads, or it changes."""
