@@ -28,6 +28,7 @@ ROOMS = [  # from top to bottom
     "compiled",
     "signals",
     "remote",
+    "hub",
     "files",
     "untrusted",
     "tracking",

@@ -3,6 +3,7 @@
 model.json    format, backbone family and configuration, head, class names, image spec, confidence; one digest of all
 weights/      every parameter and statistic, by Orbax
 novelty.safetensors    what tells unknown images by their features, where it does
+README.md     the model card, for people; nothing reads it
 
 Nothing of it is trusted: files are plain and of bounded size, the description is a strict model
 (:mod:`finetune.export.description`), and the network that it describes is built only as far as the weights bear it out.
@@ -27,10 +28,11 @@ from safetensors.numpy import load, save_file
 from finetune.checkpoint import find_bundle, on_this_device, this_process_alone
 from finetune.distributed.sharding import Placement
 from finetune.errors import CheckpointError, FinetuneError, ModelError, first_line, listed
+from finetune.export.card import CARD, CardFacts, render_card
 from finetune.export.confidence import Confidence
 from finetune.export.description import FORMAT, Description
 from finetune.export.formats import upgrade
-from finetune.files import folder_written_atomically, hash_json, require_space, write_json
+from finetune.files import folder_written_atomically, hash_json, require_space, write_json, write_text
 from finetune.foreign_errors import advice_for
 from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
@@ -71,8 +73,12 @@ def save_bundle(
     class_names: tuple[str, ...],
     multi_label: bool = False,
     confidence: Confidence | None = None,
+    card: CardFacts | None = None,
 ) -> str:
     """Writes the bundle, replacing an earlier one only once the new one is whole.
+
+    Args:
+        card: what its model card says of how it was made; by default that says what the bundle holds.
 
     Returns:
         The hash of the weights.
@@ -89,10 +95,12 @@ def save_bundle(
         "multi_label": multi_label,
         "image_spec": backbone.image_spec.to_json(),
     }
-    return _write(directory, model, variables, confidence)
+    return _write(directory, model, variables, confidence, card)
 
 
-def save_bundle_like(directory: Path, like: Path, variables: Any, confidence: Confidence | None = None) -> str:
+def save_bundle_like(
+    directory: Path, like: Path, variables: Any, confidence: Confidence | None = None, card: CardFacts | None = None
+) -> str:
     """Writes a bundle that is another one but for its weights and what validation images said of them.
 
     Returns:
@@ -101,10 +109,12 @@ def save_bundle_like(directory: Path, like: Path, variables: Any, confidence: Co
     Raises:
         CheckpointError: the other one's description is damaged, or the new one cannot be written.
     """
-    return _write(directory, read_description(like).to_json(), variables, confidence)
+    return _write(directory, read_description(like).to_json(), variables, confidence, card)
 
 
-def _write(directory: Path, model: Mapping[str, Any], variables: Any, confidence: Confidence | None) -> str:
+def _write(
+    directory: Path, model: Mapping[str, Any], variables: Any, confidence: Confidence | None, card: CardFacts | None
+) -> str:
     arrays = {} if confidence is None else dict(confidence.novelty.arrays)
     described = {
         "confidence": None if confidence is None else confidence.to_json(),
@@ -126,6 +136,7 @@ def _write(directory: Path, model: Mapping[str, Any], variables: Any, confidence
             raise CheckpointError(
                 f"{directory}: cannot save the model: {first_line(error)}; {advice_for(error)}"
             ) from None
+        write_text(folder / CARD, render_card(description, card))
         data = description.to_json()
         write_json(folder / _MODEL, {**data, _DIGEST: hash_json(data)})
     return description.weights_sha256
@@ -137,7 +148,7 @@ def _check_replaceable(directory: Path) -> None:
     """
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise CheckpointError(f"{directory}: a file or a link has the name of the bundle's folder; move it")
-    own = {_WEIGHTS, _NOVELTY, _MODEL}
+    own = {_WEIGHTS, _NOVELTY, _MODEL, CARD}
     if foreign := [name for name in sorted(os.listdir(directory)) if name not in own] if directory.exists() else []:
         raise CheckpointError(
             f"{directory}: cannot be replaced by a bundle: has files that are no bundle's: {listed(foreign)}; move them"

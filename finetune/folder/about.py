@@ -13,12 +13,17 @@ from typing import Any
 from finetune.recipe import Recipe
 
 
-def about_run(recipe: Recipe, backbone_sha256: str, data_sha256: str) -> dict[str, Any]:
-    """What ``run.json`` says: with what the run was made."""
+def about_run(recipe: Recipe, backbone_sha256: str, data_sha256: str, license: str | None = None) -> dict[str, Any]:
+    """What ``run.json`` says: with what the run was made.
+
+    Args:
+        license: that the backbone's files state.
+    """
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": recipe.seed,
         "backbone_sha256": backbone_sha256,
+        "backbone_license": license,
         "data_sha256": data_sha256,
         **about_program(),
     }

@@ -40,7 +40,9 @@ _ARRAY_FILE = (
 _FOLDER = re.compile(
     rf"{re.escape(STARTING)}|{FIGURES}|{_BUNDLE}|{_WEIGHTS}(/{_ARRAYS})?|{STATE}|{_STEP}|{_ITEM}(/{_ARRAYS})?"
 )
-_BUNDLE_FILE = re.compile(rf"{_BUNDLE}/(model\.json|novelty\.safetensors){_UNFINISHED}|{_WEIGHTS}/{_ARRAY_FILE}")
+_BUNDLE_FILE = re.compile(
+    rf"{_BUNDLE}/(model\.json|novelty\.safetensors|README\.md){_UNFINISHED}|{_WEIGHTS}/{_ARRAY_FILE}"
+)
 _STATE_FILE = re.compile(rf"{_STEP}/(_CHECKPOINT_METADATA|commit_success\.txt)|{_ITEM}/{_ARRAY_FILE}")
 
 

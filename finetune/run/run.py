@@ -122,7 +122,8 @@ def run(
         going_on = is_primary() and resume and folder.holds_run()
         continuation = check_continuation(folder, setup, extend) if going_on else None
         if continuation is None:
-            about = about_run(setup.recipe, setup.backbone_sha256, setup.splits.sha256)
+            license = setup.backbone.license
+            about = about_run(setup.recipe, setup.backbone_sha256, setup.splits.sha256, license)
             folder.start(setup.recipe, about, setup.splits.skipped, setup.images, overwrite=overwrite, say=display.say)
         else:
             for line in continuation.lines:

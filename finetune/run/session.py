@@ -19,10 +19,12 @@ from finetune.evaluation.reliability import describe_reliability
 from finetune.evaluation.steps import EvalStep, make_eval_step
 from finetune.evaluation.verdict import compare_results, conclude, describe_result
 from finetune.export.bundle import save_bundle
+from finetune.export.card import CardFacts
 from finetune.export.confidence import Confidence
 from finetune.export.novelty import Novelty
 from finetune.folder.run_folder import FINISHED, RunFolder
 from finetune.models.classifier import Classifier, without_head
+from finetune.run.card import card_facts
 from finetune.run.continuation import Continuation
 from finetune.run.features import FeatureEvaluator, RunFeatures
 from finetune.run.page import write_report
@@ -256,9 +258,28 @@ class RunSession:
                     class_names=self.setup.splits.class_names,
                     multi_label=self.setup.splits.multi_label,
                     confidence=confidence,
+                    card=self._card(name, calibration),
                 )
             )
         self.progress.kept = Kept(name, score, weights, calibration)
+
+    def _card(self, name: str, calibration: dict[str, Any] | None) -> CardFacts:
+        measured = [result for result in self.progress.results if result["name"] == name]
+        also = {
+            further: result
+            for further, results in self.progress.also.items()
+            for result in results
+            if result["name"] == name
+        }
+        setup = self.setup
+        return card_facts(
+            setup.recipe,
+            setup.splits,
+            setup.backbone.license,
+            result=measured[-1] if measured else None,
+            also=also,
+            calibration=calibration,
+        )
 
     def finish(self, frozen_sha256: dict[str, str]) -> dict[str, Any]:
         """Writes the summary and then the report; gives the summary."""

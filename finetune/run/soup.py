@@ -25,6 +25,7 @@ from finetune.evaluation.verdict import compare_results, conclude, describe_resu
 from finetune.export.bundle import Bundle, load_bundle, save_bundle_like
 from finetune.folder.run_folder import FINISHED, RunFolder
 from finetune.recipe import DataConfig, Recipe, read_data_config
+from finetune.run.card import card_facts
 from finetune.run.predictions import Predictions
 from finetune.run.run import RunResult
 from finetune.tracking import Track, untracked
@@ -273,7 +274,14 @@ def _finish(folder: RunFolder, pot: _Pot, members: Sequence[str], soup: Variable
     confidence = fit_confidence(on_validation.logits, pot.validation.labels, pot.runs[0].recipe.evaluate.calibration)
     source = next(run for run in pot.runs if run.name == best)
     folder.check_ours()
-    weights = save_bundle_like(folder.model, source.folder.bundle, soup, confidence)
+    card = card_facts(
+        source.recipe,
+        source.splits,
+        source.folder.about().get("backbone_license"),
+        name=folder.directory.absolute().name,
+        result=results[-1],
+    )
+    weights = save_bundle_like(folder.model, source.folder.bundle, soup, confidence, card)
     summary = {
         "name": folder.directory.absolute().name,
         "status": FINISHED,

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune import resources
-from finetune.errors import ModelError, first_line, shown
+from finetune.errors import ModelError, shown
+from finetune.hub import explain
 from finetune.untrusted import read_json
 from finetune.weights.license import ungated_copy
 
@@ -60,7 +61,7 @@ def _from_hub(repository: str, revision: str | None) -> Path:
     except ModelError as error:
         raise ModelError(f"{at}: {error}") from None
     except Exception as error:  # of requests, httpx or the disk; versions of huggingface_hub share no base class
-        raise ModelError(f"{at}: {_explain(error, repository)}") from None
+        raise ModelError(f"{at}: {explain(error, ungated_copy(repository))}") from None
 
 
 def _download(repository: str, revision: str | None) -> Path:
@@ -134,34 +135,3 @@ def _read_object(file: Path) -> dict[str, Any]:
         return read_json(file)
     except ModelError:
         return {}
-
-
-def _explain(error: Exception, repository: str) -> str:
-    """Why the hub did not deliver, and what to do."""
-    from huggingface_hub import constants, errors
-
-    response = getattr(error.__cause__ or error, "response", None)
-    status = None if response is None else response.status_code
-    if isinstance(error, errors.RepositoryNotFoundError) and not isinstance(error, errors.GatedRepoError):
-        return "the hub has no such repository, or it needs a login (hf auth login); there is no folder of that name"
-    if isinstance(error, errors.GatedRepoError) or status in (401, 403):
-        copy = ungated_copy(repository)
-        other = f"; {copy} has the same weights without that" if copy else ""
-        return (
-            f"gated: accept the terms on its page on the hub, then log in with the same account (hf auth login){other}"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "the hub has this repository, but no such branch, tag or commit of it; check the revision"
-    if isinstance(error, errors.LocalEntryNotFoundError) and status is None:
-        if constants.HF_HUB_OFFLINE:
-            return "not completely in the local cache, and offline mode is on; unset HF_HUB_OFFLINE to download it"
-        return (
-            "there is no folder of that name, it is not completely in the local cache, and the hub cannot be reached; "
-            "check the name and the network, or download the checkpoint and give its folder"
-        )
-    if isinstance(error, errors.HFValidationError):
-        return f"not a hub id (owner/name), and no such folder: {first_line(error)}"
-    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
-        return f"cannot be saved in {constants.HF_HUB_CACHE}: {first_line(error)}; free disk space, or change HF_HOME"
-    cause = f"the hub answered {status}" if status else first_line(error)
-    return f"cannot be downloaded from the hub: {cause}; try again, complete files are kept"

@@ -19,7 +19,7 @@ FOREIGN = {  # a file: what is named of it
     "state/7/variables/notes.txt": "state/7/variables/notes.txt",
     "state/7/variables/d/notes.txt": "state/7/variables/d/notes.txt",
     "state/best/_METADATA": "state/best",
-    "model/README.md": "model/README.md",
+    "model/notes.md": "model/notes.md",
     "model/weights/notes.txt": "model/weights/notes.txt",
     f"model/weights/{HEX}": f"model/weights/{HEX}",
     "model/extra/model.json": "model/extra",
