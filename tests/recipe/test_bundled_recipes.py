@@ -18,6 +18,37 @@ def test_every_bundled_recipe_says_what_it_is_for_and_how_it_is_run(name):
     assert finetune.load_recipe(name).name == name
 
 
+PUBLISHED = {  # recipe -> a small checkpoint of the same family
+    "ft_clip_b16_imagenet": "clip-quick-gelu",
+    "wise_ft_b32": "clip-quick-gelu",
+    "lp_plus_plus_16shot": "clip-quick-gelu",
+    "tip_adapter_16shot": "clip-quick-gelu",
+    "dinov2_linear": "dinov2",
+    "dinov3_linear": "timm-dinov3",
+    "vit_cifar10": "vit",
+    "vtab1k_lora": "vit",
+    "mobilenetv3_edge": "timm-mobilenetv3-small",
+}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_a_published_recipe_says_figure_paper_data_and_what_differs(name):
+    header = resources.recipes()[name].read_text(encoding="utf-8")
+    words = " ".join(header.replace("\n#", " ").split())
+    for part in ("Data: ", "Differs: ", "not run here", "as published", "arXiv:"):
+        assert part in words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_the_partitions_of_a_published_recipe_cover_its_family(goldens, name):
+    recipe = finetune.load_recipe(name, [f"backbone.source={goldens / PUBLISHED[name]}"])
+    result = finetune.validate_recipe(recipe)
+    assert result["unchecked"] is None
+    for stage in result["stages"]:
+        assert all(partition["parameters"] > 0 for partition in stage["partitions"])
+
+
 @pytest.mark.slow
 def test_quickstart_reaches_its_figures_from_any_folder(tmp_path):
     command = [sys.executable, "-m", "finetune.cli", "run", "quickstart"]
