@@ -1,0 +1,36 @@
+"""Every public name, in groups, with its docstring by mkdocstrings."""
+
+from __future__ import annotations
+
+import finetune
+
+GROUPS = {
+    "Recipes and runs": (
+        "load_recipe", "validate_recipe", "run", "RunResult", "evaluate_run", "compare_runs", "make_soup", "plan_recipe",
+        "bench_recipe", "diagnose_data", "make_leaderboard", "recipe_schema", "Recipe", "TrainStage",
+        "LinearProbeStage", "Partition",
+    ),
+    "Backbones and classifiers": (
+        "load_backbone", "Backbone", "load_clip", "Clip", "build_classifier", "Classifier", "zero_shot_head",
+        "extract_submodule", "transplant", "TransferReport", "merge", "ImageSpec", "BatchNorm", "DepthOrder",
+    ),
+    "Training": (
+        "StageTrainer", "TrainState", "StageLength", "ParameterPlan", "label_params", "build_optimizer",
+        "RunCheckpoints", "make_mesh", "Placement",
+    ),
+    "Inference": ("restore", "Predictor", "Prediction", "save_bundle", "load_bundle"),
+    "Errors": ("FinetuneError",),
+}  # fmt: skip
+
+
+def reference() -> str:
+    """A section for each group; a name that is in none of them comes last, so that none is missing."""
+    grouped = {name for names in GROUPS.values() for name in names}
+    others = tuple(name for name in finetune.__all__ if name not in grouped and name != "__version__")
+    sections = GROUPS | ({"Other": others} if others else {})
+    return "\n\n".join(f"## {title}\n\n" + "\n\n".join(map(_entry, names)) for title, names in sections.items())
+
+
+def _entry(name: str) -> str:
+    """``finetune.NAME`` is loaded lazily, so that mkdocstrings has to be told where it is written."""
+    return f"::: {getattr(finetune, name).__module__}.{name}\n    options:\n      heading_level: 3"
