@@ -10,17 +10,22 @@ from reference import api, command_line, errors, recipe
 
 _GENERATED = {"recipe": recipe, "api": api, "command-line": command_line, "errors": errors}
 _MARK = re.compile(r"^<!-- reference: (\S+) -->$", re.MULTILINE)
-_LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)(#[^)\s]*)?\)")
+_OUTWARD = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)")
+_ROLE = re.compile(r":\w+:<code>~?(?:finetune\.)?([^<]*)</code>")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """``<!-- reference: NAME -->`` becomes what the code says; a link out of docs/ leads to the repository."""
-    folder = posixpath.dirname(page.file.src_uri)
+    """``<!-- reference: NAME -->`` becomes what the code says, and a link out of docs/ leads to the repository."""
+    folder = posixpath.join("docs", posixpath.dirname(page.file.src_uri))
 
-    def out_of_docs(match: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join("docs", folder, match[1]))
-        inside = target.startswith("docs/")
-        return match[0] if inside else f"]({config.repo_url}/blob/main/{target}{match[2] or ''})"
+    def to_the_repository(link: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(folder, link[1]))
+        return link[0] if target.startswith("docs/") else f"]({config.extra['repository']}/blob/main/{target}"
 
-    shown = _MARK.sub(lambda match: _GENERATED[match[1]].reference(), markdown)
-    return _LINK.sub(out_of_docs, shown)
+    shown = _MARK.sub(lambda mark: _GENERATED[mark[1]].reference(), markdown)
+    return _OUTWARD.sub(to_the_repository, shown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Roles of reStructuredText in docstrings, such as ``:func:``, become plain code."""
+    return _ROLE.sub(r"<code>\1</code>", html)

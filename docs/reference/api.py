@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pydantic import BaseModel
+
 import finetune
 
 GROUPS = {
     "Recipes and runs": (
-        "load_recipe", "validate_recipe", "run", "RunResult", "evaluate_run", "compare_runs", "make_soup", "plan_recipe",
-        "bench_recipe", "diagnose_data", "make_leaderboard", "recipe_schema", "Recipe", "TrainStage",
+        "load_recipe", "validate_recipe", "run", "RunResult", "evaluate_run", "compare_runs", "make_soup",
+        "plan_recipe", "bench_recipe", "diagnose_data", "make_leaderboard", "recipe_schema", "Recipe", "TrainStage",
         "LinearProbeStage", "Partition",
     ),
     "Backbones and classifiers": (
@@ -32,5 +34,9 @@ def reference() -> str:
 
 
 def _entry(name: str) -> str:
-    """``finetune.NAME`` is loaded lazily, so that mkdocstrings has to be told where it is written."""
-    return f"::: {getattr(finetune, name).__module__}.{name}\n    options:\n      heading_level: 3"
+    """Names are loaded lazily, so that mkdocstrings has to be told where each is written."""
+    value = getattr(finetune, name)
+    options = ["heading_level: 3"]
+    if isinstance(value, type) and issubclass(value, BaseModel):
+        options.append("members: false")  # keys alone, which its docstring has
+    return "\n      ".join([f"::: {value.__module__}.{name}\n    options:", *options])

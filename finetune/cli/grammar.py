@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "run": (
         "finetune run quickstart",
-        "finetune run clip_vit_b32 data.source=photos stages.0.epochs=5 -o checkpoints/photos",
+        "finetune run clip_vit_b32 data.source=photos stages.1.epochs=5 -o checkpoints/photos",
         "finetune run quickstart -o checkpoints/quickstart --resume",
     ),
     "resume": (
@@ -30,7 +30,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "bench": ("finetune bench quickstart", "finetune bench clip_vit_b32 --synthetic head.num_classes=10"),
     "lr-find": ("finetune lr-find quickstart", "finetune lr-find quickstart --stage finetune --steps 200"),
     "inspect": ("finetune inspect builtin:tiny-clip", "finetune inspect checkpoints/quickstart --param head"),
-    "validate": ("finetune validate mine.yaml", "finetune validate mine.yaml stages.0.epochs=5"),
+    "validate": ("finetune validate mine.yaml", "finetune validate mine.yaml stages.1.epochs=5"),
     "cat": ("finetune cat quickstart", "finetune cat quickstart stages.1.epochs=3 --all"),
     "cp": ("finetune cp quickstart mine.yaml",),
     "schema": ("finetune schema > recipe.schema.json",),
