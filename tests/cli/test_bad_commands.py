@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from command_line import finetune
 from PIL import Image
+from reference.errors import entries, fits
 
 RECIPE = """\
 backbone: {source: "builtin:tiny-clip"}
@@ -138,11 +139,16 @@ BAD = [
     (["inspect", "nope"], "no such folder"),
     (["inspect", "builtin:nope"], "no such bundled checkpoint"),
 ]
+DOCUMENTED = {entry["command"]: entry["message"] for group in entries().values() for entry in group}
 LIBRARIES = ("pydantic", "sklearn", "scikit", "TensorStore", "ArrowInvalid", "pyarrow", "orbax", "ruamel")
 
 
 def test_there_are_enough_of_them():
     assert len(BAD) >= 60
+
+
+def test_the_errors_that_are_documented_are_among_them():
+    assert DOCUMENTED.keys() <= {" ".join(command) for command, _ in BAD}
 
 
 @pytest.mark.parametrize(
@@ -155,5 +161,6 @@ def test_it_is_named_in_one_message(place, command, message):
     assert result.returncode in CODES - {0}, said
     assert "Traceback" not in said
     assert any(part in said for part in message.split("|")), said
+    assert fits(DOCUMENTED.get(" ".join(command), ""), said), "not as docs/reference/errors.yaml has it"
     assert not [name for name in LIBRARIES if name in result.stderr], "a library's own text"
     assert sorted(str(path) for path in (place / "notes").rglob("*")) == before
