@@ -144,7 +144,7 @@ import finetune  # pip install flax-finetune
 
 predictor = finetune.restore("{_PLACE}")
 for prediction in predictor.predict(["image.png"]):
-    print(prediction.label, prediction.probabilities.max())
+    print(prediction.label, prediction.confidence)
 ```
 
 Or on the command line: `finetune predict {_PLACE} image.png`. The weights are arrays, and nothing here runs code."""
