@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,15 +55,31 @@ def tiny_clip():
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str):
-    """A finished run of ``small.yaml``, made once for all of pytest's processes. Tests do not change it."""
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str):
+    """``once(name, make)``: a folder that ``make(folder)`` has filled, once for all of pytest's processes."""
+    base = tmp_path_factory.getbasetemp()
+
+    def fill(name: str, make: Callable[[Path], object]) -> Path:
+        folder = (base if worker_id == "master" else base.parent) / name
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "made").is_file():
+                folder.mkdir(exist_ok=True)
+                make(folder)
+                (folder / "made").touch()
+        return folder
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def small_run(once):
+    """A finished run of ``small.yaml``. Tests do not change it."""
     import finetune
     from finetune.folder.run_folder import RunFolder
     from finetune.run.run import RunResult
 
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "small_run"
-    with FileLock(f"{folder}.lock"):
-        if (folder / "summary.json").is_file():  # a test may have it in use: a run's folder is one process's at a time
-            return RunResult(folder, RunFolder(folder).summary())
-        return finetune.run(finetune.load_recipe(SMALL), output=folder, quiet=True)
+    def make(folder: Path) -> None:
+        finetune.run(finetune.load_recipe(SMALL), output=folder / "small_run", quiet=True)
+
+    folder = once("small", make) / "small_run"
+    return RunResult(folder, RunFolder(folder).summary())  # a test may have it in use: it is one process's at a time

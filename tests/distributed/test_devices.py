@@ -8,19 +8,22 @@ import numpy as np
 import pytest
 from paths import ROOT, SMALL
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("eight devices")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def facts(tmp_path_factory):
+def facts(once):
     """What ``tests/support/on_eight_devices.py`` prints."""
-    folder = tmp_path_factory.mktemp("eight")
-    (folder / "recipe.yaml").write_text(SMALL.read_text(encoding="utf-8"))
-    program = [sys.executable, ROOT / "tests" / "support" / "on_eight_devices.py", folder]
-    result = subprocess.run(program, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "rematerialization" not in result.stderr  # no activations are gathered
-    return json.loads(result.stdout.splitlines()[-1])
+
+    def make(folder):
+        (folder / "recipe.yaml").write_text(SMALL.read_text(encoding="utf-8"))
+        program = [sys.executable, ROOT / "tests" / "support" / "on_eight_devices.py", folder]
+        result = subprocess.run(program, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert "rematerialization" not in result.stderr  # no activations are gathered
+        (folder / "facts.json").write_text(result.stdout.splitlines()[-1])
+
+    return json.loads((once("eight_devices", make) / "facts.json").read_text())
 
 
 @pytest.mark.parametrize("mesh", ["data 8", "fsdp 8", "data 4 x tensor 2"])

@@ -20,12 +20,14 @@ def losses(folder):
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
+def one(once):
     """By one process with four devices."""
-    folder = tmp_path_factory.mktemp("one") / "run"
-    [(code, _, err)] = finish(start(1, 4, SMALL, "--output", folder))
-    assert code == 0, err
-    return folder
+
+    def make(folder):
+        [(code, _, err)] = finish(start(1, 4, SMALL, "--output", folder / "run"))
+        assert code == 0, err
+
+    return once("one_process", make) / "run"
 
 
 def test_two_processes_of_two_devices_give_what_one_of_four_gives(tmp_path, one):

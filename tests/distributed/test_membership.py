@@ -58,6 +58,7 @@ def test_a_killed_process_ends_the_others_soon_with_one_message(start, count, vi
             assert_one_message(output, f"Process {victim} of {count} ended: killed", "--resume, as many as you like")
 
 
+@pytest.mark.long
 def test_a_process_that_hangs_ends_the_others_when_its_heartbeat_is_missed(start):
     several = start(2)
     several.processes[0].send_signal(signal.SIGSTOP)
@@ -123,6 +124,7 @@ def test_processes_that_do_not_come_are_named(tmp_path):
         assert_one_message(output, "processes 1, 3 of 4 did not come")
 
 
+@pytest.mark.long
 def test_a_recipe_that_is_wrong_everywhere_is_said_by_each(tmp_path):
     port = free_port()
     codes, outputs = run_commands(tmp_path, *[["no-such-recipe", *member_of(2, index, port)] for index in (0, 1)])

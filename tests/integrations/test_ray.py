@@ -16,7 +16,7 @@ import finetune
 from finetune.errors import DataError, FinetuneError, MachineError
 from finetune.integrations.ray import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,6 +55,7 @@ def test_a_mistake_in_the_recipe_is_what_the_caller_gets(recipe, tmp_path):
         train(loaded, 2, output=tmp_path / "run", run_config=in_folder(tmp_path))
 
 
+@pytest.mark.long
 def test_workers_that_ray_leaves_apart_are_refused(recipe, tmp_path):
     environment = {"env_vars": {"JAX_PLATFORMS": "rocm"}}  # Ray makes no world of these
     with pytest.raises(MachineError, match="2 workers, but 1 JAX process: Ray did not make them one world"):
@@ -82,6 +83,7 @@ def kill_a_worker(states, killed):
         time.sleep(0.2)
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_started_again_and_the_run_goes_on(recipe, tmp_path):
     loaded = finetune.load_recipe(recipe, ["stages.0.steps=40", "save.every.steps=5"])
     killed = []
