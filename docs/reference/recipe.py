@@ -88,8 +88,8 @@ def _kind(value: Schema, titles: dict[str, str]) -> str:
     if value.get("type") == "object":
         inner = value.get("additionalProperties") or next(iter(value["patternProperties"].values()))
         return f"mapping to {_kind(inner, titles)}"
-    words = {"string": "text", "boolean": "true or false"}.get(value["type"], value["type"])
-    return " ".join(filter(None, [words, ", ".join(_range(value))]))
+    word = {"string": "text", "boolean": "true or false"}.get(value["type"], value["type"])
+    return " ".join(filter(None, [word, ", ".join(_range(value))]))
 
 
 def _is_short(choice: Schema) -> bool:

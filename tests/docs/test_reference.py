@@ -20,7 +20,17 @@ def recipe_parts(part=Part):
         yield from recipe_parts(child)
 
 
-def test_every_key_of_a_recipe_is_documented():
+def test_every_key_of_a_recipe_has_a_meaning_in_its_docstring():
+    without = [
+        f"{part['title']}.{key}"
+        for _, part in recipe.parts()
+        for key, value in part["properties"].items()
+        if "const" not in value and not value.get("description")
+    ]
+    assert not without, "document them under Attributes: in the docstring of the class"
+
+
+def test_every_key_of_a_recipe_is_in_its_table():
     sections = dict(re.findall(r"^#+ [^\n]+ \{#(\w+)\}$(.*?)(?=^#|\Z)", recipe.reference(), re.MULTILINE | re.DOTALL))
     parts = {part["title"]: part for _, part in recipe.parts()}
     named = {name for name, part in recipe_schema()["$defs"].items() if "properties" in part}
