@@ -11,6 +11,7 @@ from reference import api, command_line, errors, recipe
 _GENERATED = {"recipe": recipe, "api": api, "command-line": command_line, "errors": errors}
 _MARK = re.compile(r"^<!-- reference: (\S+) -->$", re.MULTILINE)
 _OUTWARD = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)")
+_CELL = re.compile(r"<td>.*?</td>", re.DOTALL)
 _ROLE = re.compile(r":\w+:<code>~?(?:finetune\.)?([^<]*)</code>")
 
 
@@ -27,5 +28,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Roles of reStructuredText in docstrings, such as ``:func:``, become plain code."""
+    """What is written for GitHub or for Python is as meant: ``\\|`` for a bar in a table's code, and roles of
+    reStructuredText in docstrings, such as ``:func:``."""
+    html = _CELL.sub(lambda cell: cell[0].replace("\\|", "|"), html)
     return _ROLE.sub(r"<code>\1</code>", html)

@@ -36,6 +36,7 @@ def test_every_page_is_there_and_filled_in(site):
     html = {page: (site / page / "index.html").read_text(encoding="utf-8") for page in PAGES}
     assert 'id="TrainStage"' in html["recipe/"]
     assert 'id="doctor"' in html["command-line/"]
+    assert "lac|aps|raps" in html["command-line/"]
     assert "already holds a run" in html["errors/"]
     assert 'id="finetune.models.backbone.load_backbone"' in html["api/"]
     assert not [
