@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from command_line import finetune as run_command
 from doc_blocks import PAGES, Block, blocks, commands, prose
+from filelock import FileLock
 from paths import ROOT
 from photographs import photograph
 from ruamel.yaml import YAML
@@ -108,31 +109,41 @@ def completed(part):
 
 
 @pytest.fixture(scope="module")
-def desk(small_run, tmp_path_factory):
-    """A reader's folder: photographs, a finished run, and the one that the page about own images ends with."""
-    folder = tmp_path_factory.mktemp("desk")
+def desk(small_run, tmp_path_factory, worker_id):
+    """A reader's folder, made once for all of pytest's processes: photographs, a finished run, and the run that the page
+    about your own images ends with."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "desk"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "photo.jpg").is_file():
+            lay_out(folder)
+            shutil.copytree(small_run.directory, folder / "checkpoints" / "quickstart")
+            type_three_commands(folder)
+            shutil.copy(folder / "photos" / "cat" / "1.jpg", folder / "photo.jpg")
+    return folder
+
+
+def lay_out(folder):
     for seed in range(60):
         name = "cat" if seed % 2 else "dog"
         (folder / "photos" / name).mkdir(parents=True, exist_ok=True)
-        picture = photograph(48, 48, seed).convert("L" if seed % 2 else "RGB")
-        picture.save(folder / "photos" / name / f"{seed}.jpg")
-    shutil.copy(folder / "photos" / "cat" / "1.jpg", folder / "photo.jpg")
-    shutil.copytree(small_run.directory, folder / "checkpoints" / "quickstart")
-    photograph(8, 8).convert("L").save(folder / "digit.png")
+        photograph(48, 48, seed).convert("L" if seed % 2 else "RGB").save(folder / "photos" / name / f"{seed}.jpg")
     (folder / "scans").mkdir()
+    photograph(8, 8).convert("L").save(folder / "digit.png")
     shutil.copy(folder / "digit.png", folder / "scans")
 
+
+def type_three_commands(folder):
+    """As printed, but with the small model that is here, for a short time."""
     printed = next(block for block in blocks("bash") if block.page == "docs/your-images.md").code
     setup, copy, run = printed.splitlines()
     assert setup.startswith("python3 -m venv .venv && .venv/bin/pip install")
     small = ["backbone.source=builtin:tiny-clip", "stages.1.epochs=1", "stages.1.batch_size=8", "data.num_workers=0"]
-    small.append("evaluate.interpolation=off")
-    for line, more in ((copy, []), (run, small)):
+    for line, more in ((copy, []), (run, [*small, "evaluate.interpolation=off"])):
         done = run_command(*next(commands(line)), *more, cwd=folder)
         assert done.returncode == 0, done.stderr
     recipe = folder / "mine.yaml"
     recipe.write_text(recipe.read_text().replace("openai/clip-vit-base-patch32", '"builtin:tiny-clip"'))
-    return folder
 
 
 @pytest.mark.slow
