@@ -110,7 +110,7 @@ def completed(part):
 
 @pytest.fixture(scope="module")
 def desk(small_run, tmp_path_factory, worker_id):
-    """A reader's folder, made once for all processes: photographs, a finished run, and that of the page on own images."""
+    """A reader's folder, made once for all processes: photographs, a finished run, and one on the photographs."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "desk"
     with FileLock(f"{folder}.lock"):
