@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from finetune.evaluation.evaluate_run import evaluate_run as evaluate_run
     from finetune.export.bundle import load_bundle as load_bundle
     from finetune.export.bundle import save_bundle as save_bundle
+    from finetune.export.push import PushedBundle as PushedBundle
+    from finetune.export.push import push_to_hub as push_to_hub
     from finetune.images.spec import ImageSpec as ImageSpec
     from finetune.inference.predictor import Prediction as Prediction
     from finetune.inference.predictor import Predictor as Predictor
@@ -73,6 +75,7 @@ _HOME = {
     "Placement": "distributed.sharding",
     "Prediction": "inference.predictor",
     "Predictor": "inference.predictor",
+    "PushedBundle": "export.push",
     "Recipe": "recipe",
     "RunCheckpoints": "checkpoint",
     "RunResult": "run.run",
@@ -99,6 +102,7 @@ _HOME = {
     "make_soup": "run.soup",
     "merge": "trees",
     "plan_recipe": "report.plan",
+    "push_to_hub": "export.push",
     "recipe_schema": "recipe.schema",
     "restore": "inference.predictor",
     "run": "run.run",

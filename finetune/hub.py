@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import NamedTuple
 
-from finetune.errors import first_line
+from finetune.errors import CheckpointError, first_line
 
+_BUNDLE = ["model.json", "novelty.safetensors", "README.md", "weights/*"]  # of a repository, all else is left there
 _ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
@@ -16,6 +18,9 @@ class HubId(NamedTuple):
 
     repository: str
     revision: str | None
+
+    def __str__(self) -> str:
+        return self.repository if self.revision is None else f"{self.repository}@{self.revision}"
 
 
 def read_hub_id(text: str) -> HubId | None:
@@ -27,6 +32,28 @@ def read_hub_id(text: str) -> HubId | None:
     if match is None or os.path.exists(text) or os.path.isdir(text.partition("/")[0]):
         return None
     return HubId(match["repository"], match["revision"])
+
+
+def fetch_bundle(hub_id: HubId) -> Path:
+    """A copy, in the hub's cache, of the model bundle in a repository. It is fetched once, and usable offline then.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be fetched.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    repository, revision = hub_id
+    try:
+        described = hf_hub_download(repository, "model.json", revision=revision)
+        commit = Path(described).parent.name  # so that all is of one, even where a newer one is pushed meanwhile
+        return Path(snapshot_download(repository, revision=commit, allow_patterns=_BUNDLE))
+    except Exception as error:  # of requests, httpx or the disk; versions of huggingface_hub share no base class
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise CheckpointError(
+                f"{hub_id}: no model bundle: the repository has no model.json; give one that finetune push wrote"
+            ) from None
+        raise CheckpointError(f"{hub_id}: no such folder, and as a hub id: {explain(error)}") from None
 
 
 def explain(error: Exception, ungated_copy: str | None = None) -> str:

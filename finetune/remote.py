@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import CheckpointError, first_line
 from finetune.files import cache_folder, hash_bytes, hash_json, require_space, written_atomically
+from finetune.hub import fetch_bundle, read_hub_id
 from finetune.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -56,8 +57,11 @@ def is_url(text: object) -> bool:
 
 
 def local_folder(place: str | Path, *, skip: Collection[str] = ()) -> Path:
-    """The folder at a path, or a copy of the one at a URL; see :func:`fetch`."""
-    return fetch(str(place), skip=skip) if is_url(place) else Path(place).expanduser()
+    """The folder at a path, or a copy of the one at a URL, see :func:`fetch`, or of the bundle at a hub id."""
+    if is_url(place):
+        return fetch(str(place), skip=skip)
+    hub_id = read_hub_id(str(place))
+    return Path(place).expanduser() if hub_id is None else fetch_bundle(hub_id)
 
 
 def fetch(url: str, *, skip: Collection[str] = ()) -> Path:

@@ -23,6 +23,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "evaluate": ("finetune evaluate checkpoints/quickstart", "finetune evaluate checkpoints/quickstart --data photos"),
     "compare": ("finetune compare checkpoints/a checkpoints/b --html side.html",),
     "soup": ("finetune soup checkpoints/a checkpoints/b -o checkpoints/soup",),
+    "push": (
+        "finetune push checkpoints/quickstart me/digits",
+        "finetune push checkpoints/quickstart me/digits --private",
+    ),
     "leaderboard": ("finetune leaderboard photos --backbones builtin:tiny-clip,facebook/dinov2-small",),
     "check-data": ("finetune check-data clip_vit_b32 data.source=photos",),
     "doctor": ("finetune doctor clip_vit_b32 data.source=photos",),
@@ -44,6 +48,7 @@ _OTHER_WORDS = {  # of timm, Ultralytics, Lightning, Keras, AutoGluon, Hugging F
     "predict": ("classify", "infer", "inference", "serve"),
     "compare": ("diff",),
     "soup": ("average", "merge", "swa"),
+    "push": ("upload", "publish", "share"),
     "bench": ("benchmark", "profile", "speed"),
     "lr-find": ("lr_find", "lrfind", "find-lr", "tuner"),
     "plan": ("summary", "dry-run", "memory"),

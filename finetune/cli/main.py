@@ -26,6 +26,7 @@ from finetune.cli.ls import list_recipes
 from finetune.cli.models import list_models
 from finetune.cli.plan import plan
 from finetune.cli.predict import predict
+from finetune.cli.push import push
 from finetune.cli.resume import resume
 from finetune.cli.run import run
 from finetune.cli.schema import schema
@@ -48,6 +49,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "compare": compare,
     "soup": soup,
+    "push": push,
     "leaderboard": leaderboard,
     "check-data": check_data,
     "doctor": doctor,

@@ -11,7 +11,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Such as stages.1.epochs=3; ~KEY deletes a key."),
 ]
-RunOrBundle = Annotated[str, typer.Argument(metavar="DIR", help="A run's folder, or a model bundle; or a URL of one.")]
+RunOrBundle = Annotated[
+    str, typer.Argument(metavar="DIR", help="A run's folder or a model bundle, a URL of one, or a hub id.")
+]
 LocalCode = Annotated[
     bool,
     typer.Option(

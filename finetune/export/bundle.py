@@ -28,10 +28,11 @@ from safetensors.numpy import load, save_file
 from finetune.checkpoint import find_bundle, on_this_device, this_process_alone
 from finetune.distributed.sharding import Placement
 from finetune.errors import CheckpointError, FinetuneError, ModelError, first_line, listed
-from finetune.export.card import CARD, CardFacts, render_card
+from finetune.export.card import CardFacts, render_card
 from finetune.export.confidence import Confidence
 from finetune.export.description import FORMAT, Description
 from finetune.export.formats import upgrade
+from finetune.export.layout import CARD, MODEL, NOVELTY, WEIGHTS
 from finetune.files import folder_written_atomically, hash_json, require_space, write_json, write_text
 from finetune.foreign_errors import advice_for
 from finetune.images.spec import ImageSpec
@@ -43,7 +44,6 @@ from finetune.models.heads import KnnConfig, TipAdapterConfig
 from finetune.trees import flatten, hash_tree
 from finetune.untrusted import read_bytes, read_json
 
-_MODEL, _WEIGHTS, _NOVELTY = "model.json", "weights", "novelty.safetensors"
 _DIGEST = "sha256"  # of all else in model.json, which has those of the other files
 _FIRST_WITH_DIGEST = 5  # format
 _MOST_NOVELTY = 4 << 30  # bytes
@@ -123,22 +123,22 @@ def _write(
     }
     directory = directory.absolute()
     _check_replaceable(directory)
-    description = Description.read({**model, **described}, directory / _MODEL)
+    description = Description.read({**model, **described}, directory / MODEL)
     directory.parent.mkdir(parents=True, exist_ok=True)
     require_space(directory, sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     with folder_written_atomically(directory) as folder:
         try:
             with _checkpointer() as checkpointer:
-                checkpointer.save(folder / _WEIGHTS, variables)
+                checkpointer.save(folder / WEIGHTS, variables)
             if arrays:
-                save_file(arrays, folder / _NOVELTY)
+                save_file(arrays, folder / NOVELTY)
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise CheckpointError(
                 f"{directory}: cannot save the model: {first_line(error)}; {advice_for(error)}"
             ) from None
         write_text(folder / CARD, render_card(description, card))
         data = description.to_json()
-        write_json(folder / _MODEL, {**data, _DIGEST: hash_json(data)})
+        write_json(folder / MODEL, {**data, _DIGEST: hash_json(data)})
     return description.weights_sha256
 
 
@@ -148,7 +148,7 @@ def _check_replaceable(directory: Path) -> None:
     """
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise CheckpointError(f"{directory}: a file or a link has the name of the bundle's folder; move it")
-    own = {_WEIGHTS, _NOVELTY, _MODEL, CARD}
+    own = {WEIGHTS, NOVELTY, MODEL, CARD}
     if foreign := [name for name in sorted(os.listdir(directory)) if name not in own] if directory.exists() else []:
         raise CheckpointError(
             f"{directory}: cannot be replaced by a bundle: has files that are no bundle's: {listed(foreign)}; move them"
@@ -170,10 +170,10 @@ def load_bundle(directory: Path, *, allow_local_code: bool = False, placement: P
     if directory.name == "model":
         directory = find_bundle(directory) or directory
     description = read_description(directory)
-    saved = _read_shapes(directory / _WEIGHTS)
+    saved = _read_shapes(directory / WEIGHTS)
     classifier, shapes = _build(directory, description, saved, allow_local_code)
     confidence = _read_confidence(directory, description, saved)
-    variables = _load_weights(directory / _WEIGHTS, shapes, placement)
+    variables = _load_weights(directory / WEIGHTS, shapes, placement)
     _check_weights(variables, directory, description)
     return Bundle(
         classifier,
@@ -193,13 +193,13 @@ def verify_bundle(directory: Path) -> None:
     """
     description = read_description(directory)
     if description.confidence is not None:
-        _read_novelty(directory / _NOVELTY, description)
-    _check_weights(_load_weights(directory / _WEIGHTS, _read_arrays(directory / _WEIGHTS)), directory, description)
+        _read_novelty(directory / NOVELTY, description)
+    _check_weights(_load_weights(directory / WEIGHTS, _read_arrays(directory / WEIGHTS)), directory, description)
 
 
 def _check_weights(variables: dict[str, Any], directory: Path, description: Description) -> None:
     if hash_tree(variables) != description.weights_sha256:
-        raise CheckpointError(f"{directory / _WEIGHTS}: the weights are not those that model.json was written with")
+        raise CheckpointError(f"{directory / WEIGHTS}: the weights are not those that model.json was written with")
 
 
 def read_description(directory: Path) -> Description:
@@ -208,9 +208,9 @@ def read_description(directory: Path) -> Description:
     Raises:
         CheckpointError: not a bundle, one of a newer version, or a description that is damaged.
     """
-    file = directory / _MODEL
+    file = directory / MODEL
     if not os.path.lexists(file):
-        raise CheckpointError(f"{directory}: not a model bundle: it has no {_MODEL}")
+        raise CheckpointError(f"{directory}: not a model bundle: it has no {MODEL}")
     model = read_json(file, CheckpointError, _MOST_JSON)
     try:
         version = model.get("format")
@@ -239,7 +239,7 @@ def _build(
     try:
         module = build_module(backbone.family, backbone.config, allow_local_code=allow_local_code, saved=saved)
     except ModelError as error:
-        raise ModelError(f"{directory / _MODEL}: {error}") from None
+        raise ModelError(f"{directory / MODEL}: {error}") from None
     types: dict[str, Any] = {name: head_type for head_type, name in _HEADS.items()}
     config = None if head.type is None else types[head.type](**(head.config or {}))
     classifier = Classifier(module, head.num_classes, head.dropout, head.pool, head.headless, config)
@@ -248,7 +248,7 @@ def _build(
         return classifier, shapes_as_saved(classifier, pixels, saved)
     except Exception as error:  # the network's own code, which a wrong description leads anywhere
         raise CheckpointError(
-            f"{directory}: the weights cannot be read into the network that {_MODEL} describes: {first_line(error)}"
+            f"{directory}: the weights cannot be read into the network that {MODEL} describes: {first_line(error)}"
         ) from None
 
 
@@ -257,14 +257,14 @@ def _read_confidence(
 ) -> Confidence | None:
     if description.confidence is None:
         return None
-    arrays = _read_novelty(directory / _NOVELTY, description)
+    arrays = _read_novelty(directory / NOVELTY, description)
     try:
         confidence = Confidence.from_json(description.confidence.model_dump(), description.head.num_classes, arrays)
     except ValueError as error:
-        raise CheckpointError(f"{directory / _MODEL}: not a model description: {first_line(error)}") from None
+        raise CheckpointError(f"{directory / MODEL}: not a model description: {first_line(error)}") from None
     width = confidence.novelty.num_features
     if width is not None and width != (features := _num_features(saved)):
-        raise CheckpointError(f"{directory / _NOVELTY}: for {width} features, and the head reads {features}")
+        raise CheckpointError(f"{directory / NOVELTY}: for {width} features, and the head reads {features}")
     return confidence
 
 

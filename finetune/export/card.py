@@ -15,7 +15,6 @@ from typing import Any
 from finetune.errors import shown
 from finetune.export.description import Description
 
-CARD = "README.md"
 _PLACE = "DIR"  # in what is to be typed: where the bundle is
 _MOST_CLASSES = 200  # that are listed
 # Ids that the hub knows; all others are "other", with a name.

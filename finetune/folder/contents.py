@@ -12,6 +12,7 @@ from pathlib import Path
 
 from finetune.data.image_record import IMAGES_FILE
 from finetune.errors import RecipeError
+from finetune.export.layout import ARRAY_FILE, ARRAY_FOLDER
 from finetune.recipe.source import RecipeSource
 
 RECIPE, RUN, SKIPPED = "recipe.yaml", "run.json", "skipped_images.txt"
@@ -32,18 +33,13 @@ _BUNDLE = rf"{MODEL}(\.old|{_UNFINISHED})"
 _WEIGHTS = rf"{_BUNDLE}/weights{_TEMPORARY}"
 _STEP = rf"{STATE}/\d+{_TEMPORARY}"
 _ITEM = rf"{_STEP}/\w+{_TEMPORARY}"
-_ARRAYS = r"(array_metadatas|d|ocdbt\.process_\w+(/d)?)"  # folders of Orbax and TensorStore
-_ARRAY_FILE = (
-    r"(_METADATA|_CHECKPOINT_METADATA|_sharding|_strings\.json|commit_success\.txt|metadata|metrics|data\.json"
-    r"|array_metadatas/process_\d+|(ocdbt\.process_\w+/)?(manifest\.ocdbt|d/[0-9a-f]{32}))(\.__lock)?"
-)
 _FOLDER = re.compile(
-    rf"{re.escape(STARTING)}|{FIGURES}|{_BUNDLE}|{_WEIGHTS}(/{_ARRAYS})?|{STATE}|{_STEP}|{_ITEM}(/{_ARRAYS})?"
+    rf"{re.escape(STARTING)}|{FIGURES}|{_BUNDLE}|{_WEIGHTS}(/{ARRAY_FOLDER})?|{STATE}|{_STEP}|{_ITEM}(/{ARRAY_FOLDER})?"
 )
 _BUNDLE_FILE = re.compile(
-    rf"{_BUNDLE}/(model\.json|novelty\.safetensors|README\.md){_UNFINISHED}|{_WEIGHTS}/{_ARRAY_FILE}"
+    rf"{_BUNDLE}/(model\.json|novelty\.safetensors|README\.md){_UNFINISHED}|{_WEIGHTS}/{ARRAY_FILE}"
 )
-_STATE_FILE = re.compile(rf"{_STEP}/(_CHECKPOINT_METADATA|commit_success\.txt)|{_ITEM}/{_ARRAY_FILE}")
+_STATE_FILE = re.compile(rf"{_STEP}/(_CHECKPOINT_METADATA|commit_success\.txt)|{_ITEM}/{ARRAY_FILE}")
 
 
 @dataclass(frozen=True)

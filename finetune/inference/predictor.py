@@ -226,7 +226,8 @@ def restore(
 
     Args:
         directory: what ``finetune run`` wrote, or its ``model`` folder; or the URL of a copy of either, by fsspec
-            (``s3://``, ``gs://``, ``https://``, ``file://``, ...), which is fetched once.
+            (``s3://``, ``gs://``, ``https://``, ``file://``, ...), which is fetched once; or the hub id of a bundle,
+            ``owner/name[@revision]``, likewise.
         step: ``best``, the model that the run chose; ``last``, the newest saved state; or the number of a saved
             state. The last two need the run's folder.
         mesh: from :func:`finetune.make_mesh`, among whose devices variables and images are divided; by default, all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -18,6 +19,7 @@ class Repository:
 
     revisions: dict[str, Files]
     gated: int | None = None
+    private: bool = False
 
     def find(self, revision: str) -> tuple[str, Files] | None:
         """(commit, files) of a branch, tag or commit."""
@@ -36,11 +38,15 @@ class Hub:
         repositories: by id.
         requests: (method, path) of all that was asked.
         broken: files that stop in the middle the first time and fail (500) from then on.
+        token: the one that may write.
+        owners: in whose names it may.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
+    token: str = "hf_mine"
+    owners: set[str] = field(default_factory=lambda: {"me"})
 
     def start(self) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -79,10 +85,59 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        path = urlsplit(self.path).path
+        self.hub.requests.append((self.command, path))
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        _, _, *parts = [unquote(part) for part in path.split("/")]
+        if parts == ["validate-yaml"]:
+            return self._send_json({"errors": [], "warnings": []})
+        if self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            return self._refuse(401, "Unauthorized")
+        if parts == ["repos", "create"]:
+            return self._create(json.loads(body))
+        _, owner, name, what, revision = parts
+        if owner not in self.hub.owners:
+            return self._refuse(403, "Forbidden")
+        repository = self.hub.repositories[f"{owner}/{name}"]
+        if what == "branch":
+            repository.revisions.setdefault(revision, dict(repository.revisions["main"]))
+            return self._send_json({})
+        if what == "preupload":
+            asked = [{"path": file["path"]} for file in json.loads(body)["files"]]
+            return self._send_json({"files": [{**f, "uploadMode": "regular", "shouldIgnore": False} for f in asked]})
+        return self._commit(f"{owner}/{name}", revision, [json.loads(line) for line in body.splitlines()])
+
+    def _create(self, asked: dict[str, str]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        if asked["organization"] not in self.hub.owners:
+            return self._refuse(403, "Forbidden")
+        if name in self.hub.repositories:
+            return self._send(409, json.dumps({"url": f"{self.hub.url}/{name}"}).encode(), {})
+        private = asked.get("visibility") == "private" or bool(asked.get("private"))
+        self.hub.repositories[name] = Repository({"main": {".gitattributes": b""}}, private=private)
+        return self._send_json({"url": f"{self.hub.url}/{name}"})
+
+    def _commit(self, name: str, revision: str, lines: list[dict[str, dict[str, str]]]) -> None:
+        files = dict(self.hub.repositories[name].revisions[revision])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header" and value.get("parentCommit") not in (None, commit_of(files)):
+                return self._refuse(412, "Changed")
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            if line["key"] == "deletedFile":
+                del files[value["path"]]
+        self.hub.repositories[name].revisions[revision] = files
+        oid = commit_of(files)
+        return self._send_json({"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{name}/commit/{oid}"})
+
     def _answer(self) -> None:
         path = urlsplit(self.path).path
         self.hub.requests.append((self.command, path))
         parts = [unquote(part) for part in path.removeprefix("/api/models").split("/")[1:]]
+        if self.command == "GET" and path.startswith("/api/models/") and len(parts) == 2:
+            parts += ["revision", "main"]
         if len(parts) < 4:
             return self._refuse(404, "EntryNotFound")  # what else some versions ask about
         owner, name, what, *rest = parts
@@ -94,7 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "RevisionNotFound")
         commit, files = found
         if what == "revision":
-            return self._send_json({"id": f"{owner}/{name}", "sha": commit, "siblings": _siblings(files)})
+            about = {"id": f"{owner}/{name}", "sha": commit, "private": repository.private}
+            return self._send_json({**about, "siblings": _siblings(files)})
         if what == "tree":
             return self._send_json([_entry(path, content) for path, content in files.items()])
         if repository.gated:
@@ -126,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body[:stop_after])
             self.close_connection = self.close_connection or stop_after is not None
 
