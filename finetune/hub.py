@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from finetune.errors import CheckpointError, first_line
 
+_SECONDS = 10.0  # for the hub to answer
 _BUNDLE = ["model.json", "novelty.safetensors", "README.md", "weights/*"]  # of a repository, all else is left there
 _ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
@@ -40,20 +41,35 @@ def fetch_bundle(hub_id: HubId) -> Path:
     Raises:
         CheckpointError: there is none, or it cannot be fetched.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub import snapshot_download
 
     repository, revision = hub_id
     try:
-        described = hf_hub_download(repository, "model.json", revision=revision)
-        commit = Path(described).parent.name  # so that all is of one, even where a newer one is pushed meanwhile
-        return Path(snapshot_download(repository, revision=commit, allow_patterns=_BUNDLE))
-    except Exception as error:  # of requests, httpx or the disk; versions of huggingface_hub share no base class
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+        files = _files_of(hub_id)
+        if files is not None and "model.json" not in files:
             raise CheckpointError(
-                f"{hub_id}: no model bundle: the repository has no model.json; give one that finetune push wrote"
-            ) from None
-        raise CheckpointError(f"{hub_id}: no such folder, and as a hub id: {explain(error)}") from None
+                "no model bundle: the repository has no model.json; give one that finetune push wrote"
+            )
+        local = files is None
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_BUNDLE, local_files_only=local))
+    except CheckpointError as error:
+        raise CheckpointError(f"{hub_id}: {error}") from None
+    except Exception as error:  # of requests, httpx or the disk; versions of huggingface_hub share no base class
+        raise CheckpointError(f"{hub_id}: {explain(error)}") from None
+
+
+def _files_of(hub_id: HubId) -> set[str] | None:
+    """Names of a repository's files; None where the hub does not answer, which is asked once: a download would try for
+    half a minute."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(hub_id.repository, revision=hub_id.revision, timeout=_SECONDS)
+    except Exception as error:  # see fetch_bundle
+        if status_of(error) is None:
+            return None
+        raise
+    return {file.rfilename for file in info.siblings or ()}
 
 
 def explain(error: Exception, ungated_copy: str | None = None) -> str:
@@ -77,7 +93,10 @@ def explain(error: Exception, ungated_copy: str | None = None) -> str:
         return "the hub has this repository, but no such branch, tag or commit of it; check the revision"
     if isinstance(error, errors.LocalEntryNotFoundError) and status is None:
         if constants.HF_HUB_OFFLINE:
-            return "not completely in the local cache, and offline mode is on; unset HF_HUB_OFFLINE to download it"
+            return (
+                "not completely in the local cache, and offline mode is on; unset HF_HUB_OFFLINE to download it; "
+                "there is no folder of that name"
+            )
         return (
             "there is no folder of that name, it is not completely in the local cache, and the hub cannot be reached; "
             "check the name and the network, or download the checkpoint and give its folder"

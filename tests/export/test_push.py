@@ -197,16 +197,17 @@ def test_an_id_that_gives_no_bundle_says_why(hub, cli, tmp_path):
     hub.add("me/clip", {"config.json": b"{}"})
     for place, environment, message in (
         ("me/clip", {}, "me/clip: no model bundle: the repository has no model.json"),
-        ("me/none", {}, "me/none: no such folder, and as a hub id: the hub has no such repository"),
+        ("me/none", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "and the hub cannot be reached; check the name"),
+        ("me/none", {}, "me/none: the hub has no such repository"),
         (
             "me/clip@v9",
             {},
-            "me/clip@v9: no such folder, and as a hub id: the hub has this repository, but no such branch",
+            "me/clip@v9: the hub has this repository, but no such branch",
         ),
         (
             "me/none",
             {"HF_HUB_OFFLINE": "1"},
-            "me/none: no such folder, and as a hub id: not completely in the local cache",
+            "me/none: not completely in the local cache",
         ),
     ):
         done = cli("predict", place, tmp_path / "image.png", **environment)
