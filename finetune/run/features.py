@@ -184,6 +184,8 @@ class RunFeatures:
             "image_spec": self._spec.to_json(),
             "rows": [spec.to_json() for spec in extractor.specs],
         }
+        if not self.placement.is_trivial:  # other meshes round otherwise, and a run's bits do not depend on the cache
+            about["mesh"] = dict(self.placement.mesh.shape)
         if views is not None:
             about["views"] = {**asdict(views), "augment": views.augment.model_dump(mode="json")}
         return about
