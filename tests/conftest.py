@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hub_server import Hub
 from paths import ROOT, SMALL
 
 # A suite without a cache spends its time on compilation. So programs are compiled once for all tests, their processes
@@ -45,6 +46,15 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def goldens(shared: Path) -> Path:
     return shared / "goldens"
+
+
+@pytest.fixture
+def hub():
+    """A hub on the loopback, which tests fill."""
+    hub = Hub()
+    hub.start()
+    yield hub
+    hub.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Bundles on a hub: pushed to one on loopback, and loaded back by id."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,8 +8,7 @@ import sys
 import numpy as np
 import pytest
 from bundles import CURRENT, copy_bundle
-from hub_server import Hub
-from paths import ROOT
+from hub_server import environment as hub_environment
 from PIL import Image
 
 import finetune
@@ -64,32 +62,13 @@ def test_a_link_is_not_pushed_whatever_it_names(tmp_path):
 
 
 @pytest.fixture
-def hub():
-    hub = Hub()
-    hub.start()
-    yield hub
-    hub.stop()
-
-
-@pytest.fixture
 def cli(hub, tmp_path):
     """Runs the command line against the hub, as somebody with a token; gives the process that ended."""
 
     def cli(*arguments, **environment):
-        settings = {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_TOKEN": hub.token,
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
-            "PYTHONPATH": str(ROOT),
-        }
-        mine = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        settings = {**hub_environment(hub, tmp_path), "HF_TOKEN": hub.token, **environment}
         command = [sys.executable, "-m", "finetune.cli", *map(str, arguments)]
-        env = {name: value for name, value in {**mine, **settings, **environment}.items() if value is not None}
+        env = {name: value for name, value in settings.items() if value is not None}
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
 
     return cli

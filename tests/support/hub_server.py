@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+from paths import ROOT
 
 Files = dict[str, bytes]
 
@@ -197,3 +200,19 @@ def _entry(path: str, content: bytes) -> dict[str, object]:
 
 def _hash(content: bytes) -> str:
     return hashlib.sha1(content).hexdigest()
+
+
+def environment(hub, folder):
+    """Of a process that asks this hub alone."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return {
+        **mine,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+        "PYTHONPATH": str(ROOT),
+    }

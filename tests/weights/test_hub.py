@@ -6,12 +6,11 @@ huggingface_hub reads its environment when it is imported, so what is tested run
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
-from hub_server import Hub
+from hub_server import environment as hub_environment
 from paths import ROOT
 
 TINY_CLIP = ROOT / "checkpoints" / "tiny-clip"
@@ -50,14 +49,6 @@ NOT_WANTED = {
 
 
 @pytest.fixture
-def hub():
-    hub = Hub()
-    hub.start()
-    yield hub
-    hub.stop()
-
-
-@pytest.fixture
 def ask(hub, tmp_path):
     """Locates sources, in one fresh process; gives for each the files of its folder, or the error."""
 
@@ -69,21 +60,10 @@ def ask(hub, tmp_path):
 
 
 def run(hub, folder, code, *arguments, **environment):
-    settings = {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(folder / "hf"),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-        "PYTHONPATH": str(ROOT),
-    }
-    mine = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
-        env={**mine, **settings, **environment},
+        env={**hub_environment(hub, folder), **environment},
         capture_output=True,
         text=True,
     )
