@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.checkpoint import RunCheckpoints as RunCheckpoints
+    from finetune.distributed.membership import join_processes as join_processes
     from finetune.distributed.mesh import make_mesh as make_mesh
     from finetune.distributed.sharding import Placement as Placement
     from finetune.errors import FinetuneError as FinetuneError
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from finetune.recipe import TrainStage as TrainStage
     from finetune.recipe import load_recipe as load_recipe
     from finetune.recipe.schema import recipe_schema as recipe_schema
+    from finetune.remote import push_to_url as push_to_url
     from finetune.report.bench import bench_recipe as bench_recipe
     from finetune.report.compare import compare_runs as compare_runs
     from finetune.report.doctor import diagnose_data as diagnose_data
@@ -92,6 +94,7 @@ _HOME = {
     "evaluate_run": "evaluation.evaluate_run",
     "extract_submodule": "models.surgery",
     "find_learning_rate": "report.lr_find",
+    "join_processes": "distributed.membership",
     "label_params": "optim.partitions",
     "load_backbone": "models.backbone",
     "load_bundle": "export.bundle",
@@ -103,6 +106,7 @@ _HOME = {
     "merge": "trees",
     "plan_recipe": "report.plan",
     "push_to_hub": "export.push",
+    "push_to_url": "remote",
     "recipe_schema": "recipe.schema",
     "restore": "inference.predictor",
     "run": "run.run",

@@ -1,6 +1,6 @@
 """Folders at URLs, by fsspec: ``s3://``, ``gs://``, ``https://``, ``file://``, ``memory://`` and what else it knows.
 
-A folder that :func:`push` wrote looks like this::
+A folder that :func:`push_to_url` wrote looks like this::
 
     manifest.json    path, size and SHA-256 of every file, under a digest of its own; written last
     <digest>/        the folder itself
@@ -93,7 +93,7 @@ def fetch(url: str, *, skip: Collection[str] = ()) -> Path:
     raise AssertionError
 
 
-def push(folder: Path, url: str) -> str:
+def push_to_url(folder: str | Path, url: str) -> str:
     """Copies a folder to a URL, where it replaces an earlier one at once and only when all of it is there.
 
     Returns:
@@ -102,6 +102,7 @@ def push(folder: Path, url: str) -> str:
     Raises:
         CheckpointError: it has links or devices, or it cannot be written there; what was there before still is.
     """
+    folder = Path(folder)
     manifest: dict[str, Any] = {"format": _FORMAT, "files": {}}
     for path in _files_in(folder):
         manifest["files"][path] = {"size": (folder / path).stat().st_size, "sha256": _hash_file(folder / path)}
@@ -132,7 +133,7 @@ def push(folder: Path, url: str) -> str:
 
 
 def is_there(url: str) -> bool:
-    """Whether a URL has what :func:`push` writes.
+    """Whether a URL has what :func:`push_to_url` writes.
 
     Raises:
         CheckpointError: it cannot be looked at.

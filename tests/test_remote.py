@@ -15,7 +15,7 @@ from PIL import Image
 import finetune
 from finetune.errors import CheckpointError
 from finetune.files import hash_json
-from finetune.remote import fetch, is_url, local_folder, push
+from finetune.remote import fetch, is_url, local_folder, push_to_url
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def put(folder, url):
 
 
 def test_what_is_pushed_is_fetched_once(folder, url, cache):
-    digest = push(folder, url)
+    digest = push_to_url(folder, url)
     copy = fetch(url)
     assert contents(copy) == contents(folder)
     assert copy == cache / digest
@@ -68,11 +68,11 @@ def test_what_is_pushed_is_fetched_once(folder, url, cache):
 
 
 def test_a_newer_folder_is_another_one_and_replaces_the_older(folder, url):
-    push(folder, url)
+    push_to_url(folder, url)
     first = fetch(url)
     (folder / "run.json").write_text('{"newer": true}')
     (folder / "model" / "weights" / "d#1 é").unlink()
-    newer = push(folder, url)
+    newer = push_to_url(folder, url)
     assert fetch(url) != first
     assert contents(fetch(url)) == contents(folder)
     files, root = fsspec.url_to_fs(url)
@@ -80,11 +80,11 @@ def test_a_newer_folder_is_another_one_and_replaces_the_older(folder, url):
 
 
 def test_the_same_folder_may_be_pushed_again(folder, url):
-    assert push(folder, url) == push(folder, url)
+    assert push_to_url(folder, url) == push_to_url(folder, url)
     assert contents(fetch(url)) == contents(folder)
 
 
-@pytest.mark.parametrize("copied", [push, put])
+@pytest.mark.parametrize("copied", [push_to_url, put])
 def test_what_is_not_needed_is_not_fetched(folder, url, copied):
     copied(folder, url)
     everything = contents(fetch(url))
@@ -95,7 +95,7 @@ def test_what_is_not_needed_is_not_fetched(folder, url, copied):
 
 def test_a_push_that_is_cut_off_leaves_what_was_there(folder, monkeypatch):
     url = "memory://bucket/run"
-    push(folder, url)
+    push_to_url(folder, url)
     before = contents(folder)
     (folder / "run.json").write_text('{"newer": true}')
     put_file = MemoryFileSystem.put_file
@@ -107,14 +107,14 @@ def test_a_push_that_is_cut_off_leaves_what_was_there(folder, monkeypatch):
 
     monkeypatch.setattr(MemoryFileSystem, "put_file", fail)
     with pytest.raises(CheckpointError, match="memory://bucket/run: cannot be written: connection lost"):
-        push(folder, url)
+        push_to_url(folder, url)
     assert contents(fetch(url)) == before
     monkeypatch.undo()
 
 
 @pytest.mark.parametrize("data", [b"12344", b"123", b"123456", b""])
 def test_a_damaged_copy_is_no_copy(folder, data, cache):
-    digest = push(folder, "memory://bucket/run")
+    digest = push_to_url(folder, "memory://bucket/run")
     fsspec.filesystem("memory").pipe_file(f"/bucket/run/{digest}/model/weights/d#1 é", data)
     with pytest.raises(CheckpointError, match="d#1 é(:)? is not (what was written|of 5 bytes)"):
         fetch("memory://bucket/run")
@@ -122,7 +122,7 @@ def test_a_damaged_copy_is_no_copy(folder, data, cache):
 
 
 def test_a_file_that_is_gone_is_named(folder):
-    digest = push(folder, "memory://bucket/run")
+    digest = push_to_url(folder, "memory://bucket/run")
     fsspec.filesystem("memory").rm(f"/bucket/run/{digest}/run.json")
     with pytest.raises(CheckpointError, match="not all of it is there: .*run.json"):
         fetch("memory://bucket/run")
@@ -171,7 +171,7 @@ def test_what_is_not_there_is_one_message(url, message):
 def test_links_are_not_pushed(folder):
     (folder / "link").symlink_to("/etc/hostname")
     with pytest.raises(CheckpointError, match="link: neither a file nor a folder"):
-        push(folder, "memory://bucket/run")
+        push_to_url(folder, "memory://bucket/run")
     assert not fsspec.filesystem("memory").exists("/bucket/run/manifest.json")
 
 
@@ -182,7 +182,7 @@ def test_paths_are_no_urls(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("copied", [push, put])
+@pytest.mark.parametrize("copied", [push_to_url, put])
 def test_a_bundle_at_a_url_predicts_as_it_does_here(copied, cache):
     copied(CURRENT, "memory://bucket/model")
     images = np.random.default_rng(0).integers(0, 256, (3, 11, 13, 3), dtype=np.uint8)
@@ -205,7 +205,7 @@ def test_a_bundle_that_was_damaged_at_its_url_is_not_used(tmp_path):
 @pytest.mark.slow
 def test_the_command_line_takes_urls(small_run, tmp_path):
     url = f"file://{tmp_path}/bucket/run"
-    push(small_run.directory, url)
+    push_to_url(small_run.directory, url)
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
     for command in (["predict", url, tmp_path / "red.png"], ["evaluate", url]):
         here = subprocess.run(

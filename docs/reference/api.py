@@ -18,9 +18,9 @@ GROUPS = {
     ),
     "Training": (
         "StageTrainer", "TrainState", "StageLength", "ParameterPlan", "label_params", "build_optimizer",
-        "RunCheckpoints", "make_mesh", "Placement",
+        "RunCheckpoints", "make_mesh", "Placement", "join_processes", "find_learning_rate",
     ),
-    "Inference": ("restore", "Predictor", "Prediction", "save_bundle", "load_bundle"),
+    "Inference": ("restore", "Predictor", "Prediction", "save_bundle", "load_bundle", "push_to_hub", "push_to_url"),
     "Errors": ("FinetuneError",),
 }  # fmt: skip
 

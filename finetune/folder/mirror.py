@@ -12,7 +12,7 @@ from pathlib import Path
 from finetune.errors import CheckpointError
 from finetune.files import UNFINISHED
 from finetune.folder import contents
-from finetune.remote import fetch, is_there, push
+from finetune.remote import fetch, is_there, push_to_url
 
 _TRIES = 5  # to see the folder while nothing of it is replaced
 
@@ -45,7 +45,7 @@ class Mirror:
     def _copy(self) -> None:
         try:
             with _snapshot(self._folder) as seen:
-                push(seen, self._url)
+                push_to_url(seen, self._url)
             self._problem = None
         except (CheckpointError, OSError) as error:
             if str(error) != self._problem:  # once, however often it fails

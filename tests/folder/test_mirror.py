@@ -8,7 +8,7 @@ from paths import SMALL
 import finetune
 from finetune.errors import Interrupted, RecipeError
 from finetune.folder.mirror import bring_back, mirrored
-from finetune.remote import fetch, push
+from finetune.remote import fetch, push_to_url
 from finetune.signals import StopSignal
 
 
@@ -50,12 +50,12 @@ def test_files_that_are_there_already_are_not_sent_again(folder, tmp_path, monke
     import fsspec
 
     url = f"file://{tmp_path}/bucket/run"
-    push(folder, url)
+    push_to_url(folder, url)
     system = type(fsspec.url_to_fs(url)[0])
     put, sent = system.put_file, []
     monkeypatch.setattr(system, "put_file", lambda self, here, *a, **k: (sent.append(here), put(self, here, *a, **k)))
     (folder / "run.json").write_text('{"now": 1}')
-    push(folder, url)
+    push_to_url(folder, url)
     assert [os.path.basename(here) for here in sent] == ["run.json"]
     assert files(fetch(url)) == files(folder)
 
