@@ -50,7 +50,7 @@ class RunCheckpoints:
             saved: is called after each step that was written, by the thread that wrote it.
             placement: of the arrays that are restored; by default on this process's first device.
         """
-        self._placement = placement if placement is not None and not placement.is_trivial else None
+        self._placement = placement
         self.directory = directory.absolute()
         keep = policies.AnyPreservationPolicy(
             [
@@ -194,7 +194,7 @@ class RunCheckpoints:
         if jax.process_count() > 1:  # the others are sent it
             places = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), like)
         else:
-            like = on_this_device(like) if self._placement is None else self._placement.shapes(like)
+            like = shapes_in_place(like, self._placement)
             places = ocp.checkpoint_utils.construct_restore_args(like)
         tree = self._restore(step, **{item: ocp.args.PyTreeRestore(like, restore_args=places)})[item]
         if Counter(_hash_arrays(tree)) != Counter(self._manifest(step).get(item, ())):
@@ -266,7 +266,13 @@ def find_bundle(folder: Path) -> Path | None:
     return next((home for home in homes if (home / "model.json").is_file()), None)
 
 
-def on_this_device(tree: Any) -> Any:
-    """The tree as shapes, placed on this process's default device whatever machine wrote it."""
+def shapes_in_place(tree: Any, placement: Placement | None = None) -> Any:
+    """The tree as shapes, where its arrays are to be restored, whatever machine wrote them.
+
+    Args:
+        placement: by default, and where it has one device, on this process's first device.
+    """
+    if placement is not None and not placement.is_trivial:
+        return placement.shapes(tree)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)

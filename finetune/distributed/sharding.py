@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -69,7 +69,7 @@ class Placement:
 
     @cached_property
     def _several_processes(self) -> bool:
-        return jax.process_count() > 1
+        return len({device.process_index for device in self.mesh.devices.flat}) > 1
 
     def shardings(self, tree: Any) -> Any:
         """The sharding of each leaf, by its path: the names of the dicts that it is in.
@@ -153,6 +153,10 @@ class Placement:
         """The next size of a batch that can be divided."""
         return -(-size // self.batch_shards) * self.batch_shards
 
+    def jit(self, step: Callable[..., Any]) -> Any:
+        """The step compiled, with all of its results on every device."""
+        return jax.jit(step) if self.is_trivial else jax.jit(step, out_shardings=self.replicated)
+
     def check_batch(self, name: str, size: int, parts: int = 1) -> None:
         """
         Args:
@@ -223,6 +227,11 @@ class Placement:
                     f"mesh.rules: {path} of shape {shape} does not divide along {axis} among "
                     f"{self.mesh.shape[axis]} devices; give that axis null"
                 )
+
+
+def on_one_device() -> Placement:
+    """Everything is on this process's first device."""
+    return Placement(make_mesh(devices=jax.local_devices()[:1]))
 
 
 def on_all_devices() -> Placement:

@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune.data.labeled_images import Split
 from finetune.data.loader import evaluation_batches
-from finetune.distributed.sharding import Placement
+from finetune.distributed.sharding import Placement, on_one_device
 from finetune.errors import DataError
 from finetune.evaluation.steps import EvalStep
 from finetune.images.spec import ImageSpec
@@ -96,11 +96,9 @@ def evaluate(
     Raises:
         DataError: images may have several labels, but none has any: average precision is undefined.
     """
-    size = min(batch_size, len(split))
-    if placement is not None:
-        size = placement.round_up(size)
-    share = None if placement is None else placement.rows(size)
-    batches = track(evaluation_batches(split, spec, size, share=share), name, -(-len(split) // size))
+    placement = placement or on_one_device()
+    size = placement.round_up(min(batch_size, len(split)))
+    batches = track(evaluation_batches(split, spec, size, share=placement.rows(size)), name, -(-len(split) // size))
     return evaluate_batches(eval_step, variables, batches, split.labels, keep_logits, placement)
 
 
@@ -119,12 +117,12 @@ def evaluate_batches(
             f"mean average precision is undefined: none of the {len(labels)} images has a label; "
             "give images with labels, or another share of them to this split"
         )
-    put, put_batch = (jax.device_put,) * 2 if placement is None else (placement.put, placement.put_batch)
-    variables = put(variables)  # arrays on the host are copied once, not with every batch
+    placement = placement or on_one_device()
+    variables = placement.put(variables)  # arrays on the host are copied once, not with every batch
     sums: Any = None  # read from the device once, after the last batch
     rows = []
     for batch in batches:
-        metrics, logits = eval_step(variables, put_batch(batch))
+        metrics, logits = eval_step(variables, placement.put_batch(batch))
         sums = metrics if sums is None else jax.tree.map(lambda a, b: a + b, sums, metrics)
         if multi_label or keep_logits:
             rows.append(logits)

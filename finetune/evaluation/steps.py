@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from finetune.distributed.activations import divided_by_images
-from finetune.distributed.sharding import Placement
+from finetune.distributed.sharding import Placement, on_one_device
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
 from finetune.training.frozen_prefix import FrozenPrefix
@@ -37,7 +37,7 @@ def make_eval_step(classifier: Classifier, spec: ImageSpec, placement: Placement
             logits: Any = classifier.apply(variables, images)
         return _measure(logits, batch), logits
 
-    return _jit(eval_step, placement)
+    return (placement or on_one_device()).jit(eval_step)
 
 
 def make_kept_eval_step(prefix: FrozenPrefix, placement: Placement | None = None) -> EvalStep:
@@ -49,13 +49,7 @@ def make_kept_eval_step(prefix: FrozenPrefix, placement: Placement | None = None
         logits = prefix.resume(varying, frozen, batch["kept"])
         return _measure(logits, batch), logits
 
-    return _jit(eval_step, placement)
-
-
-def _jit(step: EvalStep, placement: Placement | None) -> EvalStep:
-    if placement is None or placement.is_trivial:
-        return jax.jit(step)
-    return jax.jit(step, out_shardings=placement.replicated)
+    return (placement or on_one_device()).jit(eval_step)
 
 
 def _measure(logits: jax.Array, batch: Any) -> Metrics:

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
-from finetune.checkpoint import find_bundle, on_this_device, this_process_alone
+from finetune.checkpoint import find_bundle, shapes_in_place, this_process_alone
 from finetune.distributed.sharding import Placement
 from finetune.errors import CheckpointError, FinetuneError, ModelError, first_line, listed
 from finetune.export.card import CardFacts, render_card
@@ -324,9 +324,8 @@ def _checkpointer() -> ocp.StandardCheckpointer:
 
 
 def _load_weights(folder: Path, shapes: dict[str, Any], placement: Placement | None = None) -> dict[str, Any]:
-    placed = on_this_device(shapes) if placement is None or placement.is_trivial else placement.shapes(shapes)
     try:
         with _checkpointer() as checkpointer:
-            return checkpointer.restore(folder.absolute(), placed)
+            return checkpointer.restore(folder.absolute(), shapes_in_place(shapes, placement))
     except Exception as error:  # Orbax and TensorStore raise many kinds
         raise CheckpointError(f"{folder}: the weights cannot be read: {first_line(error)}") from None

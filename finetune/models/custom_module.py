@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
-from finetune.checkpoint import find_bundle, on_this_device
+from finetune.checkpoint import find_bundle, shapes_in_place
 from finetune.errors import ModelError, first_line, nearest
 from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
@@ -167,7 +167,7 @@ def _read_weights(folder: Path) -> Mapping[str, Any]:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             saved = checkpointer.metadata(directory.absolute())
-            shapes = on_this_device(getattr(saved, "item_metadata", saved))
+            shapes = shapes_in_place(getattr(saved, "item_metadata", saved))
             variables = checkpointer.restore(directory.absolute(), shapes)
     except Exception as error:  # Orbax and TensorStore raise many kinds
         raise ModelError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -240,9 +240,8 @@ def prepare_run(
         # on the host, so that a device holds no more than each stage or the mesh puts there
         backbone, variables = _on_host(backbone), jax.device_get(variables)
     placement.check_rules(variables["params"])
-    classifiers, plans, parts, more = _follow_stages(
-        recipe, backbone, classifier, variables, labels, lengths, placement
-    )
+    walk = _walk_stages(recipe, backbone, classifier, variables, labels, lengths, placement)
+    classifiers, plans, parts, more = _follow_stages(walk)
     if not cast:
         variables = placement.put(variables)
     train = _training_images(recipe.data, splits.train, verify)
@@ -285,22 +284,15 @@ def _pretrained_head(recipe: Recipe, backbone: Backbone, class_names: Sequence[s
 
 
 def _follow_stages(
-    recipe: Recipe,
-    backbone: Backbone,
-    classifier: Classifier,
-    variables: Variables,
-    labels: np.ndarray,
-    lengths: Sequence[StageLength],
-    placement: Placement,
+    walk: Iterable[tuple[Classifier, StageTrainer | None, Any]],
 ) -> tuple[tuple[Classifier, ...], dict[int, ParameterPlan], dict[int, list[dict[str, Any]]], tuple[str, ...]]:
     """The classifier after each stage, the plan of each training stage, and what its partitions take, also in words;
     what cannot work is told here.
 
     Args:
-        labels: of the training images, which some heads hold.
+        walk: what :func:`_walk_stages` gives.
     """
     classifiers, plans, partitions, lines = [], {}, {}, []
-    walk = _walk_stages(recipe, backbone, classifier, variables, labels, lengths, placement)
     for index, (after, trainer, params) in enumerate(walk):
         if trainer is not None:
             jax.eval_shape(trainer.init_state)
@@ -325,7 +317,11 @@ def _walk_stages(
     lengths: Sequence[StageLength],
     placement: Placement,
 ) -> Iterator[tuple[Classifier, StageTrainer | None, Any]]:
-    """For each stage the classifier after it, its trainer if it trains, and parameters of the shapes before it."""
+    """For each stage the classifier after it, its trainer if it trains, and parameters of the shapes before it.
+
+    Args:
+        labels: of the training images, which some heads hold.
+    """
     depth_order, text = depth_order_of(backbone.module), backbone.text
     width = None if text is None else jax.eval_shape(lambda: text.image_projection).shape[1]
     for stage, length in zip(recipe.stages, lengths, strict=True):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune.data.feature_store import RowSpec
-from finetune.distributed.sharding import Placement
+from finetune.distributed.sharding import Placement, on_one_device
 from finetune.errors import DataError
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier, without_head
@@ -51,7 +51,7 @@ class FeatureExtractor:
             placement: where there are several devices, which share each batch.
         """
         self.prefix, self._frozen, self._dtype = prefix, frozen, dtype
-        self._placement = placement if placement is not None and not placement.is_trivial else None
+        self._placement = placement or on_one_device()
         self._step = _make_step(prefix, dtype, self._placement)
         dtypes = [jax.eval_shape(lambda x: _convert(x, dtype), array).dtype for array in prefix.kept]
         self.specs = [RowSpec(array.shape, np.dtype(dtype)) for array, dtype in zip(prefix.kept, dtypes, strict=True)]
@@ -97,7 +97,7 @@ class FeatureExtractor:
     @property
     def share(self) -> np.ndarray | None:
         """The rows of each batch that this process brings; None for all."""
-        return None if self._placement is None else self._placement.rows(self.batch_size)
+        return self._placement.rows(self.batch_size)
 
     def blocks(self, batches: Iterable[dict[str, np.ndarray]], count: int) -> Iterator[list[np.ndarray]]:
         """The rows of batches of images, without padding. A batch is computed while the one before is taken.
@@ -128,20 +128,21 @@ class FeatureExtractor:
 
     def put_weights(self) -> Any:
         """Brings the weights to the devices that compute."""
-        return jax.device_put(self._frozen) if self._placement is None else self._placement.put(self._frozen)
+        return self._placement.put(self._frozen)
 
     def put_images(self, images: np.ndarray) -> jax.Array:
         """Brings images, uint8 [batch_size, H, W, C], to these devices."""
-        return jax.device_put(images) if self._placement is None else self._placement.put_batch(images)
+        return self._placement.put_batch(images)
 
     @cached_property
     def _traced(self) -> Any:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), self._frozen)
-        step = self._step if self._placement is None else _make_step(self.prefix, self._dtype)  # of no mesh
+        whole = self._placement.is_trivial
+        step = self._step if whole else _make_step(self.prefix, self._dtype, on_one_device())  # of no mesh
         return step.trace(shapes, self._images)
 
 
-def _make_step(prefix: FrozenPrefix, dtype: str | None, placement: Placement | None = None) -> Any:
+def _make_step(prefix: FrozenPrefix, dtype: str | None, placement: Placement) -> Any:
     """``step(frozen, images)``, jitted: the kept values, and whether the dtype cannot hold some."""
 
     def step(frozen: Any, images: jax.Array) -> tuple[list[jax.Array], jax.Array]:
@@ -151,7 +152,7 @@ def _make_step(prefix: FrozenPrefix, dtype: str | None, placement: Placement | N
         overflows = [(jnp.isfinite(a) & ~jnp.isfinite(b)).any() for a, b in pairs if a.dtype != b.dtype]
         return converted, jnp.stack(overflows).any() if overflows else jnp.bool_(False)
 
-    return jax.jit(step) if placement is None else jax.jit(step, out_shardings=placement.replicated)
+    return placement.jit(step)
 
 
 def _convert(array: jax.Array, dtype: str | None) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from finetune.distributed.sharding import Placement
+from finetune.distributed.sharding import Placement, on_one_device
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
 from finetune.models.frozen_batch_norm import freeze_batch_norm
@@ -65,7 +65,7 @@ def make_estimator(
             )
         return {path: leaf for path, leaf in flatten(updated[_STATISTICS]).items() if path in paths}
 
-    put = jax.device_put if placement is None else placement.put_batch
+    put = (placement or on_one_device()).put_batch
 
     def estimate(variables: Variables, batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         sums: dict[str, Any] = {}

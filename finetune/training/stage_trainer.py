@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from finetune.distributed.mesh import make_mesh
-from finetune.distributed.sharding import Placement
+from finetune.distributed.sharding import Placement, on_one_device
 from finetune.errors import ModelError
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
@@ -78,7 +77,7 @@ class StageTrainer:
         self.schedules = learning_rates(stage.partitions, length)
         self._classifier, self._class_weights = _computing(classifier, stage, self.plan), class_weights
         self._seed, self._spec, self.num_classes = seed, image_spec, classifier.num_classes
-        self.placement = placement or Placement(make_mesh(devices=jax.local_devices()[:1]))
+        self.placement = placement or on_one_device()
         self.placement.check_batch(f"stage {stage.name!r}: batch_size", stage.batch_size, stage.grad_accum_steps)
         self.step: TrainStep = self._make_step()
         self._divide(variables)
