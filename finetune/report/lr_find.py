@@ -21,6 +21,7 @@ from finetune.recipe import Recipe, TrainStage
 from finetune.recipe.optimization import Constant
 from finetune.run.progress import Progress
 from finetune.run.setup import RunSetup, prepare_run
+from finetune.training.losses import class_weights
 from finetune.training.stage_trainer import StageTrainer
 
 LOWEST, HIGHEST = 1e-3, 1e3  # of the factors on the recipe's learning rates
@@ -135,7 +136,8 @@ def _run(setup: RunSetup, index: int, stage: TrainStage, steps: int, display: Pr
         setup.variables,
         setup.spec,
         StageLength(steps),
-        seed=setup.recipe.seed,
+        seed=setup.recipe.seed + index,
+        class_weights=class_weights(stage.loss, setup.splits.train.labels, setup.classifier.num_classes),
         pretrained=setup.backbone.variables["params"],
         placement=setup.placement,
     )

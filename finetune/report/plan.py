@@ -109,9 +109,14 @@ def make_trainer(
     stage: TrainStage, classifier: Classifier, variables: Any, backbone: Backbone, placement: Placement
 ) -> StageTrainer:
     """The stage as it will run, but for the length of an epoch."""
-    total = stage.steps or (stage.epochs or 0) * _EPOCH or -(-(stage.examples or 0) // stage.batch_size)
-    length = StageLength(total, _EPOCH, stage.batch_size)
+    length = nominal_length(stage)
     return StageTrainer(stage, classifier, variables, backbone.image_spec, length, placement=placement)
+
+
+def nominal_length(stage: TrainStage) -> StageLength:
+    """Of a stage whose images are not known: an epoch is taken to be long."""
+    total = stage.steps or (stage.epochs or 0) * _EPOCH or -(-(stage.examples or 0) // stage.batch_size)
+    return StageLength(total, _EPOCH, stage.batch_size)
 
 
 def describe_leaves(trainer: StageTrainer, variables: Variables) -> list[dict[str, Any]]:

@@ -13,11 +13,10 @@ from finetune.models.classifier import Classifier, init_shapes
 from finetune.models.depth import depth_order_of
 from finetune.optim.optimizer import learning_rates
 from finetune.optim.parameter_plan import ParameterPlan
-from finetune.optim.schedules import StageLength
 from finetune.recipe import PretrainedConfig, Recipe
+from finetune.report.plan import nominal_length
 
 _CLASSES = 2  # where the recipe does not say how many: no rule depends on it
-_EPOCH = 1000  # steps; only the data tell
 
 
 def validate_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, Any]:
@@ -37,8 +36,7 @@ def validate_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[s
     classifier, shapes, unchecked = _shapes(recipe, allow_local_code)
     stages: list[dict[str, Any]] = []
     for stage in recipe.train_stages.values():
-        total = stage.steps or (stage.epochs or 0) * _EPOCH or -(-(stage.examples or 0) // stage.batch_size)
-        learning_rates(stage.partitions, StageLength(total, _EPOCH, stage.batch_size))
+        learning_rates(stage.partitions, nominal_length(stage))
         partitions = None
         if classifier is not None:
             plan = ParameterPlan.make(shapes, stage.partitions, depth_order_of(classifier.backbone))

@@ -56,7 +56,6 @@ class RunResult:
         return restore(self.directory, allow_local_code=self.allow_local_code)
 
 
-@member()
 @foreign_errors_translated()
 def run(
     recipe: Recipe,
