@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from finetune.recipe.schema import recipe_schema as recipe_schema
     from finetune.remote import push_to_url as push_to_url
     from finetune.report.bench import bench_recipe as bench_recipe
+    from finetune.report.choose import ChosenRecipe as ChosenRecipe
+    from finetune.report.choose import choose_recipe as choose_recipe
     from finetune.report.compare import compare_runs as compare_runs
     from finetune.report.doctor import diagnose_data as diagnose_data
     from finetune.report.leaderboard import make_leaderboard as make_leaderboard
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Backbone": "models.backbone",
     "BatchNorm": "models.layers.convolution",
+    "ChosenRecipe": "report.choose",
     "Classifier": "models.classifier",
     "Clip": "models.backbone",
     "DepthOrder": "models.depth",
@@ -89,6 +92,7 @@ _HOME = {
     "bench_recipe": "report.bench",
     "build_classifier": "models.classifier",
     "build_optimizer": "optim.optimizer",
+    "choose_recipe": "report.choose",
     "compare_runs": "report.compare",
     "diagnose_data": "report.doctor",
     "evaluate_run": "evaluation.evaluate_run",

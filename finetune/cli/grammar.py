@@ -12,6 +12,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "finetune run clip_vit_b32 data.source=photos stages.1.epochs=5 -o checkpoints/photos",
         "finetune run quickstart -o checkpoints/quickstart --resume",
     ),
+    "train": (
+        "finetune train photos",
+        "finetune train photos --backbone facebook/dinov2-base --minutes 60",
+    ),
     "resume": (
         "finetune resume checkpoints/quickstart",
         "finetune resume checkpoints/quickstart evaluate.batch_size=64",
@@ -42,7 +46,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "models": ("finetune models",),
 }
 _OTHER_WORDS = {  # of timm, Ultralytics, Lightning, Keras, AutoGluon, Hugging Face and torchtune
-    "run": ("fit", "finetune", "fine-tune", "tune", "start", "launch"),
+    "run": ("start", "launch"),
+    "train": ("fit", "finetune", "fine-tune", "tune"),
     "resume": ("continue",),
     "evaluate": ("val", "eval", "test", "score"),
     "predict": ("classify", "infer", "inference", "serve"),

@@ -31,6 +31,7 @@ from finetune.cli.resume import resume
 from finetune.cli.run import run
 from finetune.cli.schema import schema
 from finetune.cli.soup import soup
+from finetune.cli.train import train
 from finetune.cli.validate import validate
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 _VERBS: dict[str, Callable[..., None]] = {
     "run": run,
+    "train": train,
     "resume": resume,
     "predict": predict,
     "evaluate": evaluate,

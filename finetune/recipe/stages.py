@@ -76,7 +76,7 @@ class Partition(Part):
             arXiv:1802.01483).
         batch_norm: ``frozen`` normalizes with the running statistics in training too and keeps them; ``update`` updates
             them. By default frozen where the partition is.
-        lora: train adapters; the matched dense kernels stay as they are.
+        lora: train adapters; the matched kernels, of dense layers or 1 x 1 convolutions, stay as they are.
     """
 
     active_defaults: ClassVar[frozenset[str]] = frozenset({"optimizer", "schedule"})

@@ -245,6 +245,32 @@ def test_a_layer_that_is_not_dense_is_an_error_that_names_it(x):
         nn.Sequential([norm]).init(jax.random.key(0), x)
 
 
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("options", [{}, {"strides": 2, "padding": "VALID"}, {"use_bias": False, "padding": 0}])
+def test_a_pointwise_convolution_computes_what_its_merged_kernel_computes(options, dora):
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 5, 7)), jnp.float32)
+    network = nn.Sequential([nn.Conv(6, (1, 1), **options)])
+    params = noise(network.init(jax.random.key(0), images)["params"], seed=1)
+    adapters = init_adapters(kernels_of(params, "layers_0"), rank=2, dora=dora, rng=jax.random.key(1))
+    adapters = noise(adapters, seed=2)
+    merged = merge_adapters(params, adapters, {"layers_0": 0.5})
+    assert merged["layers_0"]["kernel"].shape == (1, 1, 7, 6)
+    with adapted(adapters, {"layers_0": 0.5}):
+        outputs = network.apply({"params": params}, images)
+    assert np.abs(outputs - network.apply({"params": params}, images)).max() > 0.1
+    np.testing.assert_allclose(outputs, network.apply({"params": merged}, images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"feature_group_count": 7}, {"padding": 1}])
+def test_a_convolution_that_is_no_dense_layer_at_each_position_is_refused(options):
+    images = jnp.ones((1, 4, 4, 7))
+    network = nn.Sequential([nn.Conv(7, (1, 1), **options)])
+    params = network.init(jax.random.key(0), images)["params"]
+    adapters = init_adapters(kernels_of(params, "layers_0"), rank=1, dora=False, rng=jax.random.key(0))
+    with pytest.raises(PartitionError, match=r"layers_0: no dense layer"), adapted(adapters, {"layers_0": 1.0}):
+        network.apply({"params": params}, images)
+
+
 class Doubled(nn.Dense):
     def __call__(self, x: jax.Array) -> jax.Array:
         return 2 * super().__call__(x)
@@ -347,8 +373,8 @@ def test_the_models_own_error_is_not_hidden_by_layers_that_were_not_reached(para
 @pytest.mark.parametrize(
     ("path", "shape"), [(("conv", "kernel"), (3, 3, 8, 8)), (("fc", "bias"), (8,)), (("embed", "embedding"), (8, 8))]
 )
-def test_only_dense_kernels_have_adapters(path, shape):
-    with pytest.raises(PartitionError, match=rf"{'/'.join(path)}.*\({shape[0]},.*dense kernel"):
+def test_only_kernels_of_dense_layers_and_pointwise_convolutions_have_adapters(path, shape):
+    with pytest.raises(PartitionError, match=rf"{'/'.join(path)}.*\({shape[0]},.*dense layer"):
         init_adapters(unflatten_dict({path: jnp.zeros(shape)}), rank=1, dora=False, rng=jax.random.key(0))
 
 

@@ -245,7 +245,7 @@ def test_a_rule_that_leaves_parameters_uncovered_stops_the_run_early(tmp_path):
     [
         ("stages.1.partitions.0.schedule={name: cosine, warmup: {steps: 500}}", "a warm-up of 500 steps in a stage of"),
         ("stages.1.loss={name: focal, class_weights: [1.0, 2.0]}", "2 weights for 10 classes"),
-        ("stages.1.partitions.1.lora={rank: 4}", "is not a dense kernel"),
+        ("stages.1.partitions.1.lora={rank: 4}", "is not the kernel of a dense layer"),
         ("stages.1.partitions.0.match=blocks[7]", "the backbone has 4 blocks"),
     ],
 )
