@@ -37,12 +37,19 @@ def train(
 ) -> None:
     """Train a classifier of your images, without a recipe: one is chosen by their number and the time there is."""
     import finetune
+    from finetune.errors import CheckpointError
     from finetune.folder.run_folder import RunFolder
     from finetune.recipe import read_data_config
 
     data, name = read_data_config(source, options or []), name_of(source)
     directory = output or Path("checkpoints") / name
-    RunFolder(directory).check_free(overwrite=overwrite)
+    folder = RunFolder(directory)
+    if folder.holds_run() and not overwrite:
+        raise CheckpointError(
+            f"{directory}: already holds a run; continue it with finetune resume {directory}, replace it with "
+            "--overwrite, or choose another folder with --output"
+        )
+    folder.check_free(overwrite=overwrite)
     chosen = finetune.choose_recipe(data, backbone=backbone, minutes=minutes, name=name, seed=seed)
     for line in chosen.reasons:
         typer.echo(line)

@@ -7,11 +7,10 @@ from collections.abc import Collection
 
 from finetune.errors import PartitionError
 from finetune.models.depth import DepthOrder
-from finetune.recipe.patterns import matching
+from finetune.recipe.patterns import BLOCKS, matching
 from finetune.trees import module_of
 
 SELECTORS = ("head", "backbone", "norms", "biases", "embeddings", "blocks[i]", "blocks[a:b]")
-_BLOCKS = re.compile(r"blocks\[(-?\d{1,9}|(-?\d{0,9}):(-?\d{0,9}))\]")
 _BACKBONE = "backbone/"
 
 
@@ -37,7 +36,7 @@ def select(match: str, paths: Collection[str], depth_order: DepthOrder | None = 
         return {path for path in paths if _leaf(path) == "bias"}
     if match == "embeddings":
         return {path for path in paths if is_embedding(path)}
-    if blocks := _BLOCKS.fullmatch(match):
+    if blocks := BLOCKS.fullmatch(match):
         return _blocks(blocks, paths, depth_order)
     try:
         return matching(match, paths)
@@ -47,7 +46,7 @@ def select(match: str, paths: Collection[str], depth_order: DepthOrder | None = 
 
 def needs_depth(match: str) -> bool:
     """Whether a rule counts blocks."""
-    return _BLOCKS.fullmatch(match) is not None
+    return BLOCKS.fullmatch(match) is not None
 
 
 def is_embedding(path: str) -> bool:

@@ -13,6 +13,8 @@ import time
 import warnings
 from collections.abc import Iterable
 
+BLOCKS = re.compile(r"blocks\[(-?\d{1,9}|(-?\d{0,9}):(-?\d{0,9}))\]")  # a selector, not a regular expression
+
 _LENGTH = 1000  # characters
 _REPEATS = 10_000  # the product of all counts in braces
 _SECONDS = 1.0  # for all paths

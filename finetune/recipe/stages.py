@@ -18,7 +18,7 @@ from finetune.recipe.heads import (
     TipAdapterStage,
 )
 from finetune.recipe.optimization import AdamW, Constant, CrossEntropy, Loss, Optimizer, Schedule
-from finetune.recipe.patterns import check_pattern
+from finetune.recipe.patterns import BLOCKS, check_pattern
 
 FROZEN = "frozen"  # the label of all frozen parameters
 
@@ -129,7 +129,8 @@ class Partition(Part):
     @field_validator("match")
     @classmethod
     def _is_a_regular_expression(cls, match: str) -> str:
-        check_pattern(match)
+        if BLOCKS.fullmatch(match) is None:
+            check_pattern(match)
         return match
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from finetune.models.build import attach_head, open_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.depth import DepthOrder, depth_order_of
 from finetune.recipe import DataConfig, PretrainedConfig, Recipe, TrainStage, read_data_config
+from finetune.report.mirrored import may_be_mirrored
 from finetune.report.plan import make_trainer
 from finetune.run.features import RunFeatures
 from finetune.run.progress import Progress
@@ -151,6 +152,9 @@ class _Chooser:
         self.speed = extractor.images_per_second()
         self._compile_seconds = time.monotonic() - began - 3 * extractor.batch_size / self.speed
         self._flops_per_second = self.speed * extractor.flops_per_image
+        self._mirrors = self.of_each >= min(_IMAGES_FOR.values()) and may_be_mirrored(
+            features, classifier, variables, splits.train, len(splits.class_names), seed
+        )
 
     @property
     def batch_size(self) -> int:
@@ -241,6 +245,7 @@ class _Chooser:
 
     def _finetune(self, trains: Trains, epochs: int, parts: int) -> dict[str, Any]:
         several, accelerated = self._splits.multi_label, jax.default_backend() != "cpu"
+        augment = {"random_resized_crop": {"scale": [0.5, 1.0]}, **({"hflip": 0.5} if self._mirrors else {})}
         return {
             "name": "finetune",
             "epochs": epochs,
@@ -248,7 +253,7 @@ class _Chooser:
             "clip_grad_norm": 1.0,
             "ema_decay": 0.98,
             "loss": "binary_cross_entropy" if several else {"name": "cross_entropy", "label_smoothing": 0.1},
-            "augment": {"random_resized_crop": {"scale": [0.5, 1.0]}, "hflip": 0.5},
+            "augment": augment,
             **({"grad_accum_steps": parts} if parts > 1 else {}),
             **({"compute_dtype": "bfloat16"} if accelerated else {}),
             "partitions": self._partitions(trains),

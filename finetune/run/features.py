@@ -95,10 +95,19 @@ class RunFeatures:
                 self._tell(store, name, time.perf_counter() - began)
         return self._stores[key]
 
-    def head_inputs(self, classifier: Classifier, variables: Variables, split: Split, name: str) -> np.ndarray:
-        """The features that the head reads, float32 [n, num_features]."""
+    def head_inputs(
+        self,
+        classifier: Classifier,
+        variables: Variables,
+        split: Split,
+        name: str,
+        views: Views | None = None,
+        *,
+        tell: bool = True,
+    ) -> np.ndarray:
+        """The features that the head reads, float32 [n, num_features]; of several views, the first one's."""
         extractor = self.head_extractor(classifier, variables)
-        store, frozen = self.store(extractor, split, name), without_head(variables)
+        store, frozen = self.store(extractor, split, name, views, tell=tell), without_head(variables)
         parts = [store.take(np.arange(i, min(i + _ROWS, len(split)))) for i in range(0, len(split), _ROWS)]
         rows = [extractor.prefix.resume({}, frozen, self.placement.put_whole(part)) for part in parts]
         return np.concatenate([fetch(row).astype(np.float32) for row in rows])

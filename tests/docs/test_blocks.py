@@ -117,7 +117,7 @@ def desk(small_run, tmp_path_factory, worker_id):
         if not (folder / "photo.jpg").is_file():
             lay_out(folder)
             shutil.copytree(small_run.directory, folder / "checkpoints" / "quickstart")
-            type_three_commands(folder)
+            type_commands_for_own_images(folder)
             shutil.copy(folder / "photos" / "cat" / "1.jpg", folder / "photo.jpg")
     return folder
 
@@ -132,13 +132,15 @@ def lay_out(folder):
     shutil.copy(folder / "digit.png", folder / "scans")
 
 
-def type_three_commands(folder):
+def type_commands_for_own_images(folder):
     """As printed, but with the small model that is here, for a short time."""
-    printed = next(block for block in blocks("bash") if block.page == "docs/your-images.md").code
-    setup, copy, run = printed.splitlines()
+    printed = [block.code.splitlines() for block in blocks("bash") if block.page == "docs/your-images.md"]
+    (setup, train, predict), (copy, run) = printed[:2]
     assert setup.startswith("python3 -m venv .venv && .venv/bin/pip install")
+    quick = ["--backbone", "builtin:tiny-clip", "--minutes", "0.02"]
     small = ["backbone.source=builtin:tiny-clip", "stages.1.epochs=1", "stages.1.batch_size=8", "data.num_workers=0"]
-    for line, more in ((copy, []), (run, [*small, "evaluate.interpolation=off"])):
+    small.append("evaluate.interpolation=off")
+    for line, more in ((train, quick), (predict, []), (copy, []), (run, small)):
         done = run_command(*next(commands(line)), *more, cwd=folder)
         assert done.returncode == 0, done.stderr
     recipe = folder / "mine.yaml"
@@ -146,9 +148,10 @@ def type_three_commands(folder):
 
 
 @pytest.mark.slow
-def test_three_commands_end_with_a_classifier(desk):
-    assert (desk / "checkpoints" / "mine" / "report.html").is_file()
-    assert finetune.restore(desk / "checkpoints" / "mine").class_names == ("cat", "dog")
+@pytest.mark.parametrize("name", ["photos", "mine"])
+def test_three_commands_end_with_a_classifier(desk, name):
+    assert (desk / "checkpoints" / name / "report.html").is_file()
+    assert finetune.restore(desk / "checkpoints" / name).class_names == ("cat", "dog")
 
 
 @pytest.mark.slow

@@ -292,3 +292,9 @@ def test_a_mesh_that_is_none_is_said_in_one_line(override, words):
         load_recipe("quickstart", [override])
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("match", ["blocks[:-2]", "blocks[0:-1]", "blocks[-3:-1]", "blocks[-1]", "blocks[:]"])
+def test_blocks_are_counted_from_either_end(load, match):
+    recipe = load('"head/.*"', f'"{match}"')
+    assert recipe.train_stages[1].partitions[0].match == match

@@ -146,7 +146,9 @@ def test_the_optimizer_holds_moments_of_adapters_and_none_of_their_kernels(clip)
 
 def test_adapters_for_what_is_no_dense_kernel_are_refused(clip):
     rule = {**LORA, "match": "backbone/encoder/.*"}
-    with pytest.raises(PartitionError, match=r"lora: .* is not the kernel of a dense layer .*; match such kernels alone"):
+    with pytest.raises(
+        PartitionError, match=r"lora: .* is not the kernel of a dense layer .*; match such kernels alone"
+    ):
         training(clip, [rule, HEAD, FROZEN]).init_state()
 
 
