@@ -15,6 +15,7 @@ from finetune.compiled import keep_compiled_programs
 from finetune.data.splits import Splits, load_splits
 from finetune.distributed.sharding import Placement, on_all_devices
 from finetune.errors import ModelError, RecipeError
+from finetune.files import free_gigabytes
 from finetune.foreign_errors import foreign_errors_translated
 from finetune.models.backbone import Backbone
 from finetune.models.build import attach_head, open_backbone
@@ -25,7 +26,9 @@ from finetune.report.mirrored import may_be_mirrored
 from finetune.report.plan import make_trainer
 from finetune.run.features import RunFeatures
 from finetune.run.progress import Progress
+from finetune.training.features import extraction_batch_size
 from finetune.training.flops import count_lowered
+from finetune.training.frozen_cache import decide_cache
 from finetune.training.memory import USABLE, device_memory, largest_batch, step_cost
 from finetune.training.stage_trainer import StageTrainer
 from finetune.trees import Variables, paths_of
@@ -195,11 +198,20 @@ class _Chooser:
             return 4 * self._compile_seconds + passes / self.speed, 0.0
         stage = self.recipe(trains, epochs).stages[-1]
         assert isinstance(stage, TrainStage)
-        trainer = self._trainer(stage)
-        step = step_flops(trainer, self._backbone.image_spec.shape) / stage.batch_size / self._flops_per_second
-        fixed = 4 * self._compile_seconds * (1 + _BACKWARD)
+        once, step = self._flops(stage)
+        fixed = 4 * self._compile_seconds * (1 + _BACKWARD) + len(splits.train) * once / self._flops_per_second
         fixed += (passes + len(splits.test) + _EVALUATIONS * validation) / self.speed
-        return fixed, len(splits.train) * step * _BACKWARD + validation / self.speed
+        return fixed, len(splits.train) * step * _BACKWARD / self._flops_per_second + validation / self.speed
+
+    def _flops(self, stage: TrainStage) -> tuple[float, float]:
+        """Of each training image: those that the stage takes once, and those of a step."""
+        trainer, spec = self._trainer(stage), self._backbone.image_spec
+        images, free = len(self._splits.train), free_gigabytes()
+        size = self._placement.round_up(extraction_batch_size(stage.batch_size))
+        decision = decide_cache(trainer, spec, size, passes=float(stage.epochs or 0), images=images, free_gb=free)
+        if decision.use and decision.cost is not None:
+            return decision.cost.views * decision.cost.prefix_flops, decision.cost.step_flops
+        return 0.0, step_flops(self._trainer(stage), spec.shape) / stage.batch_size
 
     def _trainer(self, stage: TrainStage) -> StageTrainer:
         return make_trainer(stage, self._classifier, self._variables, self._backbone, self._placement)
@@ -254,6 +266,7 @@ class _Chooser:
             "ema_decay": 0.98,
             "loss": "binary_cross_entropy" if several else {"name": "cross_entropy", "label_smoothing": 0.1},
             "augment": augment,
+            **({"frozen_cache": {"mode": "on", "views": min(_VIEWS, epochs)}} if trains == "last_blocks" else {}),
             **({"grad_accum_steps": parts} if parts > 1 else {}),
             **({"compute_dtype": "bfloat16"} if accelerated else {}),
             "partitions": self._partitions(trains),
