@@ -2,7 +2,13 @@
 
 import nox
 
-nox.options.sessions = ["transformers_flax"]
+nox.options.sessions = ["transformers_flax", "lowest"]
+nox.options.default_venv_backend = "uv|virtualenv"
+
+_VERSIONS = """
+from importlib.metadata import version
+print(*(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers")))
+"""
 
 
 @nox.session
@@ -12,8 +18,24 @@ def transformers_flax(session: nox.Session) -> None:
     Test files given behind ``--`` run instead. ``--force-python`` chooses the interpreter.
     """
     session.install("-e", ".[dev]", "transformers==4.57.*")
+    session.run("python", "-c", _VERSIONS)
     tests = session.posargs or ["tests/models/test_transformers_flax.py", "tests/guides/test_transformers_flax.py"]
-    session.run(
-        "python", "-c", "import jax, transformers as t; print('jax', jax.__version__, 'transformers', t.__version__)"
-    )
     session.run("pytest", *tests)
+
+
+@nox.session(venv_backend="uv")
+def lowest(session: nox.Session) -> None:
+    """The lowest versions that pyproject.toml allows: what leans on them most, and a run from recipe to predictions.
+
+    Test files given behind ``--`` run instead.
+    """
+    session.install("-e", ".[test]", "--resolution", "lowest-direct")
+    session.run("python", "-c", _VERSIONS)
+    session.run("pytest", *(session.posargs or _TELLING))
+    if not session.posargs:
+        run = session.create_tmp() + "/run"
+        session.run("finetune", "run", "quickstart", "stages.1.epochs=1", "--output", run, "--overwrite")
+        session.run("finetune", "evaluate", run)
+
+
+_TELLING = ["tests/weights", "tests/optim", "tests/training/test_step.py"]

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from finetune.report.lr_find import find_learning_rate as find_learning_rate
     from finetune.report.plan import plan_recipe as plan_recipe
     from finetune.report.validate import validate_recipe as validate_recipe
-    from finetune.run.run import RunResult as RunResult
+    from finetune.run.result import RunResult as RunResult
     from finetune.run.run import run as run
     from finetune.run.soup import make_soup as make_soup
     from finetune.training.stage_trainer import StageTrainer as StageTrainer
@@ -83,7 +83,7 @@ _HOME = {
     "PushedBundle": "export.push",
     "Recipe": "recipe",
     "RunCheckpoints": "checkpoint",
-    "RunResult": "run.run",
+    "RunResult": "run.result",
     "StageLength": "optim.schedules",
     "StageTrainer": "training.stage_trainer",
     "TrainStage": "recipe",

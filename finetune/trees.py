@@ -61,6 +61,11 @@ def module_of(path: str) -> str:
     return path.rpartition("/")[0]
 
 
+def count_values(tree: Any) -> int:
+    """How many numbers the arrays of a tree hold."""
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
+
+
 def hash_leaves(tree: Tree) -> dict[str, str]:
     """path -> SHA-256 over dtype, shape and bytes of the array."""
     return {path: hash_array(leaf) for path, leaf in flatten(tree).items()}

@@ -86,7 +86,7 @@ def small_run(once):
     """A finished run of ``small.yaml``. Tests do not change it."""
     import finetune
     from finetune.folder.run_folder import RunFolder
-    from finetune.run.run import RunResult
+    from finetune.run.result import RunResult
 
     def make(folder: Path) -> None:
         finetune.run(finetune.load_recipe(SMALL), output=folder / "small_run", quiet=True)

@@ -11,7 +11,7 @@ from finetune.cli.options import LocalCode, Overrides, RecipeName, Verify
 from finetune.cli.tables import print_results
 
 if TYPE_CHECKING:
-    from finetune.run.run import RunResult
+    from finetune.run.result import RunResult
 
 _SEVERAL = "Several processes"
 

@@ -41,7 +41,8 @@ from finetune.models.build import build_module, describe
 from finetune.models.classifier import Classifier
 from finetune.models.evidence import shapes_as_saved
 from finetune.models.heads import KnnConfig, TipAdapterConfig
-from finetune.trees import flatten, hash_tree
+from finetune.page.facts import ShownByFacts
+from finetune.trees import count_values, flatten, hash_tree
 from finetune.untrusted import read_bytes, read_json
 
 _DIGEST = "sha256"  # of all else in model.json, which has those of the other files
@@ -51,8 +52,8 @@ _MOST_JSON = 2**26  # bytes of model.json, which has what a million validation i
 _HEADS: dict[type, str] = {KnnConfig: "knn", TipAdapterConfig: "tip_adapter"}  # those that are not linear
 
 
-@dataclass(frozen=True)
-class Bundle:
+@dataclass(frozen=True, repr=False)
+class Bundle(ShownByFacts):
     """A classifier ready to serve: module, variables, names of its outputs, how its images are prepared, and whether an
     image may be of several classes; and what the validation images said of its confidence, where there were some."""
 
@@ -62,6 +63,17 @@ class Bundle:
     image_spec: ImageSpec
     multi_label: bool = False
     confidence: Confidence | None = None
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "model": type(self.classifier.backbone).__name__,
+            "parameters": count_values(self.variables["params"]),
+            "images": " x ".join(map(str, self.image_spec.shape)),
+            "classes": len(self.class_names),
+            "class_names": self.class_names,
+            "multi_label": self.multi_label or None,
+            "calibrated": self.confidence is not None,
+        }
 
 
 def save_bundle(

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from finetune.export.description import ConfidenceDescription, SetKind, explain
 from finetune.export.novelty import Novelty
+from finetune.page.facts import ShownByFacts
 
 SET_KINDS: tuple[SetKind, ...] = get_args(SetKind)
 KNOWN_SHARE = 0.95  # of the validation images, which are not called unknown
@@ -23,8 +24,8 @@ _CERTAINTY = 0.9  # of the error of what is accepted
 _PENALTY, _FREE_RANKS = 0.01, 5  # of RAPS, for each class beyond so many
 
 
-@dataclass(frozen=True)
-class Confidence:
+@dataclass(frozen=True, repr=False)
+class Confidence(ShownByFacts):
     """What the validation images say about a model's logits.
 
     Attributes:
@@ -46,6 +47,13 @@ class Confidence:
     right: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
     thresholds: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     novelty: Novelty = field(default_factory=Novelty)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "validation_images": len(self.novelties),
+            "calibration": "temperature" if self.scale.size == 1 else "vector",
+            "unknown": self.novelty.kind,
+        }
 
     def calibrate(self, logits: Any) -> Any:
         """Calibrated logits of the same shape; of NumPy or JAX."""

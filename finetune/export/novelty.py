@@ -12,13 +12,14 @@ import numpy as np
 
 from finetune.export.description import NoveltyKind
 from finetune.models.heads import unit_length
+from finetune.page.facts import ShownByFacts
 
 NEIGHBOR = 10  # whose distance counts
 _ARRAYS = {"energy": set(), "knn": {"bank"}, "mahalanobis": {"means", "whitening"}}
 
 
-@dataclass(frozen=True)
-class Novelty:
+@dataclass(frozen=True, repr=False)
+class Novelty(ShownByFacts):
     """A score: the higher, the less an image is like those of any class.
 
     Attributes:
@@ -31,6 +32,9 @@ class Novelty:
 
     kind: NoveltyKind = "energy"
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def _facts(self) -> dict[str, Any]:
+        return {"kind": self.kind, "arrays": tuple(self.arrays) or None}
 
     def __post_init__(self) -> None:
         """

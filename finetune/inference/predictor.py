@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -24,14 +24,15 @@ from finetune.export.novelty import Novelty
 from finetune.images.open import ImageLike, open_image
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier, head_paths
+from finetune.page.facts import ShownByFacts
 from finetune.remote import local_folder
 from finetune.trees import merge
 
 _LARGEST_BATCH = 64
 
 
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, repr=False)
+class Prediction(ShownByFacts):
     """What one image shows.
 
     Attributes:
@@ -58,8 +59,18 @@ class Prediction:
         """The probability of ``label``."""
         return self.probabilities[self.label]
 
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "confidence": round(self.confidence, 4),
+            "labels": self.labels if self.labels != (self.label,) else None,
+            "unknown": self.unknown,
+            "set": self.set,
+            "accepted": self.accepted,
+        }
 
-class Predictor:
+
+class Predictor(ShownByFacts):
     """A restored classifier.
 
     Attributes:
@@ -81,6 +92,10 @@ class Predictor:
         self.image_spec: ImageSpec = bundle.image_spec
         self.multi_label: bool = bundle.multi_label
         self.confidence: Confidence | None = bundle.confidence
+
+    def _facts(self) -> Mapping[str, Any]:
+        parts = self.model, self.variables, self.class_names, self.image_spec, self.multi_label, self.confidence
+        return Bundle(*parts)._facts()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled program and the devices; a copy in another process has its own."""

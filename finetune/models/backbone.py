@@ -20,6 +20,8 @@ from finetune.models.pretrained import Pretrained, find_reader, read_pretrained
 from finetune.models.pretrained_head import PretrainedHead, read_head
 from finetune.models.surgery import TransferReport, extract_submodule
 from finetune.models.tokenizer import load_tokenizer, tokenize
+from finetune.page.facts import ShownByFacts
+from finetune.trees import count_values
 from finetune.weights.layout import open_checkpoint
 from finetune.weights.license import read_license
 from finetune.weights.locate import locate
@@ -27,7 +29,7 @@ from finetune.weights.locate import locate
 _TEXTS = 4096  # embedded at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Clip(Pretrained):
     """A CLIP, or a model like it, with both towers.
 
@@ -74,8 +76,8 @@ class Clip(Pretrained):
         return jax.jit(embed)
 
 
-@dataclass(frozen=True)
-class Backbone:
+@dataclass(frozen=True, repr=False)
+class Backbone(ShownByFacts):
     """A pretrained vision model without its task head.
 
     Attributes:
@@ -104,6 +106,18 @@ class Backbone:
     layout: str
     head: PretrainedHead | None = None
     license: str | None = None
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "family": self.family,
+            "layout": self.layout,
+            "parameters": count_values(self.variables["params"]),
+            "images": " x ".join(map(str, self.image_spec.shape)),
+            "num_features": self.num_features,
+            "text_tower": self.text is not None,
+            "head_classes": None if self.head is None else len(self.head.bias),
+            "license": self.license,
+        }
 
 
 def load_backbone(

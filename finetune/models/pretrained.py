@@ -21,6 +21,8 @@ from finetune.models.layers.positions import resize_positions
 from finetune.models.registry import FAMILIES
 from finetune.models.sizes import ImpossibleSize, check_blocks, check_config, check_file, check_shapes
 from finetune.models.surgery import TransferReport, transplant
+from finetune.page.facts import ShownByFacts
+from finetune.trees import count_values
 from finetune.weights.layout import Checkpoint
 from finetune.weights.names import NamedTensors, apply_table
 from finetune.weights.preprocessor import read_image_spec
@@ -29,8 +31,8 @@ from finetune.weights.tensors import LazyArray, require_finite
 _POSITIONS = ("embeddings", "position_embedding", "embedding")  # the path of the position table in a vision tower
 
 
-@dataclass(frozen=True)
-class Pretrained:
+@dataclass(frozen=True, repr=False)
+class Pretrained(ShownByFacts):
     """The model that a checkpoint holds.
 
     Attributes:
@@ -48,6 +50,14 @@ class Pretrained:
     image_spec: ImageSpec
     report: TransferReport
     folder: Path
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "module": type(self.module).__name__,
+            "parameters": count_values(self.variables["params"]),
+            "images": " x ".join(map(str, self.image_spec.shape)),
+            "folder": str(self.folder),
+        }
 
 
 def find_reader(checkpoint: Checkpoint) -> tuple[Family, Reader]:

@@ -6,18 +6,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from finetune.errors import ModelError, listed, shown
+from finetune.page.facts import ShownByFacts
 from finetune.weights.layout import Checkpoint
 from finetune.weights.tensors import TensorFolder, require_finite
 
 
-@dataclass(frozen=True)
-class PretrainedHead:
+@dataclass(frozen=True, repr=False)
+class PretrainedHead(ShownByFacts):
     """A linear head on a backbone's pooled features.
 
     Attributes:
@@ -28,6 +30,9 @@ class PretrainedHead:
     kernel: jax.Array
     bias: jax.Array
     class_names: tuple[str, ...] = ()
+
+    def _facts(self) -> dict[str, Any]:
+        return {"classes": len(self.bias), "class_names": self.class_names or None}
 
     def select(self, class_names: Sequence[str]) -> tuple[jax.Array, jax.Array]:
         """Kernel and bias of these classes, in this order; they may be fewer than those that the head knows.

@@ -15,6 +15,7 @@ from flax.core import FrozenDict, unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from finetune.errors import ModelError, TransferError, nearest
+from finetune.page.facts import ShownByFacts
 
 Variables = Mapping[str, Any]  # a dict, or the FrozenDict of older Flax code
 Key = tuple[str, ...]
@@ -71,8 +72,8 @@ def _child_names(parent: Any) -> list[str]:
     return sorted(name for name in vars(parent) if name != "parent" and _child(parent, name) is not None)
 
 
-@dataclass(frozen=True)
-class TransferReport:
+@dataclass(frozen=True, repr=False)
+class TransferReport(ShownByFacts):
     """Where every source tensor went, and where every target leaf came from; names are ``collection/path``.
 
     Attributes:
@@ -88,6 +89,9 @@ class TransferReport:
     unused: tuple[str, ...] = ()
     resized: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def _facts(self) -> dict[str, Any]:
+        return {name: len(getattr(self, name)) for name in ("transferred", "fresh", "unused", "resized")}
 
     def __str__(self) -> str:
         lines = [f"{len(self.transferred)} tensors transferred, {len(self.fresh)} fresh, {len(self.unused)} unused"]

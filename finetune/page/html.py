@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping
 from functools import cache, partial
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from finetune.errors import DataError
+from finetune.images.open import open_image
+
 _EDGE = 112  # of pictures, in pixels: enough to see what is on them
+_LARGE_EDGE = 1024  # of those that are files
+_INSIDE = 1 << 18  # bytes of a file that a page holds as they are
 
 
 def render(template: str, **facts: Any) -> str:
@@ -42,6 +48,19 @@ def picture(image: Image.Image | np.ndarray, alt: str, edge: int = _EDGE) -> Mar
     data = base64.b64encode(buffer.getvalue()).decode()
     edges = Markup('width="{}" height="{}"').format(image.width, image.height)
     return Markup('<img src="data:image/webp;base64,{}" {} alt="{}">').format(data, edges, alt)
+
+
+def picture_of_file(file: Path, alt: str) -> Markup | None:
+    """An ``<img>`` with a PNG file inside, made smaller where it is large; None where it cannot be read."""
+    try:
+        if file.is_symlink():  # to whatever is there
+            return None
+        if file.stat().st_size > _INSIDE:
+            return picture(open_image(file), alt, _LARGE_EDGE)
+        data = base64.b64encode(file.read_bytes()).decode()
+    except (OSError, DataError):
+        return None
+    return Markup('<img src="data:image/png;base64,{}" alt="{}" style="max-width: 100%">').format(data, alt)
 
 
 @cache

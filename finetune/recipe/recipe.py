@@ -14,6 +14,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from finetune import resources
 from finetune.errors import RecipeError, nearest, shown
+from finetune.page.facts import ShownByFacts, table_rows, without_secrets
 from finetune.recipe.backbone import BackboneConfig, HeadConfig, PretrainedConfig
 from finetune.recipe.base import KeyPath, Name, Part, locate, mistakes, takes_text
 from finetune.recipe.data import DataConfig
@@ -21,7 +22,7 @@ from finetune.recipe.heads import HeadStage, TextStage
 from finetune.recipe.mesh import MeshChoice
 from finetune.recipe.optimization import has_state
 from finetune.recipe.saving import SaveConfig
-from finetune.recipe.source import RecipeSource
+from finetune.recipe.source import RecipeSource, dump_recipe
 from finetune.recipe.stages import Metric, Stage, TrainStage
 
 _PATHS: tuple[KeyPath, ...] = (("data", "source"), ("backbone", "source"), ("backbone", "weights"))
@@ -60,7 +61,7 @@ class EvaluateConfig(Part):
     also: dict[Name, str] = Field(default_factory=dict)
 
 
-class Recipe(Part):
+class Recipe(ShownByFacts, Part):
     """One run, from pretrained weights to a classifier.
 
     Attributes:
@@ -90,6 +91,21 @@ class Recipe(Part):
     def train_stages(self) -> dict[int, TrainStage]:
         """The stages of gradient descent, by their position."""
         return {i: stage for i, stage in enumerate(self.stages) if isinstance(stage, TrainStage)}
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "backbone": self.backbone.origin,
+            "data": self.data.source,
+            "stages": tuple(f"{stage.name} ({stage.type})" for stage in self.stages),
+            "seed": self.seed,
+        }
+
+    def _repr_html_(self) -> str:
+        from finetune.page.html import render
+
+        more = "the whole recipe", without_secrets(dump_recipe(self))
+        return render("facts.html", title="Recipe", facts=table_rows(self._facts()), more=more)
 
     def without_effect(self) -> Mapping[str, str]:
         cases: dict[str, str] = {}

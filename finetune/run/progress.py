@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""What a person sees while a run goes on: on a terminal, in a log, or in a notebook."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
 
+from finetune.run.notebook_output import NotebookOutput, in_notebook
+
 _T = TypeVar("_T")
 _Block = TypeVar("_Block", bound=Sequence[Sized])
 
 
 class Progress:
-    """Lines as things happen and, on a terminal, a bar for the stage under way.
+    """Lines as things happen and, on a terminal or in a notebook, a bar for the stage under way.
 
     Attributes:
         check: is called between the items of long work with what is under way, and may raise.
@@ -30,7 +32,7 @@ class Progress:
             check: is called between the items of long work with what is under way, and may raise.
         """
         self.check = check
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._console = Console(stderr=True, quiet=quiet, highlight=False, force_jupyter=False)
         self._bar = bars.Progress(
             bars.TextColumn("{task.description}"),
             bars.BarColumn(bar_width=24),
@@ -41,6 +43,7 @@ class Progress:
             transient=True,
             disable=not self._console.is_terminal,
         )
+        self._notebook = NotebookOutput(self._bar.get_renderable) if in_notebook() and not quiet else None
         self._task: bars.TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -51,19 +54,31 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+        if self._notebook is not None:
+            self._notebook.close()
 
     def say(self, text: str) -> None:
-        self._console.print(escape(text), soft_wrap=True)
+        if self._notebook is not None:
+            self._notebook.say(text)
+        else:
+            self._console.print(escape(text), soft_wrap=True)
+
+    def _refresh(self, now: bool = False) -> None:
+        """A terminal's bar moves by itself; a notebook's does not."""
+        if self._notebook is not None:
+            self._notebook.refresh(now)
 
     def stage(self, name: str, total: int, done: int) -> None:
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(name, total=total, completed=done, detail="compiling")
+        self._refresh(now=True)
 
     def advance(self, step: int, loss: float, accuracy: float, learning_rate: float) -> None:
         if self._task is not None:
             detail = f"loss {loss:.3f}  accuracy {accuracy:.3f}  rate {learning_rate:.1e}"
             self._bar.update(self._task, completed=step, detail=detail)
+            self._refresh()
 
     def track(self, items: Iterable[_T], name: str, total: int | None = None) -> Iterator[_T]:
         """The items, with a bar of its own while they are taken."""
@@ -73,6 +88,7 @@ class Progress:
                 self.check(f"during {name}")
                 yield item
                 self._bar.advance(task)
+                self._refresh()
         finally:
             self._bar.remove_task(task)
 
@@ -86,6 +102,7 @@ class Progress:
                 done += len(block[0])
                 rate = (done - first) / max(time.monotonic() - began, 1e-9)
                 self._bar.update(task, completed=done, detail=f"{rate:,.0f}/s")
+                self._refresh()
         finally:
             self._bar.remove_task(task)
 
@@ -93,6 +110,7 @@ class Progress:
     def busy(self, name: str) -> Iterator[None]:
         """A bar without an end while something goes on inside."""
         task = self._bar.add_task(name, total=None, detail="")
+        self._refresh(now=True)
         try:
             yield
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,6 @@ from finetune.folder.mirror import bring_back, mirrored
 from finetune.folder.run_folder import RunFolder
 from finetune.folder.unwritten import UnwrittenFolder
 from finetune.foreign_errors import foreign_errors_translated
-from finetune.inference.predictor import Predictor, restore
 from finetune.recipe import ModuleConfig, Recipe
 from finetune.recipe.mesh import AUTO, MeshConfig
 from finetune.recipe.saving import SaveConfig
@@ -30,30 +28,13 @@ from finetune.run.continuation import Continuation, check_continuation
 from finetune.run.interpolation import interpolate_weights
 from finetune.run.page import write_report
 from finetune.run.progress import Progress
+from finetune.run.result import RunResult
 from finetune.run.resume import RunProgress
 from finetune.run.session import RunSession
 from finetune.run.setup import RunSetup, prepare_run
 from finetune.run.shared_checkpoints import SharedCheckpoints
 from finetune.run.stages import measure_first_head, run_stage
 from finetune.signals import StopSignal
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run: its folder, and what its ``summary.json`` says."""
-
-    directory: Path
-    summary: dict[str, Any]
-    allow_local_code: bool = False
-
-    @property
-    def report(self) -> Path:
-        """The run as a page, ``report.html``."""
-        return RunFolder(self.directory).report
-
-    def predictor(self) -> Predictor:
-        """The run's model, ready to predict."""
-        return restore(self.directory, allow_local_code=self.allow_local_code)
 
 
 @foreign_errors_translated()

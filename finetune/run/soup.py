@@ -27,7 +27,7 @@ from finetune.folder.run_folder import FINISHED, RunFolder
 from finetune.recipe import DataConfig, Recipe, read_data_config
 from finetune.run.card import card_facts
 from finetune.run.predictions import Predictions
-from finetune.run.run import RunResult
+from finetune.run.result import RunResult
 from finetune.tracking import Track, untracked
 from finetune.training.running_statistics import differing_statistics, make_estimator
 from finetune.trees import Variables, interpolate

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from finetune.page.facts import ShownByFacts
+from finetune.trees import count_values
 
-@struct.dataclass
-class TrainState:
+
+@struct.dataclass(repr=False)
+class TrainState(ShownByFacts):
     """What a train step takes and gives.
 
     Attributes:
@@ -30,6 +33,14 @@ class TrainState:
     opt_state: Any
     rng: jax.Array
     average: Any = None
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "parameters": count_values(self.params),
+            "optimizer_values": count_values(self.opt_state),
+            "collections": tuple(self.collections) or None,
+            "averaged": self.average is not None,
+        }
 
     @classmethod
     def create(
