@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,8 @@ _HOME = {
 
 # transformers is used for its configurations and tokenizers alone; it would advise to install PyTorch for the rest.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+# Others show their progress by tqdm, which asks for widgets in a notebook that has none.
+warnings.filterwarnings("ignore", "IProgress not found")
 
 __all__ = ["__version__", *sorted(_HOME)]
 __version__ = "0.1.0"

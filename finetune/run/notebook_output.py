@@ -37,10 +37,10 @@ class NotebookOutput:
     def refresh(self, now: bool = False) -> None:
         """Shows what moves as it is by now; unless ``now`` is asked for, only once in a while."""
         if now or time.monotonic() - self._shown_at > _PAUSE:
-            console = Console(file=StringIO(), width=_WIDTH, color_system=None, force_jupyter=False)
-            with console.capture() as moving:
-                console.print(self._moving())
-            self._show([*self._lines, moving.get().rstrip()])
+            text = StringIO()
+            console = Console(file=text, width=_WIDTH, color_system=None, force_jupyter=False, force_terminal=False)
+            console.print(self._moving())
+            self._show([*self._lines, text.getvalue().rstrip()])
             self._shown_at = time.monotonic()
 
     def close(self) -> None:

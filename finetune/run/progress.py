@@ -32,7 +32,7 @@ class Progress:
             check: is called between the items of long work with what is under way, and may raise.
         """
         self.check = check
-        self._console = Console(stderr=True, quiet=quiet, highlight=False, force_jupyter=False)
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
         self._bar = bars.Progress(
             bars.TextColumn("{task.description}"),
             bars.BarColumn(bar_width=24),
@@ -41,7 +41,7 @@ class Progress:
             bars.TimeRemainingColumn(),
             console=self._console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=in_notebook() or not self._console.is_terminal,
         )
         self._notebook = NotebookOutput(self._bar.get_renderable) if in_notebook() and not quiet else None
         self._task: bars.TaskID | None = None

@@ -40,7 +40,8 @@ def outputs(once):
     def executed(name):
         def execute(folder):
             notebook = nbformat.read(ROOT / "examples" / name, as_version=4)
-            nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+            place = {"metadata": {"path": str(folder)}}
+            nbclient.NotebookClient(notebook, timeout=300, resources=place, kernel_name="python3").execute()
             nbformat.write(notebook, folder / name)
 
         notebook = nbformat.read(once(f"notebook_{name}", execute) / name, as_version=4)
@@ -67,10 +68,10 @@ def test_the_quickstart_goes_from_a_recipe_to_predictions(outputs):
     assert not re.search("━|Output|warning", "".join(lines), re.IGNORECASE)
     page = shown(result, "text/html")
     assert page.count("data:image/png;base64,") >= 3
-    assert page.count("<tr") == 4
+    assert page.count("<tr") == 5
     assert "'probe': 0.9" in shown(accuracy)
     assert "'accuracy_interval': " in shown(again)
-    assert shown(predictor).startswith("Predictor(model='CLIPVisionTransformer'")
+    assert shown(predictor).startswith("Predictor(model='VisionTransformer'")
     assert shown(predictions).count("Prediction(label='") == 5
 
 
