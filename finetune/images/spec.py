@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+import PIL
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _ROUNDING = ("floor", "even")
 LARGEST = 4096  # edge of a model's input, in pixels
 _BRIGHTEST = 1e4  # of means and deviations; those of published models are below 1
 _LONG = 16, 1 << 22  # times the pixels that are kept, and pixels, from which on a resized image counts as long
+_ROWS_FIRST = int(PIL.__version__.partition(".")[0]) >= 13  # its order, where that leaves fewer rows
 _LUMA = np.array([19595, 38470, 7471], np.uint32)  # ITU-R 601-2 in 1 / 65536
 
 
@@ -105,7 +107,7 @@ class ImageSpec:
     def _resize_what_is_kept(self, image: Image.Image) -> np.ndarray:
         """The same pixels at the cost of what is kept; smooth filters' weights round to within two levels of 255."""
         width, height = self._resized(*image.size)
-        tall = height < image.height > image.width
+        tall = _ROWS_FIRST and height < image.height > image.width
         left, top = self._corner(width - self.width), self._corner(height - self.height)
         across, down = image.width / width, image.height / height
         x = left * across, min((left + self.width) * across, image.width)
@@ -113,7 +115,7 @@ class ImageSpec:
         around_x, around_y = _reached(x, across, image.width), _reached(y, down, image.height)
         image = image.crop((around_x[0], around_y[0], around_x[1], around_y[1]))
         x, y = (x[0] - around_x[0], x[1] - around_x[0]), (y[0] - around_y[0], y[1] - around_y[0])
-        if tall:  # Pillow's order: rows first where that leaves fewer of them
+        if tall:
             image = image.resize((image.width, self.height), self.resampling, (0, y[0], image.width, y[1]))
             image = image.resize((self.width, self.height), self.resampling, (x[0], 0, x[1], self.height))
         else:

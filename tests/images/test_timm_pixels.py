@@ -1,6 +1,7 @@
 """Evaluation pixels compared with timm's, on images of odd sizes; test_spec.py compares with transformers."""
 
 import numpy as np
+import PIL
 import pytest
 from paths import GOLDENS
 from PIL import Image
@@ -35,6 +36,8 @@ def spec_of(tmp_path, label):
 @pytest.mark.parametrize("label", CONFIGS)
 @pytest.mark.parametrize("size", SIZES)
 def test_pixels_are_timms_bit_for_bit(tmp_path, label, size):
+    if (label, size) == ("squash", "21x37") and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("Pillow 13, which made these, resizes rows first where that leaves fewer of them")
     pixels = spec_of(tmp_path, label).to_uint8(open_image(GOLDEN[f"source_{size}"]))
     np.testing.assert_array_equal(pixels, GOLDEN[f"{label}_{size}"])
 
