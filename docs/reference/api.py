@@ -20,7 +20,10 @@ GROUPS = {
         "StageTrainer", "TrainState", "StageLength", "ParameterPlan", "label_params", "build_optimizer",
         "RunCheckpoints", "make_mesh", "Placement", "join_processes", "find_learning_rate",
     ),
-    "Inference": ("restore", "Predictor", "Prediction", "save_bundle", "load_bundle", "push_to_hub", "push_to_url"),
+    "Inference": (
+        "restore", "Predictor", "Prediction", "save_bundle", "load_bundle", "push_to_hub", "PushedBundle",
+        "push_to_url",
+    ),
     "Errors": ("FinetuneError",),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from paths import ROOT
 pytest.importorskip("material", reason="needs the extra `docs`")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.slow
-PAGES = ("", "your-images/", "recipe/", "command-line/", "api/", "errors/")
+PAGES = ("", "your-images/", "recipe/", "command-line/", "api/", "errors/", "ARCHITECTURE/")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,15 @@ def test_every_page_is_there_and_filled_in(site):
         page for page, text in html.items() if "<!-- reference" in text or re.search(r":(func|class|meth):", text)
     ]
     assert not [path for path in site.rglob("*") if path.suffix in (".py", ".pyc") or path.name == "errors.yaml"]
+
+
+def test_no_page_fetches_anything_from_elsewhere(site):
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(
+            r'<(script|img|iframe|source|link rel="(stylesheet|preload)")[^>]*(src|href)="(https?:)?//', text
+        )
+        assert 'class="mermaid"' not in text, f"{page}: the theme would fetch mermaid's script"
 
 
 @pytest.fixture(scope="module")
