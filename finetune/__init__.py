@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from finetune.report.choose import choose_recipe as choose_recipe
     from finetune.report.compare import compare_runs as compare_runs
     from finetune.report.doctor import diagnose_data as diagnose_data
+    from finetune.report.dry_run import dry_run as dry_run
     from finetune.report.leaderboard import make_leaderboard as make_leaderboard
     from finetune.report.lr_find import find_learning_rate as find_learning_rate
     from finetune.report.plan import plan_recipe as plan_recipe
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
     from finetune.run.result import RunResult as RunResult
     from finetune.run.run import run as run
     from finetune.run.soup import make_soup as make_soup
+    from finetune.trackers.tracker import TrackedRun as TrackedRun
+    from finetune.trackers.tracker import Tracker as Tracker
     from finetune.training.stage_trainer import StageTrainer as StageTrainer
     from finetune.training.state import TrainState as TrainState
     from finetune.trees import merge as merge
@@ -87,6 +90,8 @@ _HOME = {
     "RunResult": "run.result",
     "StageLength": "optim.schedules",
     "StageTrainer": "training.stage_trainer",
+    "TrackedRun": "trackers.tracker",
+    "Tracker": "trackers.tracker",
     "TrainStage": "recipe",
     "TrainState": "training.state",
     "TransferReport": "models.surgery",
@@ -96,6 +101,7 @@ _HOME = {
     "choose_recipe": "report.choose",
     "compare_runs": "report.compare",
     "diagnose_data": "report.doctor",
+    "dry_run": "report.dry_run",
     "evaluate_run": "evaluation.evaluate_run",
     "extract_submodule": "models.surgery",
     "find_learning_rate": "report.lr_find",

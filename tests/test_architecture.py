@@ -10,6 +10,7 @@ ROOMS = [  # from top to bottom
     "integrations",
     "report",
     "run",
+    "trackers",
     "folder",
     "evaluation",
     "inference",

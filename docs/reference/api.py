@@ -9,8 +9,8 @@ import finetune
 GROUPS = {
     "Recipes and runs": (
         "load_recipe", "validate_recipe", "run", "RunResult", "evaluate_run", "compare_runs", "make_soup",
-        "plan_recipe", "bench_recipe", "diagnose_data", "make_leaderboard", "recipe_schema", "Recipe", "TrainStage",
-        "LinearProbeStage", "Partition",
+        "plan_recipe", "dry_run", "bench_recipe", "diagnose_data", "make_leaderboard", "recipe_schema", "Recipe",
+        "TrainStage", "LinearProbeStage", "Partition", "Tracker", "TrackedRun",
     ),
     "Backbones and classifiers": (
         "load_backbone", "Backbone", "load_clip", "Clip", "build_classifier", "Classifier", "zero_shot_head",

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from finetune.cli.dry_run import print_dry_run
 from finetune.cli.options import LocalCode, Overrides, RecipeName, Verify
-from finetune.cli.tables import print_results
+from finetune.cli.tables import print_json, print_results
 
 if TYPE_CHECKING:
     from finetune.run.result import RunResult
@@ -28,6 +29,11 @@ def run(
         bool, typer.Option("--extend", help="Continue with longer stages; their schedules are made anew.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Try a few steps of each stage, and say what the run takes; nothing is saved."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON instead of text.")] = False,
     verify: Verify = False,
     allow_local_code: LocalCode = False,
     coordinator: Annotated[
@@ -51,6 +57,11 @@ def run(
     """Run a recipe: train, evaluate and save a classifier."""
     from finetune.distributed.membership import join_processes
 
+    _check_together(dry_run, as_json, {"--resume": resume, "--extend": extend, "--overwrite": overwrite})
+    if dry_run:
+        options = {"output": output, "allow_local_code": allow_local_code, "verify": verify}
+        _dry_run(recipe, overrides, as_json, options)
+        return
     with join_processes(coordinator, num_processes, process_id, timeout=join_timeout):
         result = run_recipe(
             recipe,
@@ -64,6 +75,28 @@ def run(
         )
     if result is not None:
         print_result(result)
+
+
+def _check_together(dry_run: bool, as_json: bool, doing: dict[str, bool]) -> None:
+    """Raises:
+    RecipeError: options that do not go together.
+    """
+    from finetune.errors import RecipeError
+
+    if as_json and not dry_run:
+        raise RecipeError("--json goes with --dry-run; what a run comes to is in its summary.json")
+    if dry_run and (given := [name for name, value in doing.items() if value]):
+        raise RecipeError(f"--dry-run starts nothing: leave {given[0]} out")
+
+
+def _dry_run(recipe: str, overrides: list[str] | None, as_json: bool, options: dict[str, Any]) -> None:
+    import finetune
+
+    result = finetune.dry_run(finetune.load_recipe(recipe, overrides or []), **options)
+    if as_json:
+        print_json(result)
+    else:
+        print_dry_run(result)
 
 
 def run_recipe(recipe: str, overrides: list[str] | None, **options: Any) -> RunResult | None:

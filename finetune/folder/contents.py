@@ -17,13 +17,13 @@ from finetune.recipe.source import RecipeSource
 
 RECIPE, RUN, SKIPPED = "recipe.yaml", "run.json", "skipped_images.txt"
 SUMMARY, METRICS, PREDICTIONS = "summary.json", "metrics.jsonl", "predictions.parquet"
-START, REPORT, IMAGES = "start.safetensors", "report.html", IMAGES_FILE
-STATE, MODEL, FIGURES = "state", "model", "figures"
+START, REPORT, IMAGES, TRACKERS = "start.safetensors", "report.html", IMAGES_FILE, "trackers.json"
+STATE, MODEL, FIGURES, EVENTS = "state", "model", "figures", "events"
 STARTING = ".starting"  # a folder for the files of a run that is about to start
 
 _CHARTS = {"confusion", "curves", "mistakes", "reliability", "weight_change"}
 _UNFINISHED = r"(\.\d+\.new)?"
-_FILES = (RECIPE, RUN, SKIPPED, SUMMARY, METRICS, PREDICTIONS, START, REPORT, IMAGES)
+_FILES = (RECIPE, RUN, SKIPPED, SUMMARY, METRICS, PREDICTIONS, START, REPORT, IMAGES, TRACKERS)
 _FILE = re.compile(rf"({'|'.join(map(re.escape, _FILES))}){_UNFINISHED}|\.lock")
 _STARTING_FILE = re.compile(rf"{re.escape(STARTING)}/({'|'.join(map(re.escape, _FILES))}){_UNFINISHED}")
 _PICTURE = re.compile(rf"{FIGURES}/(?P<name>.+)\.png{_UNFINISHED}")
@@ -34,11 +34,12 @@ _WEIGHTS = rf"{_BUNDLE}/weights{_TEMPORARY}"
 _STEP = rf"{STATE}/\d+{_TEMPORARY}"
 _ITEM = rf"{_STEP}/\w+{_TEMPORARY}"
 _FOLDER = re.compile(
-    rf"{re.escape(STARTING)}|{FIGURES}|{_BUNDLE}|{_WEIGHTS}(/{ARRAY_FOLDER})?|{STATE}|{_STEP}|{_ITEM}(/{ARRAY_FOLDER})?"
+    rf"{re.escape(STARTING)}|{FIGURES}|{EVENTS}|{_BUNDLE}|{_WEIGHTS}(/{ARRAY_FOLDER})?|{STATE}|{_STEP}|{_ITEM}(/{ARRAY_FOLDER})?"
 )
 _BUNDLE_FILE = re.compile(
     rf"{_BUNDLE}/(model\.json|novelty\.safetensors|README\.md){_UNFINISHED}|{_WEIGHTS}/{ARRAY_FILE}"
 )
+_EVENT_FILE = re.compile(rf"{EVENTS}/events\.out\.tfevents\.[\w.-]+")
 _STATE_FILE = re.compile(rf"{_STEP}/(_CHECKPOINT_METADATA|commit_success\.txt)|{_ITEM}/{ARRAY_FILE}")
 
 
@@ -123,7 +124,8 @@ class Contents:
             return False
         if picture := _PICTURE.fullmatch(entry.name):
             return picture["name"] in _CHARTS or picture["name"] in self._batches
-        return any(kind.fullmatch(entry.name) for kind in (_FILE, _STARTING_FILE, _BUNDLE_FILE, _STATE_FILE))
+        kinds = (_FILE, _STARTING_FILE, _BUNDLE_FILE, _STATE_FILE, _EVENT_FILE)
+        return any(kind.fullmatch(entry.name) for kind in kinds)
 
     @cached_property
     def _batches(self) -> set[str]:

@@ -86,7 +86,8 @@ def bring_back(directory: Path, url: str) -> None:
 
 @contextmanager
 def _snapshot(folder: Path) -> Iterator[Path]:
-    """The folder as it is at one moment, of links to its files, which are replaced and never changed; but the log."""
+    """The folder as it is at one moment, of links to its files, which are replaced and never changed; but the log
+    and TensorBoard's events."""
     seen = folder.with_name(f".{folder.name}.mirror")
     for attempt in range(_TRIES):
         shutil.rmtree(seen, ignore_errors=True)
@@ -112,7 +113,7 @@ def _link(path: Path, target: Path) -> None:
         target.mkdir(parents=True)
         for inside in path.iterdir():
             _link(inside, target / inside.name)
-    elif path.name == contents.METRICS:
+    elif path.name == contents.METRICS or path.parent.name == contents.EVENTS:  # files that grow
         shutil.copyfile(path, target)
     elif path.exists():
         try:

@@ -297,6 +297,20 @@ class RunFolder:
         """The run is no longer finished."""
         (self.directory / contents.SUMMARY).unlink(missing_ok=True)
 
+    def tracked(self) -> dict[str, Any]:
+        """What :meth:`write_tracked` kept; nothing where that is missing or damaged: trackers begin anew."""
+        if not (self.directory / contents.TRACKERS).is_file():
+            return {}
+        try:
+            kept = self._read(contents.TRACKERS)
+        except CheckpointError:
+            return {}
+        return kept if kept.pop(_DIGEST, None) == hash_json(kept) else {}
+
+    def write_tracked(self, trackers: Mapping[str, Any]) -> None:
+        """Keeps how each tracker goes on."""
+        write_json(self.directory / contents.TRACKERS, {**trackers, _DIGEST: hash_json(trackers)})
+
     def write_recipe(self, recipe: Recipe) -> None:
         write_text(self.directory / contents.RECIPE, _describe_recipe(recipe))
 

@@ -24,6 +24,7 @@ from finetune.recipe.optimization import has_state
 from finetune.recipe.saving import SaveConfig
 from finetune.recipe.source import RecipeSource, dump_recipe
 from finetune.recipe.stages import Metric, Stage, TrainStage
+from finetune.recipe.trackers import TrackerConfig
 
 _PATHS: tuple[KeyPath, ...] = (("data", "source"), ("backbone", "source"), ("backbone", "weights"))
 _MISTAKES = 20  # that a message names
@@ -75,6 +76,7 @@ class Recipe(ShownByFacts, Part):
         save: how often what it takes to go on is saved.
         mesh: how several devices share the work; by default all of them divide each batch. ``auto`` takes the fewest
             parts of the parameters that fit the memory.
+        trackers: who follows the run's numbers beside ``metrics.jsonl``, such as ``[tensorboard]``.
     """
 
     name: Name
@@ -86,6 +88,7 @@ class Recipe(ShownByFacts, Part):
     evaluate: EvaluateConfig = EvaluateConfig()
     save: SaveConfig = SaveConfig()
     mesh: MeshChoice | None = None
+    trackers: list[TrackerConfig] = Field(default_factory=list)
 
     @property
     def train_stages(self) -> dict[int, TrainStage]:
@@ -163,6 +166,14 @@ class Recipe(ShownByFacts, Part):
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise mistakes(self, {f"stages.{i}.name": f"stages need different names; used twice: {name}"})
+        return self
+
+    @model_validator(mode="after")
+    def _trackers_are_different(self) -> Recipe:
+        names = [tracker.name for tracker in self.trackers]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise mistakes(self, {f"trackers.{i}": f"{name} is among the trackers already: leave one out"})
         return self
 
     @model_validator(mode="after")
@@ -275,7 +286,8 @@ def _explain(error: Any, source: RecipeSource) -> str:
         return f"{where}: {dotted}: unknown {kind} '{shown(tag)}'{nearest(tag, tags)}; choose {', '.join(tags)}"
     if error["type"] == "union_tag_not_found":
         key = error["ctx"]["discriminator"].strip("'")
-        return f"{where}: {dotted}: {key!r} is missing: it says which {at[-1]} the options are of"
+        part = f"of the {at[-2]}" if isinstance(at[-1], int) else at[-1]
+        return f"{where}: {dotted}: {key!r} is missing: it says which {part} the options are of"
     if error["type"] == "missing":
         return f"{where}: {dotted!r} is missing"
     message = error["msg"].removeprefix("Value error, ")

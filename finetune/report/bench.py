@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from finetune.data.loader import evaluation_batches
 from finetune.data.placeholders import placeholder_splits
 from finetune.data.splits import class_names_of
 from finetune.data.workers import usable_cpus
 from finetune.errors import DataError, RecipeError
-from finetune.recipe import Recipe, TrainStage
+from finetune.recipe import Recipe
 from finetune.recipe.heads import LinearProbeStage
 from finetune.report.bottleneck import Settings, Speeds, find_bottleneck
 from finetune.report.devices import Peak, peak_of
+from finetune.report.stage_programs import MADE_AHEAD, Program, StagePrograms
 from finetune.report.stopwatch import compiling_anew, time_batches, time_steps
-from finetune.run.features import RunFeatures
 from finetune.run.progress import Progress
 from finetune.run.setup import RunSetup, prepare_run
-from finetune.training.features import FeatureExtractor
 from finetune.training.flops import count_flops
-from finetune.training.loop import AHEAD
 from finetune.training.memory import memory_of
-from finetune.training.stage_trainer import StageTrainer
 
 STEPS = 10  # timed ones of each stage
 _STEP_SECONDS, _INPUT_SECONDS, _FED_SECONDS = 10.0, 3.0, 5.0  # for the steps, the loader, and both, of a stage
-_MADE_AHEAD = 4  # batches that a loader may have ready
 _CLASSES = 10  # of a recipe that does not tell, where its data are not there
 
 
@@ -118,121 +110,25 @@ def _reads_several_labels(recipe: Recipe) -> bool:
     return "mean_average_precision" in metrics
 
 
-@dataclass(frozen=True)
-class _Program:
-    """What is measured: a program, and how to run it again and again.
-
-    Attributes:
-        images: of one step.
-        trace: gives its ``jax.stages.Traced``.
-        make_step: of the compiled program: a function that starts a step on a batch, or on the one that is there
-            where it is given None, and gives what to wait for.
-        batches: fresh ones from the recipe's own data; None where these are not read.
-        feed: takes such a batch to the devices.
-        began: when the work on it began, in seconds.
-    """
-
-    images: int
-    compute_dtype: str
-    trace: Callable[[], Any]
-    make_step: Callable[[Any], Callable[[Any], Any]]
-    batches: Callable[[], Any] | None
-    feed: Callable[[Any], Any]
-    began: float
-    trains: bool
-
-
 class _Bench:
     """The measurements of a run's stages."""
 
     def __init__(self, setup: RunSetup, synthetic: bool, steps: int | None, display: Progress) -> None:
-        self.setup, self._synthetic = setup, synthetic
+        self.setup, self._programs = setup, StagePrograms(setup, display, synthetic=synthetic)
         self._steps, self._limit = steps or STEPS, float("inf") if steps else _STEP_SECONDS
-        mesh = setup.placement.mesh
-        self.device, self.devices = jax.local_devices()[0], int(mesh.size)
-        most = setup.recipe.evaluate.batch_size
-        self._features = RunFeatures(setup.spec, most, display, lambda when: None, setup.placement)
+        self.device, self.devices = jax.local_devices()[0], int(setup.placement.mesh.size)
         self._peaks: dict[str, Peak] = {}
 
     def stage(self, index: int) -> dict[str, Any]:
         """The record of one stage."""
-        stage, began = self.setup.recipe.stages[index], time.perf_counter()
+        stage = self.setup.recipe.stages[index]
         record: dict[str, Any] = {"name": stage.name, "type": stage.type}
-        if not isinstance(stage, TrainStage):
-            extractor = self._features.head_extractor(self.setup.classifier, self.setup.variables)
-            return {**record, "extraction": self._measure(self._extraction(extractor, began))}
-        trainer = self.setup.trainer(index, self.setup.untrained(index))
-        frozen_part = self._extractor_of(index, trainer)
-        if frozen_part is not None:
-            record["extraction"] = self._measure(self._extraction(frozen_part, began))
-            began = time.perf_counter()
-        return {**record, **self._measure(self._training(index, trainer, frozen_part, began))}
+        for program in self._programs.of(index):
+            measured = self._measure(program)
+            record |= measured if program.trains else {"extraction": measured}
+        return record
 
-    def _extractor_of(self, index: int, trainer: StageTrainer) -> FeatureExtractor | None:
-        """Of the stage's frozen part, where that is computed once."""
-        decision = self.setup.decide_cache(index, trainer)
-        return decision.extractor if decision.use else None
-
-    def _training(
-        self, index: int, trainer: StageTrainer, extractor: FeatureExtractor | None, began: float
-    ) -> _Program:
-        """The stage's step, on images or on what is kept of them."""
-        setup, stage, put = self.setup, trainer.stage, trainer.placement.put_batch
-        state, frozen = trainer.init_state(), trainer.placement.put(trainer.frozen)
-        random = put(self._random_batch(stage.batch_size, extractor))
-
-        def make_step(compiled: Any) -> Callable[[Any], Any]:
-            held = [state]
-
-            def step(batch: Any) -> Any:
-                held[0], metrics = compiled(held[0], frozen, random if batch is None else batch)
-                return metrics
-
-            return step
-
-        return _Program(
-            images=stage.batch_size,
-            compute_dtype=stage.compute_dtype,
-            trace=lambda: trainer.step.trace(state, frozen, random),  # type: ignore[attr-defined]
-            make_step=make_step,
-            batches=None if self._synthetic or extractor else lambda: setup.batches(index),
-            feed=put,
-            began=began,
-            trains=True,
-        )
-
-    def _extraction(self, extractor: FeatureExtractor, began: float) -> _Program:
-        """Of features, once for each image."""
-        setup, size = self.setup, extractor.batch_size
-        weights, images = extractor.put_weights(), extractor.put_images(self._random_batch(size)["image"])
-        few = len(setup.train) < size  # all of them together are of another shape
-
-        def batches() -> Iterator[Any]:
-            while True:
-                yield from evaluation_batches(setup.train, setup.spec, size)
-
-        dtype = str(getattr(setup.classifier.backbone, "dtype", None))
-        return _Program(
-            images=size,
-            compute_dtype="bfloat16" if "bfloat16" in dtype else "float32",
-            trace=lambda: extractor.trace(weights, images),
-            make_step=lambda compiled: lambda batch: compiled(weights, images if batch is None else batch),
-            batches=None if self._synthetic or few else batches,
-            feed=lambda batch: extractor.put_images(batch["image"]),
-            began=began,
-            trains=False,
-        )
-
-    def _random_batch(self, size: int, extractor: FeatureExtractor | None = None) -> dict[str, Any]:
-        """Of images, or of what an extractor keeps of them."""
-        rng, labels = np.random.default_rng(0), self.setup.splits.train.labels
-        label = labels[rng.integers(0, len(labels), size)]
-        if extractor is None:
-            return {"label": label, "image": rng.integers(0, 256, (size, *self.setup.spec.shape), dtype=np.uint8)}
-        kept = [rng.standard_normal((size, *row.shape)).astype(row.dtype) for row in extractor.specs]
-        return {"label": label, "kept": kept}
-
-    def _measure(self, program: _Program) -> dict[str, Any]:
+    def _measure(self, program: Program) -> dict[str, Any]:
         start = time.perf_counter()
         traced = program.trace()
         lowered = traced.lower()
@@ -282,22 +178,13 @@ class _Bench:
         """Devices that compute side by side; those of a CPU share it."""
         return 1 if self.device.platform == "cpu" else self.devices
 
-    def _with_input(self, program: _Program, step: Callable[[Any], Any]) -> tuple[float, float] | tuple[None, None]:
+    def _with_input(self, program: Program, step: Callable[[Any], Any]) -> tuple[float, float] | tuple[None, None]:
         """Images a second of the loader alone, and of the steps that it feeds; None without data."""
         if program.batches is None:
             return None, None
         with closing(program.batches()) as batches:
-            alone = time_batches(lambda: next(batches), 3 * self._steps, _INPUT_SECONDS, _MADE_AHEAD)
-        with closing(program.batches()) as batches:
-            ahead: deque[Any] = deque()
-
-            def take() -> Any:
-                while len(ahead) < AHEAD:
-                    ahead.append(program.feed(next(batches)))
-                return step(ahead.popleft())
-
-            fed = time_batches(take, self._steps, _FED_SECONDS, _MADE_AHEAD + AHEAD)
-        return alone * program.images, fed * program.images
+            alone = time_batches(lambda: next(batches), 3 * self._steps, _INPUT_SECONDS, MADE_AHEAD)
+        return alone * program.images, program.fed_rate(step, self._steps, _FED_SECONDS)
 
     def _memory(self, compiled: Any) -> dict[str, Any]:
         """Peak bytes of a device: since this process began where the device counts them, else by XLA's analysis."""
@@ -306,7 +193,7 @@ class _Bench:
             return {"peak_bytes": int(peak), "source": "device"}
         return {"peak_bytes": memory_of(compiled)["peak"], "source": "XLA's analysis"}
 
-    def _settings(self, program: _Program) -> Settings:
+    def _settings(self, program: Program) -> Settings:
         data, images = self.setup.recipe.data, self.setup.splits.train.images
         decodes = bool(len(images)) and isinstance(images[0], str | os.PathLike | Path | bytes)
         return Settings(

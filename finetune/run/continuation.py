@@ -19,7 +19,7 @@ from finetune.run.resume import Kept, RunProgress
 from finetune.run.setup import RunSetup, stage_length
 
 _HARMLESS = re.compile(
-    r"name|data\.num_workers|evaluate\.batch_size|save\..+|data\.source|mesh(\..+)?"
+    r"name|data\.num_workers|evaluate\.batch_size|save\..+|data\.source|mesh(\..+)?|trackers\..+"
 )  # data are known by content
 _LENGTH = re.compile(r"stages\.(\d+)\.(epochs|steps|examples)")
 _SHOWN = 10  # differences

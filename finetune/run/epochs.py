@@ -47,7 +47,7 @@ class EpochReport:
                 parts.append(f"{self.metric.replace('_', ' ')} {self.validation:.4f}")
             parts[-1] += " (best)" if self.best else ""
         parts += [f"rate {self.highest_learning_rate:.1e}", f"{self.images_per_second:,.0f} images/s"]
-        return ", ".join([*parts, f"{self.seconds:.1f} s", f"{_duration(self.seconds_left)} left"])
+        return ", ".join([*parts, f"{self.seconds:.1f} s", f"{duration(self.seconds_left)} left"])
 
     def to_json(self) -> dict[str, Any]:
         """Without what the record has in other words: its stage and its epoch."""
@@ -106,7 +106,7 @@ class EpochMeter:
         return f"{done:.3g}/{all_of:.3g}" if all_of % 1 or done % 1 else f"{int(done)}/{int(all_of)}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """``0:05``, ``1:02:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

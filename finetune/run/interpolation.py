@@ -134,5 +134,5 @@ class _Mixtures:
         session, images = self._session, self._session.setup.splits.validation
         assert images is not None
         evaluation = session.evaluate(self.at(share), images, f"{INTERPOLATED}: {share:.1f}")
-        session.folder.log({"stage": INTERPOLATED, "split": "validation", "share": share, **evaluation.to_json()})
+        session.log({"stage": INTERPOLATED, "split": "validation", "share": share, **evaluation.to_json()})
         return evaluation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -30,11 +30,14 @@ from finetune.run.page import write_report
 from finetune.run.progress import Progress
 from finetune.run.result import RunResult
 from finetune.run.resume import RunProgress
+from finetune.run.run_trackers import RunTrackers, StepsOfRun
 from finetune.run.session import RunSession
 from finetune.run.setup import RunSetup, prepare_run
 from finetune.run.shared_checkpoints import SharedCheckpoints
 from finetune.run.stages import measure_first_head, run_stage
 from finetune.signals import StopSignal
+from finetune.trackers.open import open_trackers
+from finetune.trackers.tracker import Tracker
 
 
 @foreign_errors_translated()
@@ -49,6 +52,7 @@ def run(
     data: Any = None,
     allow_local_code: bool = False,
     verify: bool = False,
+    trackers: Sequence[Tracker] = (),
 ) -> RunResult:
     """Runs a recipe from pretrained weights to a measured, saved classifier.
 
@@ -65,6 +69,7 @@ def run(
         allow_local_code: import the module that ``backbone.module`` names, if it is not one of this toolkit's. That
             runs it: look at it first.
         verify: read every image again, whatever is cached; for a change that kept a file's size and times.
+        trackers: of your own, besides those that the recipe names; process 0 alone tells them.
 
     Raises:
         FinetuneError: anything wrong with recipe, data, weights or folder; it says what.
@@ -74,11 +79,12 @@ def run(
         raise CheckpointError(f"--overwrite starts anew and {given} goes on: give one of them")
     keep_compiled_programs()
     recipe = with_absolute_paths(recipe)
-    directory = Path("checkpoints") / recipe.name if output is None else Path(output)
+    directory = default_folder(recipe) if output is None else Path(output)
     folder = RunFolder(directory) if is_primary() else UnwrittenFolder(directory)
     resume = resume or extend
     if recipe.data.num_workers:
         check_workers(recipe.data.num_workers)
+    followers = [*open_trackers(recipe.trackers), *trackers] if is_primary() else []
     if is_primary() and resume and recipe.save.mirror and not folder.directory.exists():
         bring_back(folder.directory, recipe.save.mirror)
     doing = "--resume" if resume else "--overwrite" if overwrite else "run"
@@ -112,12 +118,20 @@ def run(
         if finished is not None:
             return RunResult(folder.directory, finished, allow_local_code)
         with _saving(folder, recipe.save, setup.placement, signal, display) as checkpoints:
-            session = RunSession(setup, folder, checkpoints, display, signal, progress)
-            display.check = session.check
-            session.restore(continuation)
-            _go_through_stages(session)
-            checkpoints.wait()
-            return RunResult(folder.directory, session.finish(frozen_sha256), allow_local_code)
+            steps = StepsOfRun(setup.recipe, [length.total_steps for length in setup.lengths])
+            with RunTrackers(followers, folder, steps, display.say, lambda: signal.received is not None) as tracked:
+                session = RunSession(setup, folder, checkpoints, display, signal, progress, tracked)
+                display.check = session.check
+                session.restore(continuation)
+                tracked.begin(setup.recipe, session.step)
+                _go_through_stages(session)
+                checkpoints.wait()
+                return RunResult(folder.directory, session.finish(frozen_sha256), allow_local_code)
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Where a run goes that is not told."""
+    return Path("checkpoints") / recipe.name
 
 
 def _chosen_mesh(folder: RunFolder) -> MeshConfig | Literal["auto"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from signal import Signals
 from typing import Any, NoReturn
@@ -31,6 +32,7 @@ from finetune.run.page import write_report
 from finetune.run.predictions import Predictions
 from finetune.run.progress import Progress
 from finetune.run.resume import Kept, RunProgress, Snapshot
+from finetune.run.run_trackers import RunTrackers
 from finetune.run.saved_states import find_state
 from finetune.run.setup import RunSetup
 from finetune.run.shared_checkpoints import SharedCheckpoints
@@ -50,6 +52,7 @@ class RunSession:
         progress: how far that is.
         carried: the optimizer state that the stage before left for the next one; None where there is none.
         interpolation: what the summary says of it; None where there was none.
+        trackers: told of all that is logged.
     """
 
     def __init__(
@@ -60,9 +63,10 @@ class RunSession:
         display: Progress,
         signal: StopSignal,
         progress: RunProgress,
+        trackers: RunTrackers,
     ) -> None:
         self.setup, self.folder, self.checkpoints = setup, folder, checkpoints
-        self.display, self.signal, self.progress = display, signal, progress
+        self.display, self.signal, self.progress, self.trackers = display, signal, progress, trackers
         self.classifier: Classifier = setup.classifier
         self.variables: Variables = setup.variables
         self.carried: Any = None
@@ -95,6 +99,17 @@ class RunSession:
         self.progress = replace(saved, seconds=saved.seconds | self.progress.seconds)  # this time's loading
         if saved.point is not None:
             self.display.say(f"resuming at step {newest}")
+
+    @property
+    def step(self) -> int:
+        """Done by now, of all stages."""
+        point = self.progress.point
+        return self.setup.first_step(self.progress.next_stage) + (point.step if point else 0)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """To the folder's log, and to those who follow it."""
+        self.folder.log(record)
+        self.trackers.log(record)
 
     def check(self, when: str) -> None:
         """Where all processes are at the same place: raises Interrupted on all if a signal has come to one.
@@ -162,7 +177,7 @@ class RunSession:
         if (images := self.setup.splits.validation) is not None:
             validation = self.evaluate(self.variables, images, f"{name}: validation", keep_logits=True)
             if score is None:
-                self.folder.log({"stage": name, "split": "validation", **validation.to_json()})
+                self.log({"stage": name, "split": "validation", **validation.to_json()})
                 score = validation.score(self.metric)
             confidence, calibration = self._calibrate(name, validation, evaluation)
         self.keep(name, score, confidence, calibration)
@@ -207,7 +222,7 @@ class RunSession:
         if is_primary():
             self._compare(name, result, evaluation)
         self.progress.results.append(result)
-        self.folder.log({"stage": name, **result})
+        self.log({"stage": name, **result})
         return evaluation
 
     def _compare(self, name: str, result: dict[str, Any], evaluation: Evaluation) -> None:
@@ -228,7 +243,7 @@ class RunSession:
             evaluation = self.evaluate(self.variables, images, f"{name}: {further}", keep_logits=True)
             result = {"name": name, "split": further, **describe_result(evaluation, images.labels)}
             self.progress.also.setdefault(further, []).append(result)
-            self.folder.log({"stage": name, **result})
+            self.log({"stage": name, **result})
 
     def keep(
         self,

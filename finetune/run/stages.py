@@ -88,7 +88,7 @@ def _fit_head(session: RunSession, stage: HeadStage, index: int) -> None:
     head = setup.placement.put(arrays_from_primary(lambda: fitted.variables))
     for line in fitted.lines:
         session.display.say(f"{stage.name}: {line}")
-    session.folder.log({"stage": stage.name, "split": "train", **fitted.facts})
+    session.log({"stage": stage.name, "split": "train", **fitted.facts})
     session.classifier = setup.classifiers[index]
     session.variables = merge(without_head(session.variables), head)
     session.evaluate_from_features(head_paths(session.variables))

@@ -55,7 +55,7 @@ class TrainStageRun:
         decision = session.setup.decide_cache(self.index, self.trainer)
         if decision.reason:
             session.display.say(f"{stage.name}: {decision.reason}")
-        session.folder.log({**self._where(0, "features"), "frozen_cache": decision.to_json()})
+        session.log({**self._where(0, "features"), "frozen_cache": decision.to_json()})
         if not decision.use:
             return session.setup.batches(self.index)
         assert decision.extractor is not None
@@ -138,7 +138,7 @@ class TrainStageRun:
             return state
         opt_state, partitions = self._opt_state_before()
         opt_state, carried = transfer_state(opt_state, state.opt_state, partitions, self.stage.partitions)
-        session.folder.log({"stage": self.stage.name, "step": 0, "carried_optimizer_state": carried})
+        session.log({"stage": self.stage.name, "step": 0, "carried_optimizer_state": carried})
         return replace(state, opt_state=opt_state)
 
     def _go_to(self, point: ResumePoint) -> None:
@@ -193,14 +193,14 @@ class TrainStageRun:
             except Interrupted:
                 self._save_at(event.state, replace(self._point(event.step, event.loader), unevaluated=True))
                 raise
-            session.folder.log({**self._where(event.step, "validation"), **evaluation.to_json()})
+            session.log({**self._where(event.step, "validation"), **evaluation.to_json()})
             score = evaluation.score(session.metric)
             self._wait_for(evaluation.value(self._watched))
             is_best = self.best is None or score >= self.best.score
             if is_best:  # of equals the later, which is also the one that Orbax keeps
                 self.best = Best(score, event.step)
         report = self.meter.report(event.step, evaluation, session.metric, best=is_best)
-        session.folder.log({**self._where(event.step, "epoch"), **report.to_json()})
+        session.log({**self._where(event.step, "epoch"), **report.to_json()})
         session.display.say(report.line())
         return score
 
@@ -248,7 +248,7 @@ class TrainStageRun:
         rates = {name: float(rate) for name, rate in jax.device_get(self._rates(event.step - 1)).items()}
         measured = {"loss": event.loss, "accuracy": event.accuracy, "learning_rate": rates}
         speed = {"grad_norm": event.grad_norm, "images_per_second": round(event.images_per_second, 2)}
-        self.session.folder.log({**self._where(event.step, "train"), **measured, **speed})
+        self.session.log({**self._where(event.step, "train"), **measured, **speed})
         if event.not_finite:
             first = event.step - event.not_finite + 1
             names = [name for name, norm in event.grad_norm.items() if not np.isfinite(norm)]
@@ -271,7 +271,7 @@ class TrainStageRun:
         elif session.progress.kept is None and states:
             session.variables = merge(session.variables, session.checkpoints.variables(states[-1]))
             session.keep(name, None)
-        session.folder.log({**self._where(step, "train"), "diverged": what})
+        session.log({**self._where(step, "train"), "diverged": what})
         rates = {rule.label: rule.learning_rate or 0.0 for rule in self.stage.trainable}
         shown = ", ".join(f"{label} (learning rate {rates[label]:g})" for label in partitions or rates)
         session.diverge(

@@ -1,0 +1,1 @@
+"""Trackers: TensorBoard, Trackio, Weights & Biases, MLflow, or one of your own."""
