@@ -107,7 +107,7 @@ def unknown(fashion_mnist: Path) -> dict[str, float]:
 
     backbone = finetune.load_backbone("builtin:tiny-clip")
     digits = load_digits()
-    pixels = [Image.fromarray(np.uint8(image * 255 / 16)).convert("RGB") for image in digits.images]
+    pixels = [Image.fromarray((image * 255 / 16).astype(np.uint8)).convert("RGB") for image in digits.images]
     known = np.stack([backbone.image_spec.to_uint8(image) for image in pixels])
     clothes, _ = photographs(fashion_mnist, "train", backbone.image_spec, 1000)
     x = features_of(backbone, np.concatenate([known, clothes]))

@@ -309,6 +309,7 @@ class RunFolder:
 
     def write_tracked(self, trackers: Mapping[str, Any]) -> None:
         """Keeps how each tracker goes on."""
+        self.check_ours()
         write_json(self.directory / contents.TRACKERS, {**trackers, _DIGEST: hash_json(trackers)})
 
     def write_recipe(self, recipe: Recipe) -> None:

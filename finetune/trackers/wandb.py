@@ -25,7 +25,7 @@ class WandbTracker:
         import wandb
 
         self._config = config
-        mode = config.mode or os.environ.get("WANDB_MODE", "online")
+        mode = config.mode or os.environ.get("WANDB_MODE") or "online"
         if mode == "online" and not wandb.login(prompt=False, verify=False):
             raise RecipeError(
                 "trackers: wandb is online and has no key: log in with `wandb login`, set WANDB_API_KEY, or write "
@@ -48,10 +48,12 @@ class WandbTracker:
             mode=config.mode,
             settings=wandb.Settings(silent=True, console="off"),
         )
+        # an axis of our own: wandb's holds a row back until the next step, and takes no step twice
+        self._run.define_metric("*", step_metric="step")
         return str(self._run.id)
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(scalars), step=step)
+        self._run.log({**scalars, "step": step})
 
     def finish(self, status: Status) -> None:
         self._run.finish(exit_code=_EXIT_CODES[status])

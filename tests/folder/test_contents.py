@@ -14,6 +14,8 @@ FOREIGN = {  # a file: what is named of it
     "figures/other_batch.png": "figures/other_batch.png",
     "figures/curves.svg": "figures/curves.svg",
     "figures/more/curves.png": "figures/more",
+    "events/notes.txt": "events/notes.txt",
+    "events/train/events.out.tfevents.1.vm.1.0": "events/train",
     "state/notes.txt": "state/notes.txt",
     "state/7/notes.txt": "state/7/notes.txt",
     "state/7/variables/notes.txt": "state/7/variables/notes.txt",

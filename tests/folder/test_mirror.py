@@ -24,6 +24,8 @@ def folder(tmp_path):
     (folder / "state" / "5" / "variables" / "d").write_bytes(b"12")
     (folder / "state" / "9.orbax-checkpoint-tmp").mkdir()
     (folder / "metrics.jsonl").write_text("{}\n")
+    (folder / "events").mkdir()
+    (folder / "events" / "events.out.tfevents.1.vm.1.0").write_bytes(b"1")
     (folder / "run.json").write_text("{}")
     (folder / "summary.json.7.new").write_text("{")
     return folder
@@ -40,7 +42,8 @@ def test_a_mirror_has_what_the_folder_has_but_what_is_being_written(folder, tmp_
         (folder / "summary.json").write_text("{}")
     whole = {name: data for name, data in files(folder).items() if not name.endswith(".new")}
     assert files(fetch(url)) == whole
-    assert os.stat(folder / "metrics.jsonl").st_nlink == 1
+    for growing in ("metrics.jsonl", "events/events.out.tfevents.1.vm.1.0"):
+        assert os.stat(folder / growing).st_nlink == 1
     bring_back(tmp_path / "back" / "run", url)
     assert files(tmp_path / "back" / "run") == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "bucket", "cache", "run"]

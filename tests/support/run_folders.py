@@ -16,6 +16,8 @@ FILES = (  # of a real run, those that its start writes apart
     "predictions.parquet",
     "start.safetensors",
     "report.html",
+    "trackers.json",
+    "events/events.out.tfevents.1795918996.vm.5155.0",
     "figures/curves.png",
     "figures/finetune_batch.png",
     "state/7/_CHECKPOINT_METADATA",
