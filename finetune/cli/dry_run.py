@@ -30,7 +30,7 @@ def print_dry_run(result: dict[str, Any]) -> None:
     memory = max((part["memory_bytes"] for part in _parts(result)), default=0)
     typer.echo(f"memory    {_size(memory)} of {_size(result['device']['memory_bytes'])} of each device")
     sizes = ", ".join(f"{name} {_size(disk[name])}" for name in ("model", "states", "features") if disk[name])
-    typer.echo(f"disk      {sizes}; {_size(disk['free'])} are free")
+    typer.echo(f"disk      up to {sizes}; {_size(disk['free'])} are free")
     for stage in result["stages"]:
         if stage["step"] is not None and not stage["step"]["loss"] < float("inf"):
             typer.echo(f"{stage['name']}: the loss of the first batch is not finite: the run would diverge")

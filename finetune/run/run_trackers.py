@@ -83,7 +83,7 @@ class RunTrackers:
         self._followers: list[_Follower] = []
         for tracker in trackers:
             key = self._free_key(getattr(tracker, "name", None) or type(tracker).__name__)
-            self._followers.append(_Follower(key, tracker, known.get(key), say, self._remember))
+            self._followers.append(_Follower(key, tracker, known.get(key), self._tell, self._remember))
 
     def _free_key(self, name: str) -> str:
         keys = {follower.key for follower in self._followers}
@@ -138,6 +138,11 @@ class RunTrackers:
                 self._say(f"{', '.join(busy)}: not done in time: the last numbers may be missing there")
                 return
             time.sleep(0.01)
+
+    def _tell(self, line: str) -> None:
+        """Says what has happened to a tracker, as long as the run goes on."""
+        if not self._over:
+            self._say(line)
 
     def _remember(self) -> None:
         """Writes down how to go on."""

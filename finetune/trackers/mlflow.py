@@ -29,6 +29,7 @@ class MlflowTracker:
         from mlflow.tracking import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it makes
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # and of each try
 
         config = self._config
         self._client = MlflowClient(tracking_uri=config.tracking_uri)

@@ -24,6 +24,7 @@ class WandbTracker:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing goes where the user has not said
         import wandb
 
+        wandb.setup(wandb.Settings(silent=True))
         self._config = config
         mode = config.mode or os.environ.get("WANDB_MODE") or "online"
         if mode == "online" and not wandb.login(prompt=False, verify=False):
