@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "run": (
         "finetune run quickstart",
+        "finetune run quickstart --dry-run",
         "finetune run clip_vit_b32 data.source=photos stages.1.epochs=5 -o checkpoints/photos",
         "finetune run quickstart -o checkpoints/quickstart --resume",
     ),
@@ -46,7 +47,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "models": ("finetune models",),
 }
 _OTHER_WORDS = {  # of timm, Ultralytics, Lightning, Keras, AutoGluon, Hugging Face and torchtune
-    "run": ("start", "launch"),
+    "run": ("start", "launch", "dry-run"),
     "train": ("fit", "finetune", "fine-tune", "tune"),
     "resume": ("continue",),
     "evaluate": ("val", "eval", "test", "score"),
@@ -56,7 +57,7 @@ _OTHER_WORDS = {  # of timm, Ultralytics, Lightning, Keras, AutoGluon, Hugging F
     "push": ("upload", "publish", "share"),
     "bench": ("benchmark", "profile", "speed"),
     "lr-find": ("lr_find", "lrfind", "find-lr", "tuner"),
-    "plan": ("summary", "dry-run", "memory"),
+    "plan": ("summary", "memory"),
     "inspect": ("info", "show", "describe"),
     "check-data": ("check", "data"),
     "validate": ("lint",),

@@ -39,7 +39,7 @@ def test_a_saved_recipe_holds_every_value_that_has_an_effect_defaults_too():
         }
     )
     saved = YAML(typ="safe").load(dump_recipe(recipe))
-    assert list(saved) == ["name", "seed", "backbone", "head", "data", "stages", "evaluate", "save", "mesh"]
+    assert list(saved) == ["name", "seed", "backbone", "head", "data", "stages", "evaluate", "save", "mesh", "trackers"]
     assert (saved["seed"], saved["data"]["validation"], saved["evaluate"]["batch_size"]) == (0, 0.1, 256)
     (partition,) = saved["stages"][0]["partitions"]
     assert partition["optimizer"] == {"name": "adamw", "b1": 0.9, "b2": 0.999, "eps": 1e-8}

@@ -61,6 +61,7 @@ def rich_recipes() -> dict[str, dict[str, Any]]:
     recipes: dict[str, dict[str, Any]] = {"everything": _everything(), "module": _module()}
     recipes["linear probe"] = {**_data(), "stages": [{"type": "linear_probe", "name": "only", "l2": 0.5}]}
     recipes["shots"] = {**_data(shots_per_class=5, validation=0), "stages": [_stage()]}
+    recipes["trackers"] = {**_data(), "stages": [_stage()], "trackers": _trackers()}
     for title, options, key in (
         ("optimizer", OPTIMIZERS, "optimizer"),
         ("schedule", SCHEDULES, "schedule"),
@@ -140,6 +141,23 @@ def _everything() -> dict[str, Any]:
         ],
         "evaluate": {"batch_size": 32},
     }
+
+
+def _trackers() -> list[Any]:
+    return [
+        "tensorboard",
+        {"name": "trackio", "project": "p", "run_name": "r", "group": "g", "space": "owner/name"},
+        {
+            "name": "wandb",
+            "project": "p",
+            "entity": "e",
+            "run_name": "r",
+            "group": "g",
+            "tags": ["t"],
+            "mode": "offline",
+        },
+        {"name": "mlflow", "experiment": "e", "tracking_uri": "sqlite:///m.db", "run_name": "r", "tags": {"k": "v"}},
+    ]
 
 
 def _module() -> dict[str, Any]:
