@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import CheckpointError, FinetuneError, MachineError, ProcessLost, first_line
 from finetune.folder.run_folder import RunFolder
 from finetune.recipe import Recipe, load_recipe
-from finetune.run.run import RunResult, with_absolute_paths
+from finetune.run.result import RunResult
+from finetune.run.run import with_absolute_paths
 
 if TYPE_CHECKING:
     from ray.train import RunConfig, ScalingConfig
