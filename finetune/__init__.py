@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from finetune.export.push import PushedBundle as PushedBundle
     from finetune.export.push import push_to_hub as push_to_hub
     from finetune.images.spec import ImageSpec as ImageSpec
+    from finetune.inference.explain import Explainer as Explainer
     from finetune.inference.predictor import Prediction as Prediction
     from finetune.inference.predictor import Predictor as Predictor
     from finetune.inference.predictor import restore as restore
@@ -76,6 +77,7 @@ _HOME = {
     "Classifier": "models.classifier",
     "Clip": "models.backbone",
     "DepthOrder": "models.depth",
+    "Explainer": "inference.explain",
     "FinetuneError": "errors",
     "ImageSpec": "images.spec",
     "LinearProbeStage": "recipe",

@@ -8,6 +8,7 @@ from paths import ROOT
 ROOMS = [  # from top to bottom
     "cli",
     "integrations",
+    "demo",
     "report",
     "run",
     "trackers",

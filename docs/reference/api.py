@@ -21,7 +21,7 @@ GROUPS = {
         "RunCheckpoints", "make_mesh", "Placement", "join_processes", "find_learning_rate",
     ),
     "Inference": (
-        "restore", "Predictor", "Prediction", "save_bundle", "load_bundle", "push_to_hub", "PushedBundle",
+        "restore", "Predictor", "Prediction", "Explainer", "save_bundle", "load_bundle", "push_to_hub", "PushedBundle",
         "push_to_url",
     ),
     "Errors": ("FinetuneError",),

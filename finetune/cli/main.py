@@ -16,6 +16,7 @@ from finetune.cli.bench import bench
 from finetune.cli.cat import cat, copy
 from finetune.cli.check_data import check_data
 from finetune.cli.compare import compare
+from finetune.cli.demo import demo
 from finetune.cli.doctor import doctor
 from finetune.cli.evaluate import evaluate
 from finetune.cli.grammar import Verbs, epilog
@@ -48,6 +49,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "resume": resume,
     "predict": predict,
+    "demo": demo,
     "evaluate": evaluate,
     "compare": compare,
     "soup": soup,

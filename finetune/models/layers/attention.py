@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
+
+_seen: ContextVar[list[jax.Array] | None] = ContextVar("seen", default=None)
 
 
 def attention(
@@ -30,15 +34,43 @@ def attention(
     Returns:
         [N, queries, heads, d], in the dtype of ``value``.
     """
+    if _seen.get() is not None:
+        note_attention(_weights(query, key, mask))
     if mask is None and dropout is None and _is_fused(query, key):
         return _fused(query, key, value)
     if dropout is None and query.dtype == jnp.float32:
         return jax.nn.dot_product_attention(query, key, value, mask=mask)
+    weights = _weights(query, key, mask).astype(value.dtype)
+    return jnp.einsum("...hqk,...khd->...qhd", weights if dropout is None else dropout(weights), value)
+
+
+@contextmanager
+def attention_seen() -> Iterator[list[jax.Array]]:
+    """Within, the weights of each attention are noted, in the order of the calls: float32 [..., heads, queries, tokens].
+
+    Those of an attention that a fused kernel computes without them are computed beside it. A scan or a remat around
+    the attention would keep them to itself.
+    """
+    noted: list[jax.Array] = []
+    token = _seen.set(noted)
+    try:
+        yield noted
+    finally:
+        _seen.reset(token)
+
+
+def note_attention(weights: jax.Array) -> None:
+    """Adds an attention's weights to those of :func:`attention_seen`, where that is asked for."""
+    if (noted := _seen.get()) is not None:
+        noted.append(weights)
+
+
+def _weights(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The softmax, float32 [N, heads, queries, tokens]."""
     logits = attention_logits(query, key) * query.shape[-1] ** -0.5
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("...hqk,...khd->...qhd", weights if dropout is None else dropout(weights), value)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 def attention_logits(query: jax.Array, key: jax.Array) -> jax.Array:

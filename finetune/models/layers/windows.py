@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from finetune.errors import ModelError
-from finetune.models.layers.attention import attention_logits
+from finetune.models.layers.attention import attention_logits, note_attention
 
 Size = tuple[int, int]  # height and width
 # How a table of relative positions is resampled for another window. "linear": PyTorch's bilinear filter (transformers).
@@ -43,7 +43,9 @@ def biased_attention(
         [..., tokens, heads, d], in the dtype of ``value``.
     """
     logits = attention_logits(query, key) * scale
-    weights = jax.nn.softmax(logits if bias is None else logits + bias, axis=-1).astype(value.dtype)
+    weights = jax.nn.softmax(logits if bias is None else logits + bias, axis=-1)
+    note_attention(weights)
+    weights = weights.astype(value.dtype)
     return jnp.einsum("...hqk,...khd->...qhd", weights if dropout is None else dropout(weights), value)
 
 

@@ -1,0 +1,52 @@
+"""``finetune demo``"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from finetune.cli.options import LocalCode, RunOrBundle
+
+
+def demo(
+    directory: RunOrBundle,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0 takes one that is free.")] = 7860,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="0.0.0.0 shows the page to the whole network.")
+    ] = "127.0.0.1",
+    coverage: Annotated[
+        float, typer.Option(metavar="SHARE", help="How often the sets of classes are to hold the true one.")
+    ] = 0.9,
+    neighbors: Annotated[
+        bool, typer.Option("--neighbors/--no-neighbors", help="Show the nearest training images, where they are known.")
+    ] = True,
+    allow_local_code: LocalCode = False,
+) -> None:
+    """Try a trained model on images of your own, on a page in the browser."""
+    from finetune.compiled import keep_compiled_programs
+    from finetune.demo.page import import_gradio, make_app, prepare
+    from finetune.demo.server import bound_to, serve
+    from finetune.errors import RecipeError
+    from finetune.run.progress import Progress
+
+    if not 0 < coverage < 1:
+        raise RecipeError(f"--coverage: a share between 0 and 1; received {coverage:g}")
+    with TemporaryDirectory(prefix="finetune-demo-") as uploads, bound_to(host, port) as listener:
+        import_gradio(Path(uploads))  # before a model is loaded for nothing
+        keep_compiled_programs()
+        with Progress() as display:
+            respondent = prepare(
+                directory,
+                coverage=coverage,
+                neighbors=neighbors,
+                allow_local_code=allow_local_code,
+                track=display.track,
+            )
+        app = make_app(respondent, Path(directory).name or directory, Path(uploads))
+        typer.echo(f"{listener.url}   (Ctrl-C ends it)")
+        sys.stdout.flush()  # a pipe gets it at once, too
+        serve(app, listener)

@@ -1,0 +1,1 @@
+"""A page in which people try a model on images of their own."""
