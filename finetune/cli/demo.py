@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +36,7 @@ def demo(
 
     if not 0 < coverage < 1:
         raise RecipeError(f"--coverage: a share between 0 and 1; received {coverage:g}")
-    with TemporaryDirectory(prefix="finetune-demo-") as uploads, bound_to(host, port) as listener:
+    with TemporaryDirectory(prefix=f"finetune-demo-{os.getpid()}-") as uploads, bound_to(host, port) as listener:
         import_gradio(Path(uploads))  # before a model is loaded for nothing
         keep_compiled_programs()
         with Progress() as display:

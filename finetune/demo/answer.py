@@ -22,9 +22,9 @@ _BARS, _NEIGHBORS = 5, 6
 _EDGE = 448  # of the large pictures, in pixels
 _SMALL = 112  # edge of a model's input below which its pixels are shown as squares
 _MAPS: dict[Method, str] = {
-    "attention rollout": "Attention rollout: what reaches the head, whichever class it is asked about",
-    "Grad-CAM": "Grad-CAM: what speaks for {label}",
-    "gradient x input": "Gradient x input: the pixels that the score of {label} depends on",
+    "attention rollout": "Where it looks, for any class (attention rollout)",
+    "Grad-CAM": "What speaks for {label} (Grad-CAM)",
+    "gradient x input": "The pixels that decide on {label} (gradient x input)",
 }
 
 
@@ -129,7 +129,7 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 def _describe_map(method: Method, label: str, heat: np.ndarray) -> str:
     if not heat.any():
-        return f"{method}: no part of the image speaks for {label}"
+        return f"No part of the image speaks for {label} ({method})"
     return _MAPS[method].format(label=label)
 
 

@@ -103,7 +103,7 @@ def grad_cam(features: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 def _attention_rollout(model: Classifier, variables: Any, pixels: jax.Array, index: jax.Array) -> jax.Array:
-    config: ViTConfig = model.backbone.config  # type: ignore[attr-defined]
+    config: ViTConfig = model.backbone.config
     with attention_seen() as seen:
         model.apply(variables, pixels, method=lambda classifier, images: classifier.backbone(images, train=False))
     maps = [weights[0] for weights in seen]

@@ -46,7 +46,7 @@ def attention(
 
 @contextmanager
 def attention_seen() -> Iterator[list[jax.Array]]:
-    """Within, the weights of each attention are noted, in the order of the calls: float32 [..., heads, queries, tokens].
+    """Within, the weights of each attention are noted in the order of the calls: float32 [..., heads, queries, tokens].
 
     Those of an attention that a fused kernel computes without them are computed beside it. A scan or a remat around
     the attention would keep them to itself.

@@ -7,7 +7,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from finetune.models.layers import attention as attention_file
-from finetune.models.layers.attention import attention
+from finetune.models.layers.attention import attention, attention_seen
 from finetune.models.layers.windows import biased_attention
 
 CAUSAL = np.tril(np.ones((1, 1, 5, 5), bool))
@@ -46,6 +46,20 @@ def test_dropout_is_applied_to_the_attention_weights():
     query, key, value = arrays(2)
     result = attention(query, key, value, dropout=lambda weights: jnp.ones_like(weights).at[..., 1:].set(0))
     np.testing.assert_array_equal(result, jnp.broadcast_to(value[:, :1], result.shape))
+
+
+@pytest.mark.parametrize("way", [partial(attention, mask=CAUSAL), partial(biased_attention, bias=None, scale=0.5)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_weights_are_noted_where_that_is_asked_for_and_change_nothing(way, dtype):
+    query, key, value = arrays(5, dtype)
+    with attention_seen() as seen:
+        result = way(query, key, value)
+    np.testing.assert_array_equal(result, way(query, key, value))
+    [weights] = seen
+    assert (weights.shape, weights.dtype) == ((2, 3, 5, 5), jnp.float32)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+    averages = np.einsum("nhqk,nkhd->nqhd", weights, value.astype(np.float32))
+    np.testing.assert_allclose(result.astype(np.float32), averages, atol=1e-6 if dtype == jnp.float32 else 0.02)
 
 
 def halve(weights):
