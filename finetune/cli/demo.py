@@ -30,13 +30,17 @@ def demo(
     """Try a trained model on images of your own, on a page in the browser."""
     from finetune.compiled import keep_compiled_programs
     from finetune.demo.page import import_gradio, make_app, prepare
-    from finetune.demo.server import bound_to, serve
+    from finetune.demo.server import bound_to, ended_by_signals, serve
     from finetune.errors import RecipeError
     from finetune.run.progress import Progress
 
     if not 0 < coverage < 1:
         raise RecipeError(f"--coverage: a share between 0 and 1; received {coverage:g}")
-    with TemporaryDirectory(prefix=f"finetune-demo-{os.getpid()}-") as uploads, bound_to(host, port) as listener:
+    with (
+        ended_by_signals(),
+        TemporaryDirectory(prefix=f"finetune-demo-{os.getpid()}-") as uploads,
+        bound_to(host, port) as listener,
+    ):
         import_gradio(Path(uploads))  # before a model is loaded for nothing
         keep_compiled_programs()
         with Progress() as display:
@@ -47,7 +51,7 @@ def demo(
                 allow_local_code=allow_local_code,
                 track=display.track,
             )
-        app = make_app(respondent, Path(directory).name or directory, Path(uploads))
+        app = make_app(respondent, Path(directory).resolve().name, Path(uploads))
         typer.echo(f"{listener.url}   (Ctrl-C ends it)")
         sys.stdout.flush()  # a pipe gets it at once, too
         serve(app, listener)

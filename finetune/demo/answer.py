@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from finetune.demo.neighbors import TrainingImages
-from finetune.errors import DataError, listed
+from finetune.errors import DataError, FinetuneError, listed
 from finetune.export.confidence import KNOWN_SHARE
-from finetune.images.open import open_image
+from finetune.foreign_errors import foreign_errors_translated
+from finetune.images.open import ImageLike, open_image
 from finetune.inference.explain import Explainer, Method
 from finetune.inference.predictor import Prediction, Predictor
 from finetune.page.html import picture, render
@@ -45,24 +47,25 @@ class Respondent:
     def answer(self, path: Path) -> tuple[str, str]:
         """HTML of what the model sees, and of what it says; of a file that cannot be used, the reason alone."""
         try:
-            image = open_image(path)
-        except DataError as error:
+            with foreign_errors_translated():
+                return self._answer(open_image(path), path.name)
+        except FinetuneError as error:
             return "", render("demo_problem.html", problem=str(error).replace(str(path), path.name))
-        return self._answer(image)
 
     def warm_up(self) -> None:
         """Compiles all that an answer takes, so that the first one does not wait for it."""
         spec = self.predictor.image_spec
-        self._answer(Image.new("RGB", (spec.width, spec.height)))
+        self._answer(Image.new("RGB", (spec.width, spec.height)), "black")
 
-    def _answer(self, image: Image.Image) -> tuple[str, str]:
+    def _answer(self, image: Image.Image, name: str) -> tuple[str, str]:
         coverage = self.coverage if self._gives_sets else None
         (prediction,) = self.predictor.predict([image], coverage=coverage)
         pixels = self.predictor.image_spec.to_uint8(image)
         heat = self.explainer.explain(image, prediction.index)
         view = render(
             "demo_view.html",
-            seen=picture(pixels, "the image as the model sees it", _EDGE),
+            seen=picture(pixels, f"{name} as the model sees it", _EDGE),
+            name=name,
             map=picture(overlay(pixels, heat), f"map of the image: {self.explainer.method}", _EDGE),
             map_says=_describe_map(self.explainer.method, prediction.label, heat),
             small=max(pixels.shape[:2]) < _SMALL,
@@ -96,15 +99,16 @@ class Respondent:
             return [f"No class is as likely here as the right one is in {share} of cases."]
         if len(prediction.set) == count:
             return [f"Any of the {count} classes: no smaller set would hold the right one in {share} of cases."]
-        only = "Only" if len(prediction.set) == 1 else "One of"
-        return [f"{only} {listed(prediction.set)}: such sets hold the right class in {share} of cases."]
+        members = sorted(prediction.set, key=lambda name: -prediction.probabilities[name])
+        only = "Only" if len(members) == 1 else "One of"
+        return [f"{only} {listed(members, _BARS)}: such sets hold the right class in {share} of cases."]
 
     def _neighbors(self, image: Image.Image) -> list[dict[str, Any]]:
         if not isinstance(self.training, TrainingImages):
             return []
         return [
             {
-                "picture": picture(open_image(neighbor.image), f"a training image of {listed(neighbor.labels)}"),
+                "picture": _thumbnail(neighbor.image, f"a training image of {listed(neighbor.labels)}"),
                 "label": listed(neighbor.labels, 3) or "no class",
                 "similarity": f"{neighbor.similarity:.2f}",
             }
@@ -125,6 +129,14 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     colors = colormaps["inferno"](heat)[..., :3]
     opacity = 0.2 + 0.6 * heat[..., None]
     return ((grey * (1 - opacity) + colors * opacity) * 255).round().astype(np.uint8)
+
+
+def _thumbnail(image: ImageLike, alt: str) -> Markup | None:
+    """None of an image that was there at the start and no longer is."""
+    try:
+        return picture(open_image(image), alt)
+    except DataError:
+        return None
 
 
 def _describe_map(method: Method, label: str, heat: np.ndarray) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.demo.answer import Respondent
 from finetune.demo.neighbors import TrainingImages, read_training_images
-from finetune.errors import FinetuneError, MachineError, first_line
+from finetune.errors import FinetuneError, MachineError, cut, first_line, listed
 from finetune.inference.explain import Explainer
 from finetune.inference.predictor import restore
 from finetune.page.html import render
@@ -17,6 +17,7 @@ from finetune.tracking import Track, untracked
 
 _MOST = "256mb"  # of a file; as much as is read of one
 _KEPT = 600  # seconds, of an uploaded file
+_CLASSES, _LONGEST = 8, 24  # names of classes at the top, and their characters
 _SYSTEM_FONTS = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 # Gradio calls home and keeps a history of answers in the browser unless it is told otherwise.
 _SILENT = {
@@ -70,7 +71,7 @@ def make_app(respondent: Respondent, title: str, uploads: Path) -> Any:
     from fastapi import FastAPI
 
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as blocks:
-        gradio.HTML(render("demo_head.html", title=title, classes=respondent.predictor.class_names), elem_id="head")
+        gradio.HTML(_head(title, respondent.predictor.class_names), elem_id="head")
         with gradio.Row():
             with gradio.Column(scale=2, min_width=300):
                 file = gradio.File(label="Image", type="filepath", height=140)
@@ -78,16 +79,22 @@ def make_app(respondent: Respondent, title: str, uploads: Path) -> Any:
             with gradio.Column(scale=3, min_width=300):
                 result = gradio.HTML(render("demo_empty.html"))
 
-        def answer(path: str | None) -> Sequence[str]:
-            return ("", render("demo_empty.html")) if path is None else respondent.answer(Path(path))
+        def answer(path: str) -> tuple[None, str, str]:
+            """Without a file in it, there is room for the next one to be dropped."""
+            return None, *respondent.answer(Path(path))
 
-        file.change(answer, file, [view, result], api_visibility="private", show_progress_on=result)
+        file.upload(answer, file, [file, view, result], api_visibility="private", show_progress_on=result)
 
     theme = gradio.themes.Default(primary_hue="blue", font=_SYSTEM_FONTS[0], font_mono=_SYSTEM_FONTS[1])
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     return gradio.mount_gradio_app(
         app, blocks, "/", theme=theme, css=render("demo.css"), footer_links=[], max_file_size=_MOST, show_error=False
     )
+
+
+def _head(title: str, class_names: Sequence[str]) -> str:
+    names = listed([cut(name, _LONGEST) for name in class_names], _CLASSES)
+    return render("demo_head.html", title=title, count=f"{len(class_names):,}", classes=names)
 
 
 def import_gradio(uploads: Path) -> Any:

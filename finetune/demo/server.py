@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,34 +64,50 @@ def _explain(error: OSError, host: str, port: int) -> Exception:
     return RecipeError(f"--host: {host} is no address of this machine; give one that is, such as 127.0.0.1")
 
 
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within, SIGINT (Ctrl-C) and SIGTERM raise :class:`Interrupted`, so that what is temporary is removed."""
+    with _handling(_interrupt):
+        yield
+
+
 def serve(app: Any, listener: Listener) -> None:
-    """Serves an ASGI app until a signal comes.
+    """Serves an ASGI app until one of these signals comes.
 
     Raises:
-        Interrupted: always; by SIGINT, which Ctrl-C sends, or SIGTERM.
+        Interrupted: at the end.
     """
     import uvicorn
 
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """The caller says how the process ends; Uvicorn would send itself the signal again."""
+            """Uvicorn would send itself the signal again, which ends the process where it is."""
             yield
 
     server = Server(
         uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=_PATIENCE, ws="none")
     )
-    received = signal.SIGINT
+    received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        nonlocal received
-        received = signal.Signals(number)
+        received.append(number)
         server.handle_exit(number, frame)  # a second SIGINT does not wait for open connections
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handling(stop):
         server.run(sockets=[listener.socket])
+    _interrupt(received[0] if received else signal.SIGINT, None)
+
+
+@contextmanager
+def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    raise Interrupted(f"ended by {received.name}", received)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise Interrupted(f"ended by {signal.Signals(number).name}", number)

@@ -105,11 +105,18 @@ def test_the_page_answers_as_predict_does_at_any_width_and_ends_by_ctrl_c(run, t
                     assert page.locator(".member").count() == sum(label in record["set"] for label, _ in expected)
                     assert (page.locator(".views img").count(), page.locator(".neighbors img").count()) == (2, 6)
                     assert is_dark(page) == (scheme == "dark")
+                    assert page.get_by_text("Drop File Here").is_visible()  # for the next one
                     view, answer = (page.locator(part).bounding_box() for part in (".views", ".answer"))
                     beside = answer["x"] >= view["x"] + view["width"]
                     assert beside == (width == 1440)
                     assert beside or answer["y"] >= view["y"] + view["height"]
         with opened(browser, url, 390, "light") as page:
+            page.set_input_files("input[type=file]", tmp_path / "broken.png")
+            page.wait_for_selector(".problem", timeout=PATIENCE)
+            assert page.locator(".answer").count() == 0
+            page.set_input_files("input[type=file]", tmp_path / "photo.jpg")
+            page.wait_for_selector(".answer", timeout=PATIENCE)
+            assert shown(page) == (expected[0], expected)
             page.set_input_files("input[type=file]", tmp_path / "broken.png")
             page.wait_for_selector(".problem", timeout=PATIENCE)
             assert page.inner_text(".problem").startswith("broken.png: not an image in a format that Pillow reads")
