@@ -121,10 +121,14 @@ def test_a_transformers_rollout_is_that_of_its_queries_and_keys(tiny_clip):
     np.testing.assert_allclose(explainer.explain(image, 0), expected, atol=1e-4)
 
 
+def families():
+    """Those that have modules of their own; open_clip's are others'."""
+    names = sorted({family.name for family in FAMILIES} - {"open_clip"})
+    return [pytest.param(name, marks=[pytest.mark.long] if name == "mobilenet_v2" else []) for name in names]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family", sorted({family.name for family in FAMILIES} - {"open_clip"})
-)  # its towers are others'
+@pytest.mark.parametrize("family", families())
 def test_every_family_has_a_map(family):
     name, method = EXAMPLES[family]
     backbone = finetune.load_backbone(GOLDENS / name)
@@ -169,6 +173,20 @@ class Recomputed(nn.Module):
         return nn.remat(nn.Conv)(4, (3, 3), name="conv")(images).mean((1, 2))
 
 
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.Conv(4, (3, 3), name="conv")(x), None
+
+
+class Scanned(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Conv(4, (3, 3), name="stem")(images)
+        blocks = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+        return blocks(name="blocks")(x, None)[0].mean((1, 2))
+
+
 class Flat(nn.Module):
     @nn.compact
     def __call__(self, images):
@@ -191,8 +209,9 @@ def test_a_module_without_a_last_feature_map_has_the_pixels_that_its_logit_depen
 
 
 @pytest.mark.slow
-def test_layers_that_are_recomputed_have_a_map(tmp_path):
-    classifier = Classifier(Recomputed(), 3)
+@pytest.mark.parametrize("module", [Recomputed(), Scanned()])
+def test_layers_that_are_recomputed_or_scanned_have_a_map(module, tmp_path):
+    classifier = Classifier(module, 3)
     variables = classifier.init(jax.random.key(0), jnp.zeros((1, *SPEC.shape)))
     variables["params"]["head"]["kernel"] = jax.random.normal(jax.random.key(1), (4, 3))
     explainer = Explainer(predictor_of(classifier, variables, SPEC))
