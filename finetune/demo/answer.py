@@ -94,7 +94,7 @@ class Respondent:
             return ["The model has seen no validation images, so it cannot say how sure it may be."]
         if prediction.set is None:
             return []
-        share, count = f"{self.coverage:.0%}", len(self.predictor.class_names)
+        share, count = f"{100 * self.coverage:g}%", len(self.predictor.class_names)
         if not prediction.set:
             return [f"No class is as likely here as the right one is in {share} of cases."]
         if len(prediction.set) == count:

@@ -108,7 +108,9 @@ def test_what_is_not_known_is_said_or_left_out(respondent, photo, small_run):
     assert "Unknown:" not in told
 
 
-@pytest.mark.parametrize(("coverage", "sentence"), [(0.995, "Any of the 10 classes: no smaller set"), (0.5, "in 50%")])
+@pytest.mark.parametrize(
+    ("coverage", "sentence"), [(0.995, "would hold the right one in 99.5% of cases"), (0.5, "in 50%")]
+)
 def test_the_set_has_the_coverage_that_is_asked_for(respondent, photo, coverage, sentence):
     told = Respondent(respondent.predictor, respondent.explainer, coverage, None).answer(photo)[1]
     assert sentence in told
