@@ -23,7 +23,7 @@ def transformers_flax(session: nox.Session) -> None:
 
     Test files given behind ``--`` run instead. ``--force-python`` chooses the interpreter.
     """
-    session.install("-e", ".[dev]", "transformers==4.57.*")
+    session.install("-e", ".[test]", "transformers==4.57.*")
     session.run("python", "-c", _VERSIONS)
     tests = session.posargs or ["tests/models/test_transformers_flax.py", "tests/guides/test_transformers_flax.py"]
     session.run("pytest", *tests)
