@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,12 +13,13 @@ from finetune.errors import PartitionError
 from finetune.models.depth import DepthOrder
 from finetune.optim.partitions import assign_rules, check_every_rule_takes
 from finetune.optim.selectors import classifier_depths, is_embedding
+from finetune.page.facts import ShownByFacts
 from finetune.recipe import Partition
 from finetune.trees import Variables, flatten, module_of, paths_of
 
 
-@dataclass(frozen=True)
-class ParameterPlan:
+@dataclass(frozen=True, repr=False)
+class ParameterPlan(ShownByFacts):
     """What a stage does with each leaf of a classifier's variables. Paths are joined by ``/``.
 
     Attributes:
@@ -34,6 +36,10 @@ class ParameterPlan:
     frozen_norms: frozenset[str] = frozenset()
     frozen_state: frozenset[str] = frozenset()
     depths: Mapping[str, int] = field(default_factory=dict)
+
+    def _facts(self) -> dict[str, Any]:
+        labels, taken = [rule.label for rule in self.partitions], Counter(rule.label for rule in self.rules.values())
+        return {"partitions": tuple(f"{label}: {taken[label]} leaves" for label in dict.fromkeys(labels))}
 
     @classmethod
     def make(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from finetune.errors import ModelError
+from finetune.page.facts import ShownByFacts
 
 Block = TypeVar("Block", bound=nn.Module)
 
 
-@struct.dataclass
-class BackboneOutput:
+@struct.dataclass(repr=False)
+class BackboneOutput(ShownByFacts):
     """What every vision backbone returns.
 
     Attributes:
@@ -27,6 +28,9 @@ class BackboneOutput:
 
     last_hidden_state: jax.Array | None
     pooler_output: jax.Array
+
+    def _facts(self) -> dict[str, Any]:
+        return {name: f"{a.dtype}{list(a.shape)}" for name, a in vars(self).items() if hasattr(a, "shape")}
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
