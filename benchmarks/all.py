@@ -68,6 +68,7 @@ BENCHMARKS = (
     Benchmark("truth", None, (), (CIFAR10, MOBILENET, FASHION)),
     Benchmark("mobilenet_probe", None, (str(MOBILENET), str(CIFAR10)), (CIFAR10, MOBILENET)),
     Benchmark("lite0_probe", None, (), (CIFAR10, MOBILENET)),
+    Benchmark("own_images", None, (), (CIFAR10, MOBILENET)),
     Benchmark("faults", None),
 )
 

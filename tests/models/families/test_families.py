@@ -194,7 +194,7 @@ def test_a_submodule_can_be_extracted(member):
     assert type(module).__name__ != type(backbone.module).__name__
 
 
-@pytest.mark.slow
+@pytest.mark.long  # each family's step is compiled in the next test, which CI runs
 def test_one_training_step_changes_every_leaf_and_every_running_statistic(member):
     _, backbone, images = member
     classifier, variables = build_classifier(backbone, 3, head_init="lecun_normal")
