@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from finetune.errors import PartitionError
-from finetune.recipe import Length, Schedule
+from finetune.recipe import Length, Schedule, TrainStage
+
+_EPOCH = 1000  # steps, where only the data could tell
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ class StageLength:
             needed = "steps_per_epoch" if unit == "epochs" else "batch_size"
             raise PartitionError(f"a duration in {unit} needs {needed}; pass it, or give the duration in steps")
         return round(duration.epochs * per) if duration.epochs is not None else -(-(duration.examples or 0) // per)
+
+
+def nominal_length(stage: TrainStage) -> StageLength:
+    """Of a stage whose images are not known, so that an epoch is taken to have 1000 steps."""
+    total = stage.steps or (stage.epochs or 0) * _EPOCH or -(-(stage.examples or 0) // stage.batch_size)
+    return StageLength(total, _EPOCH, stage.batch_size)
 
 
 def build_schedule(schedule: Schedule, peak: float, length: StageLength) -> optax.Schedule:

@@ -15,7 +15,7 @@ from finetune.files import free_gigabytes
 from finetune.models.backbone import Backbone
 from finetune.models.build import attach_head, open_backbone
 from finetune.models.classifier import Classifier
-from finetune.optim.schedules import StageLength
+from finetune.optim.schedules import nominal_length
 from finetune.recipe import Recipe, TrainStage
 from finetune.recipe.mesh import AUTO
 from finetune.run.auto_mesh import choose_mesh
@@ -25,8 +25,6 @@ from finetune.training.frozen_cache import CacheDecision, decide_cache
 from finetune.training.memory import device_memory, largest_batch, step_cost
 from finetune.training.stage_trainer import StageTrainer
 from finetune.trees import Variables, flatten, module_of, paths_of
-
-_EPOCH = 1000  # steps; how long an epoch really is only the data tells, and nothing here depends on it
 
 
 def plan_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, Any]:
@@ -111,12 +109,6 @@ def make_trainer(
     """The stage as it will run, but for the length of an epoch."""
     length = nominal_length(stage)
     return StageTrainer(stage, classifier, variables, backbone.image_spec, length, placement=placement)
-
-
-def nominal_length(stage: TrainStage) -> StageLength:
-    """Of a stage whose images are not known: an epoch is taken to be long."""
-    total = stage.steps or (stage.epochs or 0) * _EPOCH or -(-(stage.examples or 0) // stage.batch_size)
-    return StageLength(total, _EPOCH, stage.batch_size)
 
 
 def describe_leaves(trainer: StageTrainer, variables: Variables) -> list[dict[str, Any]]:

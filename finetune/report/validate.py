@@ -13,8 +13,8 @@ from finetune.models.classifier import Classifier, init_shapes
 from finetune.models.depth import depth_order_of
 from finetune.optim.optimizer import learning_rates
 from finetune.optim.parameter_plan import ParameterPlan
+from finetune.optim.schedules import nominal_length
 from finetune.recipe import PretrainedConfig, Recipe
-from finetune.report.plan import nominal_length
 
 _CLASSES = 2  # where the recipe does not say how many: no rule depends on it
 
