@@ -5,33 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from finetune.compiled import keep_compiled_programs
 from finetune.data.splits import Splits, load_splits
 from finetune.distributed.sharding import Placement, on_all_devices
 from finetune.errors import ModelError, RecipeError
-from finetune.files import free_gigabytes
 from finetune.foreign_errors import foreign_errors_translated
 from finetune.models.backbone import Backbone
 from finetune.models.build import attach_head, open_backbone
-from finetune.models.classifier import Classifier
 from finetune.models.depth import DepthOrder, depth_order_of
-from finetune.recipe import DataConfig, PretrainedConfig, Recipe, TrainStage, read_data_config
+from finetune.recipe import DataConfig, PretrainedConfig, Recipe, read_data_config
 from finetune.report.mirrored import may_be_mirrored
-from finetune.report.plan import make_trainer
+from finetune.report.stage_programs import StagePrograms
+from finetune.report.stopwatch import time_steps
 from finetune.run.features import RunFeatures
 from finetune.run.progress import Progress
-from finetune.training.features import extraction_batch_size
-from finetune.training.flops import count_lowered
-from finetune.training.frozen_cache import decide_cache
-from finetune.training.memory import USABLE, device_memory, largest_batch, step_cost
-from finetune.training.stage_trainer import StageTrainer
-from finetune.trees import Variables, paths_of
+from finetune.run.setup import prepare_run
+from finetune.training.memory import USABLE, device_memory, memory_of
+from finetune.trees import paths_of
 from finetune.weights.locate import locate
 
 DEFAULT_BACKBONE = "facebook/dinov2-small"  # small, of strong features, Apache-2.0
@@ -47,7 +43,9 @@ _CHOOSES_BY_ACCURACY = 500  # validation images; of fewer, the loss says more
 _EPOCHS = (4, 20)  # the fewest that are worth while, and the most
 _EPOCHS_OF = 300  # images for which there are most epochs; of four times as many, half
 _EVALUATIONS = 14  # of the validation images, beside one an epoch: the first, and those of interpolation
-_BACKWARD = 1.3  # how much more time a training step's FLOPs take than those of a forward pass
+_PASSES: dict[Trains, float] = {"all": 3.0, "last_blocks": 0.75}  # that a training step is worth, at the least
+_LOADING = 1.3  # how much longer images take that are read, too
+_STEPS, _STEP_SECONDS = 3, 5.0  # timed ones of each program, and how long they may take
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def choose_recipe(
         with display.busy(f"measuring {backbone}"):
             chooser = _Chooser(data, splits, backbone, name, seed, display)
             choice = chooser.choose(minutes * 60 - (time.monotonic() - began))
-            recipe = chooser.recipe(choice.trains, choice.epochs, chooser.parts(choice))
+            recipe = chooser.recipe(choice.trains, choice.epochs, choice.parts)
     classes, images = len(splits.class_names), len(splits.train)
     counted = f"{images:,} training images of {classes} classes, {chooser.of_each:.3g} of each"
     speed = f"{backbone} computes {chooser.speed:.3g} images a second here"
@@ -133,6 +131,15 @@ class _Choice:
     epochs: int
     seconds: float
     reason: str
+    parts: int = 1
+
+
+class _Cost(NamedTuple):
+    """Seconds before the first epoch, and of one; and the parts of a batch that fit the memory."""
+
+    once: float
+    epoch: float
+    parts: int
 
 
 class _Chooser:
@@ -150,14 +157,12 @@ class _Chooser:
         self._placement: Placement = on_all_devices()
         recipe = self.recipe("probe", 0)
         classifier, variables = attach_head(self._backbone, recipe.head, len(splits.class_names), seed=seed)
-        self._classifier: Classifier = classifier
-        self._variables: Variables = variables
         spec, most = self._backbone.image_spec, recipe.evaluate.batch_size
         features = RunFeatures(spec, most, display, lambda when: None, self._placement)
         extractor, began = features.head_extractor(classifier, variables), time.monotonic()
         self.speed = extractor.images_per_second()
         self._compile_seconds = time.monotonic() - began - 3 * extractor.batch_size / self.speed
-        self._flops_per_second = self.speed * extractor.flops_per_image
+        self._display = display
         self._mirrors = self.of_each >= min(_IMAGES_FOR.values()) and may_be_mirrored(
             features, classifier, variables, splits.train, len(splits.class_names), seed
         )
@@ -170,20 +175,26 @@ class _Chooser:
 
     def choose(self, seconds: float) -> _Choice:
         """What is worth training with so many images, if there is time for it."""
-        wanted, too_slow = wanted_epochs(len(self._splits.train)), ""
+        images, began, too_slow = len(self._splits.train), time.monotonic(), ""
+        wanted = wanted_epochs(images)
+        fewest = min(wanted, _EPOCHS[0])
         for trains, least in _IMAGES_FOR.items():
             if self.of_each < least or (trains == "last_blocks" and self._last_blocks is None):
                 continue
-            fixed, epoch = self._seconds(trains, wanted)
-            epochs = min(wanted, int((seconds - fixed) / epoch))
-            if epochs >= min(wanted, _EPOCHS[0]):
-                return _Choice(trains, epochs, fixed + epochs * epoch, self._reason(trains, epochs, too_slow))
+            fixed, epoch = self._fixed_seconds(), _PASSES[trains] * images / self.speed  # at the least
+            parts = 1
+            if fixed + fewest * epoch < seconds:
+                measured = self._measure(trains, wanted)
+                fixed, epoch, parts = fixed + measured.once, measured.epoch, measured.parts
+            epochs = min(wanted, int((seconds - (time.monotonic() - began) - fixed) / epoch))
+            if epochs >= fewest:
+                return _Choice(trains, epochs, fixed + epochs * epoch, self._reason(trains, epochs, too_slow), parts)
             minutes = int(np.ceil((fixed + wanted * epoch) / 60)) + 1
             too_slow = too_slow or f" (to train {_IN_WORDS[trains]} takes about {minutes} minutes)"
         reason = f"a linear probe alone{too_slow}"
         if not too_slow:
             reason = f"a linear probe alone, as there are fewer than {_IMAGES_FOR['last_blocks']} images of each class"
-        return _Choice("probe", 0, self._seconds("probe", 0)[0], reason)
+        return _Choice("probe", 0, self._fixed_seconds(), reason)
 
     def _reason(self, trains: Trains, epochs: int, too_slow: str) -> str:
         batches = f"for {epochs} epochs in batches of {self.batch_size}"
@@ -192,45 +203,33 @@ class _Chooser:
             few = f", as there are fewer than {_IMAGES_FOR['all']} images of each class"
         return f"a linear probe, then {_IN_WORDS[trains]} {batches}{few}{too_slow}"
 
-    def _seconds(self, trains: Trains, epochs: int) -> tuple[float, float]:
-        """That a run takes beside the epochs of its last stage, and one of these."""
+    def _fixed_seconds(self) -> float:
+        """That a run takes beside its last stage: each image once for the probe, and what is evaluated."""
         splits = self._splits
         validation = len(splits.validation) if splits.validation is not None else 0
-        passes = len(splits.train) + 2 * (validation + len(splits.test))
-        if trains == "probe":
-            return 4 * self._compile_seconds + passes / self.speed, 0.0
-        stage = self.recipe(trains, epochs).stages[-1]
-        assert isinstance(stage, TrainStage)
-        once, step = self._flops(stage)
-        fixed = 4 * self._compile_seconds * (1 + _BACKWARD) + len(splits.train) * once / self._flops_per_second
-        fixed += (passes + len(splits.test) + _EVALUATIONS * validation) / self.speed
-        return fixed, len(splits.train) * step * _BACKWARD / self._flops_per_second + validation / self.speed
+        images = len(splits.train) + _EVALUATIONS * validation + 3 * len(splits.test)
+        return 4 * self._compile_seconds + _LOADING * images / self.speed
 
-    def _flops(self, stage: TrainStage) -> tuple[float, float]:
-        """Of each training image: those that the stage takes once, and those of a step."""
-        trainer, spec = self._trainer(stage), self._backbone.image_spec
-        images, free = len(self._splits.train), free_gigabytes()
-        size = self._placement.round_up(extraction_batch_size(stage.batch_size))
-        decision = decide_cache(trainer, spec, size, passes=float(stage.epochs or 0), images=images, free_gb=free)
-        if decision.use and decision.cost is not None:
-            return decision.cost.views * decision.cost.prefix_flops, decision.cost.step_flops
-        return 0.0, step_flops(self._trainer(stage), spec.shape) / stage.batch_size
-
-    def _trainer(self, stage: TrainStage) -> StageTrainer:
-        return make_trainer(stage, self._classifier, self._variables, self._backbone, self._placement)
-
-    def parts(self, choice: _Choice) -> int:
-        """Into how many a batch has to be divided, so that a step fits the memory."""
-        if choice.trains == "probe":
-            return 1
-        stage = self.recipe(choice.trains, choice.epochs).stages[-1]
-        assert isinstance(stage, TrainStage)
-        trainer, spec = self._trainer(stage), self._backbone.image_spec
-        cost = step_cost(trainer, spec, stage.batch_size)
-        if cost.bytes["peak"] <= USABLE * device_memory():
-            return 1
-        fits, shards = largest_batch(trainer, spec, cost) or 1, trainer.placement.batch_shards
-        return next((n for n in _powers(stage.batch_size // shards) if stage.batch_size // n <= fits), 1)
+    def _measure(self, trains: Trains, epochs: int) -> _Cost:
+        """Some steps of the last stage, in as few parts of the batch as fit the memory; the run finds them compiled."""
+        recipe, room = self.recipe(trains, epochs), USABLE * device_memory()
+        setup = prepare_run(recipe)
+        once, of_image, parts = 0.0, _PASSES[trains] / self.speed, 1
+        for program in StagePrograms(setup, self._display).of(len(recipe.stages) - 1):
+            began = time.monotonic()
+            compiled = program.trace().lower().compile()
+            once += time.monotonic() - began
+            if (peak := memory_of(compiled)["peak"]) > room:
+                parts = min(self.batch_size, max(parts, _power_above(peak / room)))
+                continue
+            step = program.make_step(compiled)
+            seconds = time_steps(partial(step, None), _STEPS, _STEP_SECONDS).median / program.images
+            if program.trains:
+                of_image = seconds
+            else:
+                once += _LOADING * len(setup.train) * min(_VIEWS, epochs) * seconds
+        validation = 0 if setup.splits.validation is None else len(setup.splits.validation)
+        return _Cost(once, len(setup.train) * of_image + validation / self.speed, parts)
 
     @property
     def _last_blocks(self) -> tuple[DepthOrder, int] | None:
@@ -307,16 +306,6 @@ def wanted_epochs(images: int) -> int:
     return int(np.clip(round(most * (_EPOCHS_OF / images) ** 0.5), least, most))
 
 
-def step_flops(trainer: StageTrainer, shape: tuple[int, ...]) -> float:
-    """Of one training step, traced and not compiled."""
-    size = trainer.stage.batch_size
-    sets = trainer.stage.loss.name == "binary_cross_entropy"
-    label = ((size, trainer.num_classes), jnp.float32) if sets else ((size,), jnp.int32)
-    batch = {"image": jax.ShapeDtypeStruct((size, *shape), jnp.uint8), "label": jax.ShapeDtypeStruct(*label)}
-    step: Any = trainer.step
-    return count_lowered(step.trace(*trainer.shapes(), trainer.placement.batch_shapes(batch)))
-
-
-def _powers(most: int) -> list[int]:
-    """1, 2, 4, ... up to the most."""
-    return [1 << i for i in range(most.bit_length()) if 1 << i <= most]
+def _power_above(share: float) -> int:
+    """The least of 2, 4, 8, ... that divides something by more than this share of it."""
+    return 2 ** max(1, int(np.ceil(np.log2(share))))
