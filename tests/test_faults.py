@@ -11,6 +11,7 @@ from benchmarks.faults.runs import LENET, Workplace
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long  # its parts are tested where they belong
 def test_kills_flipped_bits_and_two_at_once_lose_nothing(tmp_path):
     place = Workplace(tmp_path, LENET)
     whole = place.prepare()

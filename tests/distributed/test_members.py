@@ -60,6 +60,7 @@ def test_the_end_of_the_primary_ends_the_other_with_one_message_and_four_go_on(t
     assert losses(folder) == pytest.approx(losses(one), abs=1e-6)
 
 
+@pytest.mark.long  # the kill below is like it
 def test_a_signal_to_one_stops_all_and_one_goes_on(tmp_path):
     folder, longer = tmp_path / "run", "stages.1.epochs=100"
     processes = start(2, 2, SMALL, "--output", folder, longer)

@@ -60,7 +60,7 @@ def test_batch_normalization_learns_where_the_plain_network_has_not_begun_to(fas
     assert np.abs(first["bias"]).max() > 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_recipe_reaches_its_figure_in_half_its_epochs(fashion, tmp_path):
     command = [sys.executable, "-m", "finetune.cli", "run", "lenet_batchnorm", f"data.source={fashion}"]
     command += ["stages.0.epochs=5", "--output", str(tmp_path / "run")]

@@ -241,7 +241,7 @@ def test_what_is_no_file_is_not_opened(tmp_path):
         "s.png": "a socket, not a file",
         "nothing.png": "a link to nothing: absent.png",
         "itself.png": "a link that leads to itself",
-        "a\0b.png": "null byte",
+        "a\0b.png": "null (byte|character)",  # as Python 3.11 and 3.13 say
         "x" * 300: "File name too long",
     }
     for name, reason in reasons.items():
