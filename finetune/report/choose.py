@@ -16,6 +16,7 @@ from finetune.data.splits import Splits, load_splits
 from finetune.distributed.sharding import Placement, on_all_devices
 from finetune.errors import ModelError, RecipeError
 from finetune.foreign_errors import foreign_errors_translated
+from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import attach_head, open_backbone
 from finetune.models.depth import DepthOrder, depth_order_of
@@ -44,6 +45,7 @@ _EPOCHS = (4, 20)  # the fewest that are worth while, and the most
 _EPOCHS_OF = 300  # images for which there are most epochs; of four times as many, half
 _EVALUATIONS = 14  # of the validation images, beside one an epoch: the first, and those of interpolation
 _PASSES: dict[Trains, float] = {"all": 3.0, "last_blocks": 0.75}  # that a training step is worth, at the least
+_ENLARGED, _SMALL = 3, 0.75  # times that small images are enlarged at most; a share of the input that is worth it
 _LOADING = 1.3  # how much longer images take that are read, too
 _STEPS, _STEP_SECONDS = 3, 5.0  # timed ones of each program, and how long they may take
 
@@ -153,7 +155,12 @@ class _Chooser:
     def __init__(self, data: DataConfig, splits: Splits, source: str, name: str, seed: int, display: Progress) -> None:
         self._data, self._splits, self._source, self._name, self._seed = data, splits, source, name, seed
         self.of_each = len(splits.train) / len(splits.class_names)
+        self._image_size: int | None = None
         self._backbone: Backbone = open_backbone(PretrainedConfig(source=source), seed=seed)
+        if "batch_stats" in self._backbone.variables:  # tried for these
+            self._image_size = size_for_small_images(self._backbone.image_spec, splits)
+        if self._image_size is not None:
+            self._backbone = open_backbone(PretrainedConfig(source=source, image_size=self._image_size), seed=seed)
         self._placement: Placement = on_all_devices()
         recipe = self.recipe("probe", 0)
         classifier, variables = attach_head(self._backbone, recipe.head, len(splits.class_names), seed=seed)
@@ -248,7 +255,7 @@ class _Chooser:
         document: dict[str, Any] = {
             "name": self._name,
             "seed": self._seed,
-            "backbone": {"source": self._source},
+            "backbone": {"source": self._source, **({"image_size": self._image_size} if self._image_size else {})},
             "data": self._data.model_dump(mode="json"),
             "stages": stages,
         }
@@ -298,6 +305,14 @@ class _Chooser:
 
 
 _IN_WORDS: Mapping[Trains, str] = {"all": "all parameters", "last_blocks": "the last quarter of the blocks"}
+
+
+def size_for_small_images(spec: ImageSpec, splits: Splits) -> int | None:
+    """Edge of the model's input for images that are much smaller than it: more pixels would cost, and say nothing."""
+    assert splits.train.stats is not None
+    edge = float(np.median(np.minimum(splits.train.stats.width, splits.train.stats.height)))
+    size = int(np.ceil(_ENLARGED * edge / 32)) * 32
+    return size if size < _SMALL * min(spec.height, spec.width) else None
 
 
 def wanted_epochs(images: int) -> int:
