@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 import finetune
 from finetune.errors import RecipeError
-from finetune.report.choose import wanted_epochs
+from finetune.report.choose import size_for_small_images, wanted_epochs
 
 
 def choose(minutes=60, **data):
@@ -18,6 +21,13 @@ def frozen(chosen):
 def test_more_images_are_seen_fewer_times_within_limits():
     epochs = [wanted_epochs(images) for images in (40, 300, 1200, 10**6)]
     assert epochs == [20, 20, 10, 4]
+
+
+@pytest.mark.parametrize(("edge", "size"), [(32, 96), (33, 128), (50, 160), (56, None), (64, None), (500, None)])
+def test_small_images_are_enlarged_three_times_at_most(edge, size):
+    spec = SimpleNamespace(height=224, width=224)
+    stats = SimpleNamespace(width=np.array([edge, 4 * edge, edge]), height=np.array([2 * edge, edge, edge]))
+    assert size_for_small_images(spec, SimpleNamespace(train=SimpleNamespace(stats=stats))) == size
 
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])
