@@ -300,7 +300,7 @@ class _Chooser:
     def _learning_rate(self) -> float:
         """Of Adam: in proportion to one over the width (Yang et al. 2022, arXiv:2203.03466)."""
         if "batch_stats" in self._backbone.variables:
-            return 3e-4  # better than 1e-4 and 1e-3 for MobileNetV2 on 6 x 60 photographs
+            return 3e-4  # better than 1e-4 for MobileNetV2 on 6 x 60 photographs
         return float(f"{3e-5 * 384 / self._backbone.num_features:.1g}")
 
 
