@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.all import CIFAR10, MOBILENET, without_paths
 from finetune.recipe.data import DataConfig
 
 CLASSES, TRAIN, TEST = 6, 60, 100
@@ -26,9 +27,8 @@ EPOCHS, MINUTES = 10, 10.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    shared = Path(__file__).resolve().parents[2] / "shared"
-    parser.add_argument("--mobilenetv2", type=Path, default=shared / "weights" / "mobilenetv2_100")
-    parser.add_argument("--cifar10", type=Path, default=shared / "data" / "cifar10")
+    parser.add_argument("--mobilenetv2", type=Path, default=MOBILENET)
+    parser.add_argument("--cifar10", type=Path, default=CIFAR10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "own_images.json")
     args = parser.parse_args()
@@ -37,7 +37,9 @@ def main() -> None:
         write_photographs(args.cifar10, photos)
         results = {name: by_hand(name, photos, args.mobilenetv2, args.seed) for name in STAGES}
         results["train"] = by_command(photos, args.mobilenetv2, args.seed)
-    args.output.write_text(json.dumps({"seed": args.seed, "runs": results}, indent=1) + "\n", encoding="utf-8")
+    args.output.write_text(
+        json.dumps({"seed": args.seed, "runs": without_paths(results)}, indent=1) + "\n", encoding="utf-8"
+    )
     print("| run | test accuracy | seconds |\n| --- | --- | --- |")
     for name, result in results.items():
         print(f"| {name} | {result['accuracy']:.4f} | {result['seconds']:.0f} |")

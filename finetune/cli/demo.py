@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.options import LocalCode, RunOrBundle
+from finetune.cli.options import LocalCode, RunOrBundle, check_share
 
 
 def demo(
@@ -31,11 +31,9 @@ def demo(
     from finetune.compiled import keep_compiled_programs
     from finetune.demo.page import import_gradio, make_app, prepare
     from finetune.demo.server import bound_to, ended_by_signals, serve
-    from finetune.errors import RecipeError
     from finetune.run.progress import Progress
 
-    if not 0 < coverage < 1:
-        raise RecipeError(f"--coverage: a share between 0 and 1; received {coverage:g}")
+    check_share("--coverage", coverage)
     with (
         ended_by_signals(),
         TemporaryDirectory(prefix=f"finetune-demo-{os.getpid()}-") as uploads,

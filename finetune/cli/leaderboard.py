@@ -7,17 +7,13 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.options import AsJson
+from finetune.cli.options import AsJson, DataOverrides, ImageSource
 from finetune.cli.tables import METRICS, number, print_json, print_table
 
 
 def leaderboard(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="The images: a folder, a table, a hub id, or digits.")
-    ],
-    options: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of the data, such as data.fraction=0.1.")
-    ] = None,
+    source: ImageSource,
+    options: DataOverrides = None,
     backbones: Annotated[str, typer.Option(metavar="A,B,...", help="Pretrained models.")] = "builtin:tiny-clip",
     heads: Annotated[
         str,

@@ -14,6 +14,12 @@ Overrides = Annotated[
 RunOrBundle = Annotated[
     str, typer.Argument(metavar="DIR", help="A run's folder or a model bundle, a URL of one, or a hub id.")
 ]
+ImageSource = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="The images: a folder, a table, a hub id, or digits.")
+]
+DataOverrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of the data, such as data.fraction=0.1.")
+]
 LocalCode = Annotated[
     bool,
     typer.Option(
@@ -25,3 +31,14 @@ Verify = Annotated[
     bool, typer.Option("--verify", help="Read every image again, even where nothing seems to have changed.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def check_share(option: str, share: float | None) -> None:
+    """
+    Raises:
+        RecipeError: it is none.
+    """
+    from finetune.errors import RecipeError
+
+    if share is not None and not 0 < share < 1:
+        raise RecipeError(f"{option}: a share between 0 and 1; received {share:g}")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from finetune.cli.options import AsJson, LocalCode, RunOrBundle
+from finetune.cli.options import AsJson, LocalCode, RunOrBundle, check_share
 from finetune.cli.tables import number, print_json, print_table
 
 _AT_A_TIME = 64  # images that are decoded together
@@ -50,9 +50,8 @@ def predict(
     from finetune.compiled import keep_compiled_programs
     from finetune.errors import DataError, RecipeError, printable
 
-    for option, share in (("--coverage", coverage), ("--max-error", max_error)):
-        if share is not None and not 0 < share < 1:
-            raise RecipeError(f"{option}: a share between 0 and 1; received {share:g}")
+    check_share("--coverage", coverage)
+    check_share("--max-error", max_error)
     if coverage is not None and top is not None:
         raise RecipeError("--coverage shows the classes of each set, and --top a number of them: give one of the two")
     keep_compiled_programs()

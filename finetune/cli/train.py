@@ -8,16 +8,13 @@ from typing import Annotated
 
 import typer
 
+from finetune.cli.options import DataOverrides, ImageSource
 from finetune.cli.run import print_result
 
 
 def train(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="The images: a folder, a table, a hub id, or digits.")
-    ],
-    options: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of the data, such as data.test=0.3.")
-    ] = None,
+    source: ImageSource,
+    options: DataOverrides = None,
     backbone: Annotated[
         str | None,
         typer.Option(
@@ -37,19 +34,12 @@ def train(
 ) -> None:
     """Train a classifier of your images, without a recipe: one is chosen by their number and the time there is."""
     import finetune
-    from finetune.errors import CheckpointError
     from finetune.folder.run_folder import RunFolder
     from finetune.recipe import read_data_config
 
     data, name = read_data_config(source, options or []), name_of(source)
     directory = output or Path("checkpoints") / name
-    folder = RunFolder(directory)
-    if folder.holds_run() and not overwrite:
-        raise CheckpointError(
-            f"{directory}: already holds a run; continue it with finetune resume {directory}, replace it with "
-            "--overwrite, or choose another folder with --output"
-        )
-    folder.check_free(overwrite=overwrite)
+    RunFolder(directory).check_free(overwrite=overwrite, go_on=f"finetune resume {directory}")
     chosen = finetune.choose_recipe(data, backbone=backbone, minutes=minutes, name=name, seed=seed)
     for line in chosen.reasons:
         typer.echo(line)

@@ -41,7 +41,7 @@ from finetune.models.build import build_module, describe
 from finetune.models.classifier import Classifier
 from finetune.models.evidence import shapes_as_saved
 from finetune.models.heads import KnnConfig, TipAdapterConfig
-from finetune.page.facts import ShownByFacts
+from finetune.page.facts import ShownByFacts, dimensions
 from finetune.trees import count_values, flatten, hash_tree
 from finetune.untrusted import read_bytes, read_json
 
@@ -68,7 +68,7 @@ class Bundle(ShownByFacts):
         return {
             "model": type(self.classifier.backbone).__name__,
             "parameters": count_values(self.variables["params"]),
-            "images": " x ".join(map(str, self.image_spec.shape)),
+            "images": dimensions(self.image_spec.shape),
             "classes": len(self.class_names),
             "class_names": self.class_names,
             "multi_label": self.multi_label or None,

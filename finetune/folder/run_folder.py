@@ -105,8 +105,11 @@ class RunFolder:
         if self._lock is not None:
             self._lock.check()
 
-    def check_free(self, *, resume: bool = False, overwrite: bool = False) -> None:
+    def check_free(self, *, resume: bool = False, overwrite: bool = False, go_on: str = "--resume") -> None:
         """Before anything is loaded or written.
+
+        Args:
+            go_on: what continues a run that is here.
 
         Raises:
             CheckpointError: a run cannot be written here: there is a run already, or something else.
@@ -115,7 +118,7 @@ class RunFolder:
         if self.holds_run():
             if not (resume or overwrite):
                 raise CheckpointError(
-                    f"{self.directory}: already holds a run; continue it with --resume, replace it with --overwrite, "
+                    f"{self.directory}: already holds a run; continue it with {go_on}, replace it with --overwrite, "
                     "or choose another folder with --output"
                 )
             if links := Contents(self.directory).links():

@@ -20,7 +20,7 @@ from finetune.models.pretrained import Pretrained, find_reader, read_pretrained
 from finetune.models.pretrained_head import PretrainedHead, read_head
 from finetune.models.surgery import TransferReport, extract_submodule
 from finetune.models.tokenizer import load_tokenizer, tokenize
-from finetune.page.facts import ShownByFacts
+from finetune.page.facts import ShownByFacts, dimensions
 from finetune.trees import count_values
 from finetune.weights.layout import open_checkpoint
 from finetune.weights.license import read_license
@@ -112,7 +112,7 @@ class Backbone(ShownByFacts):
             "family": self.family,
             "layout": self.layout,
             "parameters": count_values(self.variables["params"]),
-            "images": " x ".join(map(str, self.image_spec.shape)),
+            "images": dimensions(self.image_spec.shape),
             "num_features": self.num_features,
             "text_tower": self.text is not None,
             "head_classes": None if self.head is None else len(self.head.bias),

@@ -21,7 +21,7 @@ from finetune.models.layers.positions import resize_positions
 from finetune.models.registry import FAMILIES
 from finetune.models.sizes import ImpossibleSize, check_blocks, check_config, check_file, check_shapes
 from finetune.models.surgery import TransferReport, transplant
-from finetune.page.facts import ShownByFacts
+from finetune.page.facts import ShownByFacts, dimensions
 from finetune.trees import count_values
 from finetune.weights.layout import Checkpoint
 from finetune.weights.names import NamedTensors, apply_table
@@ -55,7 +55,7 @@ class Pretrained(ShownByFacts):
         return {
             "module": type(self.module).__name__,
             "parameters": count_values(self.variables["params"]),
-            "images": " x ".join(map(str, self.image_spec.shape)),
+            "images": dimensions(self.image_spec.shape),
             "folder": str(self.folder),
         }
 

@@ -37,6 +37,11 @@ def table_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), _text(value)) for name, value in facts.items() if value is not None]
 
 
+def dimensions(shape: tuple[int, ...]) -> str:
+    """``32 x 32 x 3``"""
+    return " x ".join(map(str, shape))
+
+
 def without_secrets(text: str) -> str:
     """A text whose URLs neither log in nor sign."""
     text = re.sub(r"://[^/@\s]+@", "://...@", text)

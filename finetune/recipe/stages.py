@@ -250,6 +250,11 @@ class TrainStage(Part):
         return not all(self.augment.has_default(name) for name in names)
 
     @property
+    def kept_views(self) -> int:
+        """Views of each image that are kept where what is frozen is computed once."""
+        return self.frozen_cache.views if self.augments_on_host else 1
+
+    @property
     def augments_on_device(self) -> bool:
         return bool(self.mixup or self.cutmix or self.augment.random_erasing)
 

@@ -20,7 +20,7 @@ from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import attach_head, open_backbone
 from finetune.models.depth import DepthOrder, depth_order_of
-from finetune.recipe import DataConfig, PretrainedConfig, Recipe, read_data_config
+from finetune.recipe import DataConfig, PretrainedConfig, Recipe, TrainStage, read_data_config
 from finetune.report.mirrored import may_be_mirrored
 from finetune.report.stage_programs import StagePrograms
 from finetune.report.stopwatch import time_steps
@@ -157,7 +157,8 @@ class _Chooser:
         self.of_each = len(splits.train) / len(splits.class_names)
         self._image_size: int | None = None
         self._backbone: Backbone = open_backbone(PretrainedConfig(source=source), seed=seed)
-        if "batch_stats" in self._backbone.variables:  # tried for these
+        self._batch_norm = "batch_stats" in self._backbone.variables
+        if self._batch_norm:  # tried for these
             self._image_size = size_for_small_images(self._backbone.image_spec, splits)
         if self._image_size is not None:
             self._backbone = open_backbone(PretrainedConfig(source=source, image_size=self._image_size), seed=seed)
@@ -220,7 +221,8 @@ class _Chooser:
     def _measure(self, trains: Trains, epochs: int) -> _Cost:
         """Some steps of the last stage, in as few parts of the batch as fit the memory; the run finds them compiled."""
         recipe, room = self.recipe(trains, epochs), USABLE * device_memory()
-        setup = prepare_run(recipe)
+        setup, stage = prepare_run(recipe, splits=self._splits), recipe.stages[-1]
+        assert isinstance(stage, TrainStage)
         once, of_image, parts = 0.0, _PASSES[trains] / self.speed, 1
         for program in StagePrograms(setup, self._display).of(len(recipe.stages) - 1):
             began = time.monotonic()
@@ -234,7 +236,7 @@ class _Chooser:
             if program.trains:
                 of_image = seconds
             else:
-                once += _LOADING * len(setup.train) * min(_VIEWS, epochs) * seconds
+                once += _LOADING * len(setup.train) * stage.kept_views * seconds
         validation = 0 if setup.splits.validation is None else len(setup.splits.validation)
         return _Cost(once, len(setup.train) * of_image + validation / self.speed, parts)
 
@@ -286,7 +288,7 @@ class _Chooser:
         rate = self._learning_rate
         rules: list[dict[str, Any]] = [{"match": "head", "learning_rate": rate, **schedule}]
         rest = {"match": "backbone", "learning_rate": rate, "weight_decay": 0.01, **schedule}
-        if "batch_stats" in self._backbone.variables:
+        if self._batch_norm:
             rest["batch_norm"] = "frozen"  # few images have statistics of their own
         if trains == "last_blocks":
             assert self._last_blocks is not None
@@ -299,7 +301,7 @@ class _Chooser:
     @property
     def _learning_rate(self) -> float:
         """Of Adam: in proportion to one over the width (Yang et al. 2022, arXiv:2203.03466)."""
-        if "batch_stats" in self._backbone.variables:
+        if self._batch_norm:
             return 3e-4  # better than 1e-4 for MobileNetV2 on 6 x 60 photographs
         return float(f"{3e-5 * 384 / self._backbone.num_features:.1g}")
 

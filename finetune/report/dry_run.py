@@ -166,7 +166,7 @@ class _Trial:
     def _extracted(self, index: int) -> int:
         """Images whose features a stage reads, views of one counted apart."""
         stage = self._setup.recipe.stages[index]
-        views = stage.frozen_cache.views if isinstance(stage, TrainStage) and stage.augments_on_host else 1
+        views = stage.kept_views if isinstance(stage, TrainStage) else 1
         return views * len(self._setup.train) + self._measured
 
     def evaluation(self, stages: list[dict[str, Any]]) -> dict[str, Any]:

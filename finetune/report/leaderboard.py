@@ -28,7 +28,7 @@ from finetune.recipe.source import dump_recipe
 from finetune.run.features import FeatureEvaluator, RunFeatures
 from finetune.run.heads import FittedHead, FittingData, fit_head, head_config
 from finetune.run.progress import Progress
-from finetune.trees import merge
+from finetune.trees import count_values, merge
 from finetune.weights.locate import locate
 
 HEADS = ("linear_probe", "knn", "prototype", "tip_adapter", "lp++", "clap")
@@ -150,7 +150,7 @@ class _Contender:
             "score": (validation or test).value(),
             "fit_seconds": round(fit_seconds, 3),
             "features_seconds": round(seconds, 3),
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables)),
+            "parameters": count_values(variables),
             "images_per_second": round(self._speed, 2),
         }
 

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from typing import Any
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -14,6 +13,7 @@ from finetune.errors import ModelError, nearest
 from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
 from finetune.models.surgery import TransferReport
+from finetune.trees import count_values
 
 
 def summarize(backbone: Backbone) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def summarize(backbone: Backbone) -> dict[str, Any]:
 
 def list_leaves(variables: Any) -> dict[str, Any]:
     """``totals``: number of values in each collection; ``leaves``: path, shape, dtype and size of each."""
-    totals = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in sorted(variables.items())}
+    totals = {name: count_values(tree) for name, tree in sorted(variables.items())}
     leaves = [
         {"path": "/".join(path), "shape": list(leaf.shape), "dtype": str(leaf.dtype), "size": leaf.size}
         for path, leaf in sorted(flatten_dict(variables).items(), key=_sort_key)

@@ -24,7 +24,7 @@ from finetune.training.features import extraction_batch_size
 from finetune.training.frozen_cache import CacheDecision, decide_cache
 from finetune.training.memory import device_memory, largest_batch, step_cost
 from finetune.training.stage_trainer import StageTrainer
-from finetune.trees import Variables, flatten, module_of, paths_of
+from finetune.trees import Variables, count_values, flatten, module_of, paths_of
 
 
 def plan_recipe(recipe: Recipe, *, allow_local_code: bool = False) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _plan_stage(
         "partitions": trainer.plan.summarize(variables["params"]),
         "leaves": describe_leaves(trainer, variables),
         "totals": {
-            "trainable": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "trainable": count_values(state.params),
             "frozen": sum(sizes.values()) - changed,
             "optimizer_bytes": _bytes(state.opt_state, trainer.placement),
         },

@@ -68,7 +68,7 @@ def decide_cache(
     prefix = trainer.find_frozen_prefix(batch_size)
     if prefix is None:
         return nothing if wish.mode == "auto" else CacheDecision(None, None, False, "no part of the network is frozen")
-    views = wish.views if stage.augments_on_host else 1
+    views = stage.kept_views
     extractor = FeatureExtractor(prefix, trainer.frozen, spec, batch_size, wish.dtype, trainer.placement)
     trainer.train_from(prefix)
     step_flops = _step_flops(trainer, extractor, spec)
