@@ -17,7 +17,9 @@ _CONTINUED = re.compile(  # lines of theirs after the first one
     rb"\s*$|\d+\s*$|\s+@ +0x|\*\*\* Check failure|RPC: /|Additional GRPC error|:UNKNOWN:|Barrier result|"
     rb"This suggests that the workers|The tasks have crashed|\[type\.googleapis"
 )
-_GLOO = re.compile(rb"\[Gloo\] Rank \d+ is connected to")
+_GLOO = re.compile(  # nothing but the parts of its line: threads that each write one mix them
+    rb"(\[Gloo\] Rank | is connected to | peer ranks\. |Expected number of connected peer ranks is : |\d+|\s)+"
+)
 _FATAL = b"JAX distributed service detected fatal errors"
 
 
@@ -58,15 +60,16 @@ def _filtered(descriptor: int, stream: str, fatal: Callable[[], None]) -> Iterat
 
 
 def _pass_on(read: int, real: int, fatal: Callable[[], None]) -> None:
-    ours = False  # the line before was left out
+    ours = gloos = False  # the line before was left out
     with open(read, "rb") as lines:
         for line in lines:
+            gloos = bool(_GLOO.fullmatch(line)) and (gloos or b"[Gloo]" in line)
+            if gloos:
+                continue
             if match := _LOG.match(line):
                 ours = bool(_ABOUT_PROCESSES.fullmatch(match[1]))
                 if _FATAL in line:
                     threading.Thread(target=fatal, daemon=True).start()
-            elif _GLOO.match(line):
-                continue
             else:
                 ours = ours and bool(_CONTINUED.match(line))
             if not ours:
