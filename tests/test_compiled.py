@@ -6,6 +6,7 @@ import sys
 import zlib
 
 import pytest
+from paths import SMALL
 
 from finetune import compiled
 from finetune.files import hash_bytes
@@ -155,16 +156,7 @@ def test_processes_that_start_together_share_the_programs(tmp_path):
 def test_a_run_compiles_few_programs_and_the_next_one_none(tmp_path):
     others = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     environment = {**others, "FINETUNE_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu", "JAX_LOG_COMPILES": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "finetune.cli",
-        "run",
-        "quickstart",
-        "--overwrite",
-        "--output",
-        str(tmp_path / "run"),
-    ]
+    command = [sys.executable, "-m", "finetune.cli", "run", SMALL, "--overwrite", "--output", tmp_path / "run"]
 
     def run():
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

@@ -107,14 +107,19 @@ def choose_recipe(
             choice = chooser.choose(minutes * 60 - (time.monotonic() - began))
             recipe = chooser.recipe(choice.trains, choice.epochs, choice.parts)
     classes, images = len(splits.class_names), len(splits.train)
-    counted = f"{images:,} training images of {classes} classes, {chooser.of_each:.3g} of each"
-    speed = f"{backbone} computes {chooser.speed:.3g} images a second here"
+    counted = f"{images:,} training images of {classes} classes, {describe_number(chooser.of_each)} of each"
+    speed = f"{backbone} computes {describe_number(chooser.speed)} images a second here"
     took = max(1, round(choice.seconds / 60))
     time_said = (
         f"about {took} of {minutes:g} minutes" if took <= minutes else f"about {took} minutes, more than {minutes:g}"
     )
     lines = f"{counted}; {speed}{remark}", f"{choice.reason}; {time_said}"
     return ChosenRecipe(recipe, lines, choice.seconds)
+
+
+def describe_number(value: float) -> str:
+    """Two figures at least, and none after the point from 10 on."""
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:.2g}"
 
 
 def _default_backbone() -> tuple[str, str]:

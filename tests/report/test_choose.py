@@ -5,7 +5,7 @@ import pytest
 
 import finetune
 from finetune.errors import RecipeError
-from finetune.report.choose import size_for_small_images, wanted_epochs
+from finetune.report.choose import describe_number, size_for_small_images, wanted_epochs
 
 
 def choose(minutes=60, **data):
@@ -28,6 +28,14 @@ def test_small_images_are_enlarged_three_times_at_most(edge, size):
     spec = SimpleNamespace(height=224, width=224)
     stats = SimpleNamespace(width=np.array([edge, 4 * edge, edge]), height=np.array([2 * edge, edge, edge]))
     assert size_for_small_images(spec, SimpleNamespace(train=SimpleNamespace(stats=stats))) == size
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.347, "0.35"), (3.0, "3"), (4.26, "4.3"), (9.97, "10"), (40.0, "40"), (59.6, "60"), (2512.3, "2,512")],
+)
+def test_counts_and_speeds_are_said_in_plain_figures(value, said):
+    assert describe_number(value) == said
 
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])
