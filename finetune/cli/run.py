@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,7 +58,9 @@ def run(
     """Run a recipe: train, evaluate and save a classifier."""
     from finetune.distributed.membership import join_processes
 
-    _check_together(dry_run, as_json, {"--resume": resume, "--extend": extend, "--overwrite": overwrite})
+    starts = {"--resume": resume, "--extend": extend, "--overwrite": overwrite}
+    joins = {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id}
+    _check_together(dry_run, as_json, starts, joins)
     if dry_run:
         options = {"output": output, "allow_local_code": allow_local_code, "verify": verify}
         _dry_run(recipe, overrides, as_json, options)
@@ -77,7 +80,7 @@ def run(
         print_result(result)
 
 
-def _check_together(dry_run: bool, as_json: bool, doing: dict[str, bool]) -> None:
+def _check_together(dry_run: bool, as_json: bool, starts: Mapping[str, bool], joins: Mapping[str, Any]) -> None:
     """Raises:
     RecipeError: options that do not go together.
     """
@@ -85,8 +88,10 @@ def _check_together(dry_run: bool, as_json: bool, doing: dict[str, bool]) -> Non
 
     if as_json and not dry_run:
         raise RecipeError("--json goes with --dry-run; what a run comes to is in its summary.json")
-    if dry_run and (given := [name for name, value in doing.items() if value]):
+    if dry_run and (given := [name for name, value in starts.items() if value]):
         raise RecipeError(f"--dry-run starts nothing: leave {given[0]} out")
+    if dry_run and (given := [name for name, value in joins.items() if value is not None]):
+        raise RecipeError(f"--dry-run is for one process: leave {given[0]} out")
 
 
 def _dry_run(recipe: str, overrides: list[str] | None, as_json: bool, options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,8 +93,8 @@ def choose_recipe(
     Raises:
         FinetuneError: images or a backbone that cannot be used, or no time.
     """
-    if not minutes > 0:
-        raise RecipeError(f"minutes: a run takes some; received {minutes:g}")
+    if not 0 < minutes < math.inf:
+        raise RecipeError(f"minutes: give how many the run may take, above 0; received {minutes:g}")
     keep_compiled_programs()
     began, remark = time.monotonic(), ""
     if isinstance(data, str):

@@ -154,11 +154,14 @@ class FrozenPrefix:
         kept: shape and dtype of each kept array, for one image.
     """
 
-    def __init__(self, function: Callable[..., Any], varying: Any, frozen: Any, program: _Program, cut: list[int]):
+    def __init__(
+        self, function: Callable[..., Any], varying: Any, frozen: Any, programs: Sequence[_Program], cut: list[int]
+    ):
+        program = programs[0]
         self._function, self._shapes, self._cut = function, _shapes((varying, frozen)), cut
         self._image = program.avals[program.images]
         self._count = len(program.equations)
-        self._programs = {self._image.shape[0]: program}
+        self._programs = {each.avals[each.images].shape[0]: each for each in programs}
         avals = [program.avals[number] for number in cut]
         self.kept = [jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype) for aval in avals]
 
@@ -174,7 +177,8 @@ class FrozenPrefix:
 
     def resume(self, varying: Any, frozen: Any, kept: Sequence[jax.Array]) -> Any:
         """What the function returns for the images whose kept values these are; other float dtypes are converted."""
-        program = self._at(kept[0].shape[0])
+        nothing_left = all(output in self._cut for output in self._any.outputs)
+        program = self._any if nothing_left else self._at(kept[0].shape[0])
         values = [array.astype(program.avals[number].dtype) for number, array in zip(self._cut, kept, strict=True)]
         known = dict(zip(program.varying, jax.tree.leaves(varying), strict=True))
         known |= dict(zip(program.frozen, jax.tree.leaves(frozen), strict=True))
@@ -183,9 +187,14 @@ class FrozenPrefix:
 
     def reads(self, frozen: Any) -> list[Any]:
         """The leaves of the frozen values that the kept values depend on."""
-        program = next(iter(self._programs.values()))
+        program = self._any
         read = {number for equation in program.needed(self._cut, ()) for number in equation.reads}
         return [leaf for number, leaf in zip(program.frozen, jax.tree.leaves(frozen), strict=True) if number in read]
+
+    @property
+    def _any(self) -> _Program:
+        """The program for one of the batch sizes."""
+        return next(iter(self._programs.values()))
 
     def _at(self, batch_size: int) -> _Program:
         if batch_size not in self._programs:
@@ -217,7 +226,7 @@ def find_frozen_prefix(
         return None
     levels = _levels(program, other)
     cut = _minimum_cut(program, other, levels)
-    return None if not cut or program.images in cut else FrozenPrefix(function, varying, frozen, program, cut)
+    return None if not cut or program.images in cut else FrozenPrefix(function, varying, frozen, (program, other), cut)
 
 
 def _trace(function: Any, shapes: Any, image: Any, batch_size: int, single: bool = False) -> _Program:

@@ -38,9 +38,9 @@ def test_counts_and_speeds_are_said_in_plain_figures(value, said):
     assert describe_number(value) == said
 
 
-@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_run_takes_some_time(minutes):
-    with pytest.raises(RecipeError, match="minutes: a run takes some"):
+    with pytest.raises(RecipeError, match="minutes: give how many the run may take, above 0; received"):
         choose(minutes)
 
 

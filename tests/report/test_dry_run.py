@@ -83,6 +83,12 @@ def test_it_starts_nothing_that_could_go_on(option):
     clean_failure(finetune("run", SMALL, "--dry-run", option), f"--dry-run starts nothing: leave {option} out")
 
 
+@pytest.mark.parametrize("option", ["--coordinator=localhost:1", "--num-processes=2", "--process-id=0"])
+def test_the_command_joins_no_others(option):
+    name = option.partition("=")[0]
+    clean_failure(finetune("run", SMALL, "--dry-run", option), f"--dry-run is for one process: leave {name} out")
+
+
 def test_json_is_of_a_dry_run_alone():
     clean_failure(finetune("run", SMALL, "--json"), "--json goes with --dry-run")
 

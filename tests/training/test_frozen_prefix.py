@@ -226,6 +226,24 @@ def test_values_that_mix_images_are_not_kept(what):
         assert_same(prefix.resume(varying, WEIGHTS, one), function(varying, WEIGHTS, images), 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("behind", "expected"), [(lambda features, factor: features * factor, [9]), (lambda features, _: features, [])]
+)
+def test_a_function_is_traced_for_a_batch_size_only_where_something_is_left_to_compute(behind, expected):
+    traced, factor = [], jnp.float32(2.0)
+
+    def function(factor, frozen, images):
+        traced.append(len(images))
+        return behind(images.astype(jnp.float32).mean((1, 2)) @ frozen, factor)
+
+    prefix = find_frozen_prefix(function, factor, WEIGHTS, jax.ShapeDtypeStruct((8, 8, 3), np.uint8), (4, 6))
+    traced.clear()
+    for size in (4, 6, 9):
+        kept = jnp.ones((size, 5), jnp.bfloat16)
+        assert_same(prefix.resume(factor, WEIGHTS, [kept]), behind(kept.astype(jnp.float32), factor))
+    assert traced == expected
+
+
 @pytest.mark.parametrize("what", SEPARATE)
 def test_values_of_each_image_alone_are_kept_whatever_computes_them(what):
     function, varying, prefix = split(SEPARATE[what])
