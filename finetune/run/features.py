@@ -232,12 +232,11 @@ class FeatureEvaluator:
             varying: ``collection/path`` of the variables that each evaluation brings.
             most: images in a step.
         """
-        self._features, self._varying, self._most = features, varying, most
-        self._frozen = pick(variables, set(paths_of(variables)) - varying)
+        self._features, self._classifier, self._varying, self._most = features, classifier, varying, most
+        self._frozen, self._shapes = self._divide(variables)
         spec = features._spec
         size = features.batch_size
-        shapes = jax.eval_shape(lambda: pick(variables, varying))
-        self._prefix = logits_prefix(classifier, shapes, self._frozen, spec, (size, size + 1))
+        self._prefix = logits_prefix(classifier, self._shapes, self._frozen, spec, (size, size + 1))
         if self._prefix is not None:
             self._extractor = FeatureExtractor(self._prefix, self._frozen, spec, size, placement=features.placement)
             self._step = make_kept_eval_step(self._prefix, features.placement)
@@ -246,6 +245,20 @@ class FeatureEvaluator:
     def can(self) -> bool:
         """Whether there is anything to compute once."""
         return self._prefix is not None
+
+    def evaluates(self, classifier: Classifier, variables: Variables, varying: frozenset[str]) -> bool:
+        """Whether it is the same for these: they are divided alike, and those that do not vary are the same arrays."""
+        if classifier is not self._classifier or varying != self._varying:
+            return False
+        frozen, shapes = self._divide(variables)
+        ours, theirs = (dict(jax.tree.leaves_with_path(tree)) for tree in (self._frozen, frozen))
+        same = ours.keys() == theirs.keys() and all(leaf is theirs[path] for path, leaf in ours.items())
+        return same and bool(shapes == self._shapes)
+
+    def _divide(self, variables: Variables) -> tuple[Variables, Any]:
+        """The variables that do not vary, and the shapes of those that do."""
+        frozen = pick(variables, set(paths_of(variables)) - self._varying)
+        return frozen, jax.eval_shape(lambda: pick(variables, self._varying))
 
     def __call__(self, variables: Variables, split: Split, name: str, keep_logits: bool = False) -> Evaluation:
         store = self._features.store(self._extractor, split, name, tell=False)

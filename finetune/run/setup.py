@@ -329,7 +329,9 @@ def _walk_stages(
         if isinstance(stage, HeadStage):
             if isinstance(stage, LinearProbeStage):
                 probe_weights(stage, labels, classifier.num_classes)
-            classifier = classifier.clone(head_config=head_config(stage, len(labels), width))
+            config = head_config(stage, len(labels), width)
+            if config is not None or classifier.head_config is not None:
+                classifier = classifier.clone(head_config=config)
             variables = _with_zeros_for_head(classifier, variables, backbone.image_spec)
         else:
             trainer = StageTrainer(

@@ -139,8 +139,9 @@ def apply_table(tensors: Mapping[str, np.ndarray | LazyArray], table: Sequence[R
     leaves: dict[tuple[str, ...], LazyArray] = {}
     names: dict[tuple[str, ...], str] = {}
     dropped, unknown = [], []
+    patterns = [(row, re.compile(row.pattern)) for row in table]  # once: re's own cache holds fewer than a deep model's
     for name in tensors:
-        row, match = next(((r, m) for r in table if (m := re.fullmatch(r.pattern, name))), (None, None))
+        row, match = next(((row, m) for row, pattern in patterns if (m := pattern.fullmatch(name))), (None, None))
         if row is None or match is None:
             unknown.append(name)
             continue
