@@ -11,9 +11,11 @@ from finetune.signals import StopSignal
 
 # A computation that no handler of Python's comes into: the main thread waits in C until it is done.
 COMPUTING = """
+import signal
 import jax, jax.numpy as jnp
 from finetune.signals import StopSignal, own_process
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 own_process()
 with StopSignal() as stop:
     stop.at_end = lambda: "run: what was saved is whole"

@@ -44,7 +44,7 @@ def test_two_processes_of_two_devices_give_what_one_of_four_gives(tmp_path, one)
     assert "paired" in ours["results"][-1]
 
 
-def test_the_end_of_the_primary_ends_the_other_with_one_message_and_four_go_on(tmp_path, one):
+def test_the_end_of_the_primary_ends_the_other_with_one_message_and_one_goes_on(tmp_path, one):
     folder = tmp_path / "run"
     processes = start(2, 2, SMALL, "--output", folder)
     wait_for(lambda: (folder / "state").is_dir() and any((folder / "state").iterdir()))
@@ -55,13 +55,13 @@ def test_the_end_of_the_primary_ends_the_other_with_one_message_and_four_go_on(t
     assert "--resume" in err
     assert "Traceback" not in err
     assert err.count("error:") == 1
-    for code, _, err in finish(start(4, 1, SMALL, "--output", folder, "--resume")):
-        assert code == 0, err
+    [(code, _, err)] = finish(start(1, 4, SMALL, "--output", folder, "--resume"))
+    assert code == 0, err
     assert losses(folder) == pytest.approx(losses(one), abs=1e-6)
 
 
-@pytest.mark.long  # the kill below is like it
-def test_a_signal_to_one_stops_all_and_one_goes_on(tmp_path):
+@pytest.mark.long  # the kill above is like it
+def test_a_signal_to_one_stops_all_and_four_go_on(tmp_path):
     folder, longer = tmp_path / "run", "stages.1.epochs=100"
     processes = start(2, 2, SMALL, "--output", folder, longer)
     log = folder / "metrics.jsonl"
@@ -70,9 +70,9 @@ def test_a_signal_to_one_stops_all_and_one_goes_on(tmp_path):
     ends = finish(processes, timeout=60)
     assert [code for code, _, _ in ends] == [128 + signal.SIGTERM] * 2, ends
     assert "saved: continue with --resume" in ends[0][2]
-    [(code, _, err)] = finish(start(1, 4, SMALL, "--output", folder, "--resume", longer))
-    assert code == 0, err
-    assert "resuming at step" in err
+    for code, _, err in (ends := finish(start(4, 1, SMALL, "--output", folder, "--resume", longer))):
+        assert code == 0, err
+    assert "resuming at step" in ends[0][2]
 
 
 def test_a_batch_that_processes_cannot_share_is_one_message(tmp_path):

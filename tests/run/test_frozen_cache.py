@@ -171,7 +171,7 @@ def test_what_makes_no_sense_is_refused(file, overrides, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("later", ["auto", "off"])
+@pytest.mark.parametrize("later", [pytest.param("auto", marks=pytest.mark.long), "off"])
 def test_a_run_stopped_within_a_stage_goes_on_with_kept_features_or_without(run, file, tmp_path, cache, later):
     """The same recipe, whose features are gone or cannot be used when it goes on."""
     whole, _ = run("whole", "stages.0.epochs=4")

@@ -160,7 +160,7 @@ def test_overwrite_keeps_the_earlier_run_where_the_new_one_cannot_start(small_ru
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_run_stopped_by_a_signal_resumes_to_bit_identical_weights(small_run, tmp_path, number):
     command = [sys.executable, "-m", "finetune.cli", "run", str(SMALL), "--output", "run"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)

@@ -214,7 +214,7 @@ def test_no_worker_outlives_a_run_that_is_killed_and_the_run_goes_on(tmp_path, p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_signal_to_a_run_and_its_workers_saves_it_without_a_traceback(tmp_path, photos, number):
     process, below = training_with_workers(tmp_path, photos)
     os.killpg(process.pid, number)

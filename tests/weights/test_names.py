@@ -1,7 +1,11 @@
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from finetune.errors import ModelError
+from finetune.weights import names
 from finetune.weights.names import (
     Drop,
     Rename,
@@ -144,3 +148,17 @@ def test_each_transform_has_the_shape_that_it_announced(transform, shape, expect
 def test_a_transform_refuses_a_shape_that_it_would_scramble(transform, shape):
     with pytest.raises(ModelError, match=rf"tensor 'a' has shape .*, not that of {transform.__name__} weights"):
         apply_table({"a": np.zeros(shape)}, (Rename("a", "b", transform),))
+
+
+def test_patterns_are_compiled_once_however_many_tensors_there_are(monkeypatch):
+    compiled = []
+
+    def compile_pattern(pattern):
+        compiled.append(pattern)
+        return re.compile(pattern)
+
+    monkeypatch.setattr(names, "re", SimpleNamespace(compile=compile_pattern))
+    table = tuple(Rename(rf"layers\.{i}\.weight", f"layers_{i}.kernel") for i in range(600))
+    found = apply_table({f"layers.{i}.weight": np.zeros(1) for i in range(600)}, table)
+    assert len(found.leaves) == 600
+    assert len(compiled) == 600
