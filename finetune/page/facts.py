@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from reprlib import Repr
 from typing import Any
@@ -15,12 +16,12 @@ _BRIEF.maxtuple = 4
 _MOST = 20  # items of a list that a table names
 
 
-class ShownByFacts:
+class ShownByFacts(ABC):
     """Base of classes that hold arrays, or more than anyone wants to see printed."""
 
+    @abstractmethod
     def _facts(self) -> Mapping[str, Any]:
         """name -> a text, a number, or a tuple of texts; None is not shown."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         facts = {name: value for name, value in self._facts().items() if value is not None}

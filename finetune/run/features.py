@@ -32,7 +32,7 @@ from finetune.training.features import (
     head_input_prefix,
     logits_prefix,
 )
-from finetune.trees import Variables, fetch, paths_of, pick
+from finetune.trees import Variables, are_same, fetch, paths_of, pick
 
 _T = TypeVar("_T")
 _ROWS = 4096  # read at a time
@@ -69,7 +69,8 @@ class RunFeatures:
         self.batch_size = placement.round_up(extraction_batch_size(most))
         self._spec, self._display, self._check = spec, display, check
         self._steps: dict[str, Any] = {}  # compiled
-        self._head: tuple[list[Any], FeatureExtractor] | None = None
+        self._head: tuple[Variables, FeatureExtractor] | None = None
+        self._evaluator: FeatureEvaluator | None = None
         self._stores: dict[str, FeatureStore] = {}
 
     def store(
@@ -119,16 +120,30 @@ class RunFeatures:
             ModelError: the backbone computes nothing.
         """
         backbone = without_head(variables)
-        leaves = jax.tree.leaves(backbone)
-        if self._head is not None and all(a is b for a, b in zip(leaves, self._head[0], strict=True)):
+        if self._head is not None and are_same(backbone, self._head[0]):
             return self._head[1]
         prefix = head_input_prefix(classifier, variables, self._spec, self.batch_size)
         if prefix is None:
             raise ModelError("the backbone computes nothing from images that could be kept as features")
         extractor = FeatureExtractor(prefix, backbone, self._spec, self.batch_size, placement=self.placement)
         extractor.share_program(self._steps)
-        self._head = leaves, extractor
+        self._head = backbone, extractor
         return extractor
+
+    def evaluator(
+        self, classifier: Classifier, variables: Variables, varying: frozenset[str], most: int
+    ) -> FeatureEvaluator | None:
+        """Evaluation from what is computed once, by the programs of the last one where they would be the same.
+
+        Args:
+            varying, most: as of :class:`FeatureEvaluator`.
+
+        Returns:
+            None where there is nothing to compute once.
+        """
+        if self._evaluator is None or not self._evaluator.evaluates(classifier, variables, varying):
+            self._evaluator = FeatureEvaluator(self, classifier, variables, varying, most)
+        return self._evaluator if self._evaluator.can else None
 
     def _open(
         self,
@@ -251,9 +266,7 @@ class FeatureEvaluator:
         if classifier is not self._classifier or varying != self._varying:
             return False
         frozen, shapes = self._divide(variables)
-        ours, theirs = (dict(jax.tree.leaves_with_path(tree)) for tree in (self._frozen, frozen))
-        same = ours.keys() == theirs.keys() and all(leaf is theirs[path] for path, leaf in ours.items())
-        return same and bool(shapes == self._shapes)
+        return are_same(frozen, self._frozen) and bool(shapes == self._shapes)
 
     def _divide(self, variables: Variables) -> tuple[Variables, Any]:
         """The variables that do not vary, and the shapes of those that do."""

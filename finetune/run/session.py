@@ -73,7 +73,6 @@ class RunSession:
         self.interpolation: dict[str, Any] | None = None
         self.features = RunFeatures(setup.spec, setup.recipe.evaluate.batch_size, display, self.check, setup.placement)
         self.evaluator: FeatureEvaluator | None = None
-        self._last_evaluator: FeatureEvaluator | None = None
         self._predictions = Predictions(folder.predictions, setup.splits.test)
         self._poll = Poll()
         self._eval_step: tuple[Classifier, EvalStep] | None = None
@@ -146,16 +145,8 @@ class RunSession:
 
     def evaluate_from_features(self, varying: frozenset[str]) -> None:
         """From now on, evaluates from what is computed once; ``varying`` are the variables that change."""
-        evaluator = self._last_evaluator  # its programs are traced and compiled
-        if evaluator is None or not evaluator.evaluates(self.classifier, self.variables, varying):
-            most = self.setup.recipe.evaluate.batch_size
-            evaluator = FeatureEvaluator(self.features, self.classifier, self.variables, varying, most)
-        self._last_evaluator = evaluator
-        self.evaluator = evaluator if evaluator.can else None
-
-    def evaluate_from_images(self) -> None:
-        """From now on, evaluates from images; what was computed of others with other weights is let go."""
-        self.evaluator = self._last_evaluator = None
+        most = self.setup.recipe.evaluate.batch_size
+        self.evaluator = self.features.evaluator(self.classifier, self.variables, varying, most)
 
     def head_inputs(self, split: Split, name: str) -> np.ndarray:
         """The features that the head reads, float32 [n, num_features].

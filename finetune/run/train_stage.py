@@ -57,7 +57,6 @@ class TrainStageRun:
             session.display.say(f"{stage.name}: {decision.reason}")
         session.log({**self._where(0, "features"), "frozen_cache": decision.to_json()})
         if not decision.use:
-            session.evaluate_from_images()
             return session.setup.batches(self.index)
         assert decision.extractor is not None
         seed = session.setup.recipe.seed + self.index
@@ -66,7 +65,6 @@ class TrainStageRun:
             store = session.features.store(decision.extractor, session.setup.train, stage.name, views)
         except CheckpointError as error:  # no room after all
             session.display.say(f"{error}; trained from images")
-            session.evaluate_from_images()
             return session.setup.batches(self.index)
         session.evaluate_from_features(frozenset(self.trainer.plan.changes(session.variables)))
         return session.setup.kept_batches(self.index, store)
