@@ -23,7 +23,8 @@ import optax
 
 from benchmarks.step_sides import NUM_CLASSES, Ours
 from finetune.evaluation.steps import make_eval_step
-from finetune.models.layers.transformer import EncoderLayer, VisionTransformer
+from finetune.models.layers.transformer import EncoderLayer
+from finetune.models.layers.vision_transformer import VisionTransformer
 from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
 from finetune.training.stage_trainer import StageTrainer

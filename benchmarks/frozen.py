@@ -34,7 +34,7 @@ from finetune.data.feature_store import in_memory, open_store
 from finetune.data.labeled_images import EncodedImages, Split
 from finetune.data.loader import evaluation_batches, kept_batches
 from finetune.models.classifier import build_classifier
-from finetune.models.layers.transformer import VisionTransformer
+from finetune.models.layers.vision_transformer import VisionTransformer
 from finetune.models.zero_shot import TextClassifier
 from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage

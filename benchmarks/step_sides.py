@@ -36,7 +36,7 @@ class Ours:
         from finetune.evaluation.steps import make_eval_step
         from finetune.images.spec import ImageSpec
         from finetune.models.classifier import build_classifier
-        from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+        from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 
         config = ViTConfig(
             **MODELS[model],

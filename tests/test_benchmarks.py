@@ -70,6 +70,18 @@ def test_a_quick_run_ends_when_its_time_is_over(monkeypatch):
     assert (record["status"], record["reason"]) == ("skipped", "no time is left")
 
 
+@pytest.mark.parametrize(
+    ("limit", "status", "reason"),
+    [("_QUICK", "cut off", "the time for all was over"), ("_ONE", "failed", "did not end in 11 s")],
+)
+def test_an_end_of_the_time_for_all_is_no_failure_but_a_benchmark_that_hangs_is(monkeypatch, limit, status, reason):
+    kept = {"rows": [1.5]}
+    monkeypatch.setattr(benchmarks, "run_one", lambda *_: {"results": kept, "status": "unended"})
+    monkeypatch.setattr(benchmarks, limit, 11.0)
+    (record,) = benchmarks.run_all([benchmarks.Benchmark("lenet", ())], arguments(), [])
+    assert (record["status"], record["reason"], record["results"]) == (status, reason, kept)
+
+
 def test_peers_without_an_environment_are_left_out():
     given = benchmarks.peer_arguments(arguments(), ["peer-environment"])
     assert given[given.index("--only") + 1 :] == ["guide"]

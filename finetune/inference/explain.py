@@ -18,7 +18,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.depth import depth_order_of
 from finetune.models.families.beit import BeitModule
 from finetune.models.layers.attention import attention_seen
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 
 Method = Literal["attention rollout", "Grad-CAM", "gradient x input"]
 _OUTPUT, _CHANGE = "__call__", "change"  # what Flax calls a module's output; the collection of what is added to one

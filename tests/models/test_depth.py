@@ -9,7 +9,7 @@ from finetune.models.depth import DepthOrder, depth_order_of
 from finetune.models.families.convnext import ConvNeXtConfig
 from finetune.models.families.mobilenet_v2 import MobileNetV2Config
 from finetune.models.families.resnet import ResNetConfig
-from finetune.models.layers.transformer import ViTConfig
+from finetune.models.layers.vision_transformer import ViTConfig
 from finetune.models.registry import FAMILIES, depth_order_of_tree
 
 SIZES = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}

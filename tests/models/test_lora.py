@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from finetune.errors import PartitionError
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.models.lora import adapted, init_adapters, merge_adapters
 
 SCALES = {"block/up": 2.0, "block/down": 0.5}

@@ -11,7 +11,7 @@ import pytest
 from finetune.models.families.convnext import ConvNeXtConfig, ConvNeXtModule
 from finetune.models.families.mobilenet_v2 import MobileNetV2Config, MobileNetV2Module
 from finetune.models.families.resnet import ResNetConfig, ResNetModule
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 
 VIT = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
 MODULES = {

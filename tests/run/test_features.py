@@ -7,7 +7,7 @@ import pytest
 from finetune.distributed.sharding import on_one_device
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import build_classifier, head_paths
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.run.features import FeatureEvaluator, RunFeatures
 from finetune.run.progress import Progress
 from finetune.trees import flatten, merge

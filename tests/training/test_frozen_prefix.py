@@ -7,7 +7,7 @@ import pytest
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import build_classifier, without_head
 from finetune.models.families.resnet import ResNetConfig, ResNetModule
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
 from finetune.training.features import FeatureExtractor, head_input_prefix, logits_prefix

@@ -8,7 +8,7 @@ from finetune.errors import ModelError, PartitionError
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import build_classifier
 from finetune.models.families.resnet import ResNetConfig, ResNetModule
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.optim.parameter_plan import ParameterPlan
 from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage

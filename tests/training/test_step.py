@@ -11,7 +11,7 @@ import pytest
 from finetune.evaluation.steps import make_eval_step
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import build_classifier
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
 from finetune.training.stage_trainer import StageTrainer

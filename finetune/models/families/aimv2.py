@@ -13,7 +13,7 @@ from typing import Any
 from finetune.models.families.eva02 import read_eva
 from finetune.models.family import Family, Reader, Reading, parse_transformers
 from finetune.models.layers.convolution import require_supported
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.weights.names import Rename, Row, convolution, flat, linear, weight_and_bias
 
 _BLOCK, _LAYER = r"encoder\.layers\.(\d+)\.", r"encoder.layers.\1."

@@ -20,7 +20,8 @@ from finetune.models.family import Family, Reader, Reading, parse_transformers, 
 from finetune.models.layers.base import BackboneOutput, DropPath, rematerialized
 from finetune.models.layers.convolution import require_supported
 from finetune.models.layers.scan import apply_run, split_runs
-from finetune.models.layers.transformer import MLP, VisionEmbeddings, ViTConfig
+from finetune.models.layers.transformer import MLP
+from finetune.models.layers.vision_transformer import VisionEmbeddings, ViTConfig
 from finetune.models.layers.windows import Resampling, Size, biased_attention, relative_index, resample_table
 from finetune.weights.names import Drop, Rename, Row, Split, convolution, flat, linear, unbatched, weight_and_bias
 

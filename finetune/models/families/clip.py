@@ -21,7 +21,8 @@ from finetune.models.families.vit import read_timm
 from finetune.models.family import Family, Reader, Reading, parse_transformers
 from finetune.models.layers.base import BackboneOutput, l2_normalize
 from finetune.models.layers.text import TextConfig, TextEmbeddings
-from finetune.models.layers.transformer import Encoder, VisionTransformer, ViTConfig
+from finetune.models.layers.transformer import Encoder
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, convolution, linear, scalar
 
 

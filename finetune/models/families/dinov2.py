@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.models.families.vit import block_rows, embedding_rows, encoder_fields, read_timm
 from finetune.models.family import Family, Reader, Reading, parse_transformers
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.weights.names import Rename, Row
 
 _PREFIX = r"(?:dinov2\.|dinov2_with_registers\.)?"

@@ -23,7 +23,7 @@ from typing import Any
 from finetune.errors import ModelError
 from finetune.models.families.eva02 import read_eva
 from finetune.models.family import Family, Reader, Reading, parse_transformers
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, convolution, flat, linear, unbatched, weight_and_bias
 
 _BLOCK, _LAYER = r"(?:model\.)?layer\.(\d+)\.", r"encoder.layers.\1."

@@ -13,7 +13,7 @@ from typing import Any
 from finetune.errors import ModelError
 from finetune.models.families.vit import POOLS, TIMM_NAMES, timm_image_size
 from finetune.models.family import Family, Reader, Reading, timm_arguments
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, linear, weight_and_bias
 
 _BLOCK, _LAYER = r"blocks\.(\d+)\.", r"encoder.layers.\1."

@@ -12,7 +12,7 @@ from finetune.models.families import clip
 from finetune.models.families.clip import CLIPConfig, CLIPModule
 from finetune.models.family import Family, Reader, Reading
 from finetune.models.layers.text import TextConfig
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, Split, convolution, linear, nested, scalar, weight_and_bias
 
 

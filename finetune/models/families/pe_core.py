@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.models.families.eva02 import read_eva
 from finetune.models.family import Family, Reader, Reading
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 
 # timm's sizes: width, blocks, heads, ratio of the MLP's width to it.
 _SIZES = {

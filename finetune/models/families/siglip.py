@@ -16,7 +16,8 @@ from finetune.models.families.vit import read_timm
 from finetune.models.family import Family, Reader, Reading, parse_transformers
 from finetune.models.layers.base import BackboneOutput
 from finetune.models.layers.text import TextConfig, TextEmbeddings
-from finetune.models.layers.transformer import Encoder, VisionTransformer, ViTConfig
+from finetune.models.layers.transformer import Encoder
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, Split, convolution, flat, linear, scalar, weight_and_bias
 
 

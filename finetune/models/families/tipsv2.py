@@ -17,7 +17,7 @@ from finetune.models.families.open_clip import block_rows
 from finetune.models.families.vit import read_timm
 from finetune.models.family import Family, Reader, Reading
 from finetune.models.layers.text import TextConfig
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.weights.names import (
     Drop,
     Rename,

@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.errors import ModelError
 from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
-from finetune.models.layers.transformer import Pooling, VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import Pooling, VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, Split, convolution, flat, linear, unbatched, weight_and_bias
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.models.families.vit import block_rows, embedding_rows, encoder_fields
 from finetune.models.family import Family, Reader, Reading, parse_transformers
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Row
 
 _PREFIX = r"(?:vit\.)?"  # where the model was saved with its decoder

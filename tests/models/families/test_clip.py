@@ -15,7 +15,7 @@ from transformers import CLIPConfig
 from finetune.errors import ModelError
 from finetune.models.backbone import load_backbone, load_clip
 from finetune.models.families.clip import CLIPModule, CLIPTextTransformer, from_transformers
-from finetune.models.layers.transformer import VisionTransformer
+from finetune.models.layers.vision_transformer import VisionTransformer
 
 # single file with the real end-of-text id; sharded; half precision with the end-of-text id of OpenAI's own files;
 # MetaCLIP 2

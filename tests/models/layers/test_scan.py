@@ -14,7 +14,7 @@ from finetune.models.classifier import build_classifier
 from finetune.models.families.beit import BeitConfig, BeitModule
 from finetune.models.layers.base import DropPath
 from finetune.models.layers.scan import apply_run, split_runs
-from finetune.models.layers.transformer import VisionTransformer, ViTConfig
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
 from finetune.training.stage_trainer import StageTrainer

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finetune.models.layers.transformer import EncoderLayer, VisionTransformer, ViTConfig
+from finetune.models.layers.transformer import EncoderLayer
+from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 
 SIZES = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 

@@ -1,12 +1,10 @@
-"""Swin (Liu et al. 2021, arXiv:2103.14030) and Swin V2 (Liu et al. 2022, arXiv:2111.09883)."""
+"""The network of Swin and Swin V2: attention in windows that every second block shifts."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -15,10 +13,7 @@ import numpy as np
 
 from finetune.errors import ModelError
 from finetune.models.depth import DepthOrder
-from finetune.models.families.vit import timm_image_size
-from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
 from finetune.models.layers.base import BackboneOutput, DropPath, activation, rematerialized
-from finetune.models.layers.convolution import require_supported
 from finetune.models.layers.windows import (
     Size,
     biased_attention,
@@ -28,7 +23,6 @@ from finetune.models.layers.windows import (
     resample_table,
     shift_bias,
 )
-from finetune.weights.names import Drop, Rename, Row, Split, convolution, linear, weight_and_bias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,234 +359,3 @@ class SwinModule(nn.Module):
             x = stage(x, grid, train)
         tokens = self.norm(x.reshape(x.shape[0], -1, x.shape[-1]))
         return BackboneOutput(last_hidden_state=tokens, pooler_output=tokens.mean(axis=1))
-
-
-_BLOCK = r"stages_\1.blocks_\2"
-_DROPPED = Drop(r".*\.(?:relative_position_index|relative_coords_table|attn_mask)|.*mask_token")
-
-
-def _merging_rows(stage: str, path: str) -> tuple[Row, ...]:
-    """The rows of one patch merging; ``stage`` is the pattern of the stage that has it in the checkpoint."""
-    return (
-        *weight_and_bias(rf"{stage}\.downsample\.norm", f"{path}.downsample.norm", "scale"),
-        Rename(rf"{stage}\.downsample\.reduction\.weight", f"{path}.downsample.reduction.kernel", linear),
-    )
-
-
-def _transformers_names(stages: int) -> tuple[Row, ...]:
-    root = r"(?:swin\.|swinv2\.)?"
-    layers = rf"{root}encoder\.layers"
-    block = rf"{layers}\.(\d+)\.blocks\.(\d+)"
-    attention, bias = rf"{block}\.attention\.self", f"{_BLOCK}.attention.position_bias"
-    projections = (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
-    return (
-        _DROPPED,
-        *weight_and_bias(rf"{root}embeddings\.patch_embeddings\.projection", "stem.conv", "kernel", convolution),
-        *weight_and_bias(rf"{root}embeddings\.norm", "stem.norm", "scale"),
-        # a stage here ends by merging patches; in the module, the next one begins with it
-        *(row for i in range(1, stages) for row in _merging_rows(rf"{layers}\.{i - 1}", f"stages_{i}")),
-        *(
-            row
-            for theirs, ours in projections
-            for row in weight_and_bias(rf"{attention}\.{theirs}", f"{_BLOCK}.attention.{ours}", "kernel", linear)
-        ),
-        *weight_and_bias(rf"{block}\.attention\.output\.dense", f"{_BLOCK}.attention.out_proj", "kernel", linear),
-        Rename(rf"{attention}\.relative_position_bias_table", f"{_BLOCK}.attention.relative_position_embedding"),
-        Rename(rf"{attention}\.logit_scale", f"{_BLOCK}.attention.logit_scale"),
-        *weight_and_bias(rf"{attention}\.continuous_position_bias_mlp\.0", f"{bias}.fc1", "kernel", linear),
-        Rename(rf"{attention}\.continuous_position_bias_mlp\.2\.weight", f"{bias}.fc2.kernel", linear),
-        *weight_and_bias(rf"{block}\.layernorm_before", f"{_BLOCK}.norm1", "scale"),
-        *weight_and_bias(rf"{block}\.layernorm_after", f"{_BLOCK}.norm2", "scale"),
-        *weight_and_bias(rf"{block}\.intermediate\.dense", f"{_BLOCK}.mlp.fc1", "kernel", linear),
-        *weight_and_bias(rf"{block}\.output\.dense", f"{_BLOCK}.mlp.fc2", "kernel", linear),
-        *weight_and_bias(rf"{root}layernorm", "norm", "scale"),
-        Drop(r"(?:classifier|decoder)\..*"),
-    )
-
-
-def _timm_names(stages: int, names: Collection[str]) -> tuple[Row, ...]:
-    block = r"layers\.(\d+)\.blocks\.(\d+)"
-    attention, path = rf"{block}\.attn", f"{_BLOCK}.attention"
-    # before timm 0.9, a stage ended by merging patches
-    first = 0 if "layers.0.downsample.reduction.weight" in names else 1
-    return (
-        _DROPPED,
-        *weight_and_bias(r"patch_embed\.proj", "stem.conv", "kernel", convolution),
-        *weight_and_bias(r"patch_embed\.norm", "stem.norm", "scale"),
-        *(row for i in range(1, stages) for row in _merging_rows(rf"layers\.{i - 1 + first}", f"stages_{i}")),
-        Split(rf"{attention}\.qkv\.weight", tuple(f"{path}.{x}_proj.kernel" for x in "qkv"), linear),
-        Split(rf"{attention}\.qkv\.bias", tuple(f"{path}.{x}_proj.bias" for x in "qkv")),
-        Rename(rf"{attention}\.([qv])_bias", rf"{path}.\3_proj.bias"),
-        *weight_and_bias(rf"{attention}\.proj", f"{path}.out_proj", "kernel", linear),
-        Rename(rf"{attention}\.relative_position_bias_table", f"{path}.relative_position_embedding"),
-        Rename(rf"{attention}\.logit_scale", f"{path}.logit_scale"),
-        *weight_and_bias(rf"{attention}\.cpb_mlp\.0", f"{path}.position_bias.fc1", "kernel", linear),
-        Rename(rf"{attention}\.cpb_mlp\.2\.weight", f"{path}.position_bias.fc2.kernel", linear),
-        *weight_and_bias(rf"{block}\.norm([12])", rf"{_BLOCK}.norm\3", "scale"),
-        *weight_and_bias(rf"{block}\.mlp\.fc([12])", rf"{_BLOCK}.mlp.fc\3", "kernel", linear),
-        *weight_and_bias(r"norm", "norm", "scale"),
-        Drop(r"head\..*"),
-    )
-
-
-def _read_transformers(config: dict[str, Any], names: Collection[str]) -> Reading:
-    v2 = config["model_type"] == "swinv2"
-    parsed = parse_transformers("Swinv2Config" if v2 else "SwinConfig", config)
-    require_supported(vars(parsed), {"use_absolute_embeddings": False})
-    if not isinstance(parsed.image_size, int) or not isinstance(parsed.patch_size, int):
-        received = f"image_size {parsed.image_size}, patch_size {parsed.patch_size}"
-        raise ModelError(f"only square images and patches are supported; received {received}")
-    stages = len(parsed.depths)
-    module_config = SwinConfig(
-        image_size=parsed.image_size,
-        patch_size=parsed.patch_size,
-        embed_dim=parsed.embed_dim,
-        depths=tuple(parsed.depths),
-        num_heads=tuple(parsed.num_heads),
-        window_sizes=(parsed.window_size,) * stages,
-        window_rule="clipped" if v2 else "fixed",
-        reference_grid=parsed.image_size // parsed.patch_size,
-        version=2 if v2 else 1,
-        pretrained_windows=tuple(parsed.pretrained_window_sizes or ())[:stages] if v2 else (),
-        mlp_ratio=parsed.mlp_ratio,
-        qkv_bias=parsed.qkv_bias,
-        hidden_act=parsed.hidden_act,
-        layer_norm_eps=parsed.layer_norm_eps,
-        separation=-200.0 if v2 else -100.0,  # transformers adds it twice in V2
-        pad_first=True,
-        dropout=parsed.hidden_dropout_prob,
-        attention_dropout=parsed.attention_probs_dropout_prob,
-        drop_path_rate=parsed.drop_path_rate,
-    )
-    return Reading(module_config, _transformers_names(stages))
-
-
-# Channels of the first stage, blocks of the third, heads of the first; channels and heads double from stage to stage.
-_TIMM_SIZES = {"tiny": (96, 6, 3), "small": (96, 18, 3), "base": (128, 18, 4), "large": (192, 18, 6)}
-# Swin S3 (Chen et al. 2021, arXiv:2111.14725), as wide as tiny: windows, and blocks of the third stage.
-_TIMM_S3 = {"tiny": ((7, 7, 14, 7), 6), "small": ((14, 14, 14, 7), 18), "base": ((7, 7, 14, 7), 30)}
-_TIMM_V1 = r"swin_(?P<size>tiny|small|base|large)_patch4_window(?P<window>\d+)_\d+|swin_s3_(?P<s3>tiny|small|base)_224"
-_TIMM_V2 = r"swinv2_(?P<size>tiny|small|base|large)_window(?P<from>\d+)(?:to(?P<window>\d+))?_\d+(?:to\d+)?"
-_TIMM_SUPPORTED = {"global_pool": "avg", "always_partition": False, "strict_img_size": True, "dynamic_img_size": False}
-_TIMM_IGNORED = {"img_size", "drop_rate", "proj_drop_rate", "attn_drop_rate", "weight_init"}
-
-
-def _timm_defaults(size: str, window: Any) -> dict[str, Any]:
-    """The arguments that timm's model function passes to its class, and the class's own defaults."""
-    width, blocks, heads = _TIMM_SIZES[size]
-    return {
-        "patch_size": 4,
-        "window_size": window,
-        "embed_dim": width,
-        "depths": (2, 2, blocks, 2),
-        "num_heads": (heads, 2 * heads, 4 * heads, 8 * heads),
-        "mlp_ratio": 4.0,
-        "qkv_bias": True,
-        "drop_path_rate": 0.1,
-        **_TIMM_SUPPORTED,
-    }
-
-
-def _read_timm_v1(config: dict[str, Any], names: Collection[str]) -> Reading:
-    match = re.fullmatch(_TIMM_V1, config["architecture"])
-    assert match is not None  # the reader's ``model_types``
-    searched = match["s3"]
-    if searched:
-        defaults = _timm_defaults("tiny", _TIMM_S3[searched][0]) | {"depths": (2, 2, _TIMM_S3[searched][1], 2)}
-    else:
-        defaults = _timm_defaults(match["size"], int(match["window"]))
-    supported = {"head_dim": None}
-    arguments = timm_arguments(config, {**defaults, **supported}, _TIMM_IGNORED)
-    require_supported(arguments, supported)
-    return _timm_reading(config, arguments, names, version=1)
-
-
-def _read_timm_v2(config: dict[str, Any], names: Collection[str]) -> Reading:
-    match = re.fullmatch(_TIMM_V2, config["architecture"])
-    assert match is not None  # the reader's ``model_types``
-    pretrained = (12, 12, 12, 6) if match["window"] else (0, 0, 0, 0)
-    defaults = _timm_defaults(match["size"], int(match["window"] or match["from"]))
-    supported = {"act_layer": "gelu"}
-    arguments = timm_arguments(config, {**defaults, **supported, "pretrained_window_sizes": pretrained}, _TIMM_IGNORED)
-    require_supported(arguments, supported)
-    return _timm_reading(config, arguments, names, version=2)
-
-
-def _timm_reading(
-    config: dict[str, Any], arguments: dict[str, Any], names: Collection[str], version: Literal[1, 2]
-) -> Reading:
-    require_supported(arguments, _TIMM_SUPPORTED)
-    stages, image_size = len(arguments["depths"]), timm_image_size(config, arguments)
-    module_config = SwinConfig(
-        image_size=image_size,
-        patch_size=arguments["patch_size"],
-        embed_dim=arguments["embed_dim"],
-        depths=tuple(arguments["depths"]),
-        num_heads=tuple(arguments["num_heads"]),
-        window_sizes=_timm_windows(arguments["window_size"], stages),
-        window_rule="scaled",
-        reference_grid=image_size // arguments["patch_size"],
-        version=version,
-        pretrained_windows=tuple(arguments["pretrained_window_sizes"])[:stages] if version == 2 else (),
-        mlp_ratio=arguments["mlp_ratio"],
-        qkv_bias=arguments["qkv_bias"],
-        drop_path_rate=arguments["drop_path_rate"],
-    )
-    return Reading(module_config, _timm_names(stages, names))
-
-
-def _timm_windows(window_size: Any, stages: int) -> tuple[int, ...]:
-    """timm's ``window_size`` for each stage: one number, (height, width), or one of these for each stage."""
-    if isinstance(window_size, int):
-        return (window_size,) * stages
-    if len(window_size) == 2 and isinstance(window_size[0], int):
-        window_size = [window_size] * stages
-    edges = [(edge, edge) if isinstance(edge, int) else edge for edge in window_size]
-    if any(height != width for height, width in edges):
-        raise ModelError(f"window_size: only square windows are supported; received {window_size}")
-    return tuple(height for height, _ in edges)
-
-
-FAMILY = Family(
-    name="swin",
-    title="Swin",
-    module=SwinModule,
-    config=SwinConfig,
-    license="Apache-2.0; timm MIT",
-    readers=(
-        Reader(
-            "transformers",
-            "swin",
-            _read_transformers,
-            "ViT",
-            any_size=True,
-            head="classifier",
-            verified=("features", "other image sizes", "logits", "a training step"),
-        ),
-        Reader(
-            "transformers",
-            "swinv2",
-            _read_transformers,
-            "ViT",
-            any_size=True,
-            head="classifier",
-            verified=("features", "other image sizes", "logits", "a training step"),
-        ),
-        Reader(
-            "timm",
-            _TIMM_V1,
-            _read_timm_v1,
-            head=r"head\.fc",
-            label="swin_*, swin_s3_*",
-            verified=("features", "other image sizes", "logits"),
-        ),
-        Reader(
-            "timm",
-            _TIMM_V2,
-            _read_timm_v2,
-            head=r"head\.fc",
-            label="swinv2_*",
-            verified=("features", "other image sizes", "logits"),
-        ),
-    ),
-)
