@@ -32,9 +32,9 @@ from finetune.report.findings import (
     probe_accuracy,
     small_classes,
 )
+from finetune.run.checks import check_class_count
 from finetune.run.features import RunFeatures
 from finetune.run.progress import Progress
-from finetune.run.setup import check_class_count
 from finetune.training.heads.linear_probe import out_of_fold
 
 FOLDS = 5
