@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,14 +41,18 @@ class TextTable:
 def read_text_table(path: Path) -> TextTable:
     """
     Raises:
-        DataError: the file is empty, rows have different lengths, or a column has no name or that of another.
+        DataError: the file is empty, rows have different lengths, a column has no name or that of another, or quotes
+            that are not closed hold rows.
     """
     text, notes = _decode(path)
-    delimiter = _delimiter(path, text)
+    if stated := re.match(r"sep=(.)\r?\n", text):  # as Excel writes it
+        delimiter, text = stated[1], "\n" + text[stated.end() :]
+    else:
+        delimiter = _delimiter(path, text)
     lines, records = _records(path, text, delimiter)
     if not records:
         raise DataError(f"{path}: is empty; a table has a header and a row for each image")
-    header = records[0]
+    header, first = records[0], lines[0]
     if any(is_named_like_an_image(field) for field in header):
         columns = [f"column {i + 1}" for i in range(len(header))]
         notes.append(f"{path}: has no header: the first line names an image; columns are called {listed(columns)}")
@@ -60,7 +65,7 @@ def read_text_table(path: Path) -> TextTable:
                 f"({listed(columns)}); fields that hold the delimiter {delimiter!r} need quotes"
             )
     keep = [i for i, name in enumerate(columns) if name or any(record[i] for record in records)]
-    _check_names([columns[i] for i in keep], path)
+    _check_names([columns[i] for i in keep], f"{path}: line {first}")
     rows = [[record[i] for i in keep] for record in records]
     return TextTable([columns[i] for i in keep], rows, lines, tuple(notes))
 
@@ -122,6 +127,12 @@ def _records(path: Path, text: str, delimiter: str) -> tuple[list[int], list[lis
         for record in reader:
             if len(record) > _MAX_COLUMNS:
                 raise DataError(f"{path}: line {line}: has {len(record):,} fields; at most {_MAX_COLUMNS:,}")
+            if swallowed := next((field for field in record if _holds_rows(field, delimiter)), None):
+                count = len(swallowed.splitlines()) - 1
+                raise DataError(
+                    f"{path}: line {line}: quotes that open here hold {count} further lines, and one of them names an "
+                    "image; close the quotes"
+                )
             fields = [field.strip() for field in record]
             if any(fields):
                 lines.append(line)
@@ -130,6 +141,13 @@ def _records(path: Path, text: str, delimiter: str) -> tuple[list[int], list[lis
     except csv.Error as error:
         raise DataError(f"{path}: line {line}: {error}; close the quotes, or save it as a plain table") from None
     return lines, records
+
+
+def _holds_rows(field: str, delimiter: str) -> bool:
+    """Whether a quoted field goes on over rows: a line of it has fields, of which one names an image."""
+    further = field.splitlines()[1:]
+    parts = (line.split(delimiter) for line in further)
+    return any(len(row) > 1 and any(is_named_like_an_image(part.strip()) for part in row) for row in parts)
 
 
 def _reader(text: str, delimiter: str) -> Any:
@@ -144,11 +162,11 @@ def _lines(text: str) -> Iterator[str]:
         yield line
 
 
-def _check_names(names: list[str], path: Path) -> None:
+def _check_names(names: list[str], where: str) -> None:
     seen: set[str] = set()
     for i, name in enumerate(names):
         if not name:
-            raise DataError(f"{path}: line 1: column {i + 1} has no name; give it one")
+            raise DataError(f"{where}: column {i + 1} has no name; give it one")
         if name in seen:
-            raise DataError(f"{path}: line 1: two columns are called {name!r}; rename one")
+            raise DataError(f"{where}: two columns are called {name!r}; rename one")
         seen.add(name)

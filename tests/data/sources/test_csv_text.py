@@ -117,3 +117,21 @@ def test_tables_of_no_sensible_size_are_refused(tmp_path, data, message):
     (tmp_path / "t.csv").write_bytes(data())
     with pytest.raises(DataError, match=message):
         read_text_table(tmp_path / "t.csv")
+
+
+def test_quotes_that_swallow_rows_are_named_with_the_line_where_they_open(load):
+    rows = [(path, f'{label},"tall' if i in (2, 7) else f"{label},small") for i, (path, label) in enumerate(ROWS)]
+    with pytest.raises(DataError, match="line 4: quotes that open here hold 5 further lines.*close the quotes"):
+        load(table(header="file,label,note", rows=rows))
+
+
+def test_a_text_of_several_lines_in_quotes_is_one_field(load):
+    rows = [(path, f'{label},"a cat, or\nno cat, small"') for path, label in ROWS]
+    splits = load(table(header="file,label,note", rows=rows), columns=Columns(label="label"))
+    assert len(splits.train) + len(splits.test) == 12
+
+
+def test_the_delimiter_that_excel_states_is_taken_and_lines_are_counted_with_it(load):
+    assert load("sep=;\n" + table(";")).class_names == ("cat", "größe")
+    with pytest.raises(DataError, match="line 3: two columns are called 'file'"):
+        load("sep=;\n\n" + table(";", header="file,file"))
