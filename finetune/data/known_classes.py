@@ -50,6 +50,8 @@ def read_known_images(
     if split is not None and split not in sources:
         raise DataError(f"{config.source}: has no {split} split; it has: {', '.join(sources)}")
     chosen: dict[str, LabeledImages] = sources if split is None else {split: sources[split]}
+    if multi_label:
+        chosen = {name: images.as_sets() for name, images in chosen.items()}
     _check_classes(config, chosen, class_names, multi_label)
     relabeled = {
         name: Split(images.images, relabel(images.labels, images.names, class_names)) for name, images in chosen.items()

@@ -97,6 +97,7 @@ class LabeledImages:
         where: the source and split, for messages.
         left_out: "<path>: <reason>" for each file that is not used.
         notes: lines for the person who gave the source: what was understood where another reading is possible.
+        from_sets: each label was the only one of a set, which may have had several.
     """
 
     images: Images
@@ -105,6 +106,7 @@ class LabeledImages:
     where: str
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    from_sets: bool = False
 
     def with_left_out(self, lines: Sequence[str]) -> LabeledImages:
         """The same with more files that are left out."""
@@ -112,6 +114,12 @@ class LabeledImages:
 
     def with_notes(self, lines: Sequence[str]) -> LabeledImages:
         return replace(self, notes=(*lines, *self.notes))
+
+    def as_sets(self) -> LabeledImages:
+        """The same with labels [n, len(names)] where they are from sets."""
+        if not self.from_sets:
+            return self
+        return replace(self, labels=np.eye(len(self.names), dtype=np.float32)[self.labels], from_sets=False)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from finetune.data.labeled_images import EncodedImages, LabeledImages
 from finetune.data.sources.arrays import read_digits, read_npz
 from finetune.data.sources.folders import read_folders
+from finetune.data.sources.parquet import parquet_files
 from finetune.errors import DataError, nearest
 from finetune.recipe import DataConfig
 
@@ -43,8 +44,8 @@ def _read(config: DataConfig, memory: Any, verify: bool) -> dict[str, LabeledIma
     if config.source == MEMORY:
         return _tables().read_memory(memory, config)
     if config.source == "digits":
-        return read_digits()
-    path = Path(config.source).expanduser()
+        return _digits()
+    path = _path(config.source)
     if path.exists():
         _refuse(config, f"{path} is no hub dataset", "subset", "revision")
     if path.is_file():
@@ -64,7 +65,23 @@ def _read(config: DataConfig, memory: Any, verify: bool) -> dict[str, LabeledIma
 
 def is_path(source: str) -> bool:
     """Whether a source is an existing file or folder."""
-    return source not in ("digits", MEMORY) and Path(source).expanduser().exists()
+    return source not in ("digits", MEMORY) and _path(source).exists()
+
+
+def _path(source: str) -> Path:
+    """With ``~`` as the home folder, where there is such a user."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        return Path(source)
+
+
+def _digits() -> dict[str, LabeledImages]:
+    read = read_digits()
+    if Path("digits").is_dir():
+        note = "data.source: digits: scikit-learn's; the folder of that name here is data.source: ./digits"
+        read["train"] = read["train"].with_notes([note])
+    return read
 
 
 def _read_file(path: Path, config: DataConfig, verify: bool) -> dict[str, LabeledImages]:
@@ -82,7 +99,7 @@ def _read_file(path: Path, config: DataConfig, verify: bool) -> dict[str, Labele
 def _read_folder(path: Path, config: DataConfig, verify: bool) -> dict[str, LabeledImages]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _tables().read_saved(path, config)
-    if next(path.glob("*.parquet"), None) or next(path.glob("*/*.parquet"), None):
+    if parquet_files(path):
         return _tables().read_parquet(path, config, verify=verify)
     _refuse(config, f"{path} is a folder of images", "columns")
     return read_folders(path)

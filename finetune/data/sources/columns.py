@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.data.sources.split_names import canonical_split
+from finetune.data.sources.table_rows import LINE, rows_of, text_of
 from finetune.errors import DataError, nearest
 from finetune.images.formats import is_named_like_an_image
 from finetune.recipe import Columns
@@ -30,7 +31,7 @@ def infer_roles(dataset: Any, columns: Columns, where: str) -> ColumnRoles:
 
     Raises:
         DataError: a stated column is missing or has the wrong type, or not exactly one column fits a role. Lists the
-            columns.
+            columns. Or a column says the splits of most rows, and not of all.
     """
     types = {name: _column_type(dataset, name) for name in dataset.column_names if name != LINE}
     labels = columns.label if isinstance(columns.label, list) else [columns.label]
@@ -43,15 +44,15 @@ def infer_roles(dataset: Any, columns: Columns, where: str) -> ColumnRoles:
     if types[image] not in (*_IMAGES, "text"):
         raise DataError(f"{where}: column {image!r} holds no images: {types[image]}")
     split = columns.split or next(
-        (n for n in types if n not in stated and _is_split_column(dataset, n, types[n])), None
+        (n for n in types if n not in stated and _is_split_column(dataset, n, types[n], where)), None
     )
     others = {name: type_ for name, type_ in types.items() if name not in (*stated, image, split)}
     return ColumnRoles(image, columns.label or _label_column(others, types, where), split)
 
 
-LINE = "__line__"  # column of a table from a text file: the number of each row's line
 _IMAGES = ("image", "image path")
-_TEXT = ("string", "large_string")
+TEXT = ("string", "large_string", "string_view")
+_BYTES = ("binary", "large_binary", "binary_view")
 _INTEGERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 _FLOATS = ("float16", "float32", "float64")
 _SAMPLE = 100  # rows of a text column that are looked at to see what it holds
@@ -86,12 +87,12 @@ def _column_type(dataset: Any, name: str) -> str:
         return "class"
     inner = getattr(feature, "feature", None)
     if isinstance(inner, datasets.ClassLabel | datasets.Value):
-        names = isinstance(inner, datasets.ClassLabel) or inner.dtype in (*_TEXT, *_INTEGERS)
+        names = isinstance(inner, datasets.ClassLabel) or inner.dtype in (*TEXT, *_INTEGERS)
         return "set of classes" if names else "numbers"
     dtype = str(getattr(feature, "dtype", "other"))
-    if dtype == "binary":
+    if dtype in _BYTES:
         return "image"
-    if dtype in _TEXT:
+    if dtype in TEXT:
         return "image path" if _sample_satisfies(dataset, name, _is_image_path) else "text"
     if dtype in _FLOATS and _sample_satisfies(dataset, name, lambda value: float(value).is_integer()):
         return "number"
@@ -107,7 +108,24 @@ def _is_image_path(value: str) -> bool:
     return is_named_like_an_image(value)
 
 
-def _is_split_column(dataset: Any, name: str, type_: str) -> bool:
-    if type_ != "text" or not _sample_satisfies(dataset, name, canonical_split):
+def _is_split_column(dataset: Any, name: str, type_: str, where: str) -> bool:
+    """Whether every row's text is a split's name.
+
+    Raises:
+        DataError: most rows' are, of two splits or more, and some are not.
+    """
+    if type_ != "text" or not any(map(canonical_split, map(text_of, dataset.select_columns([name])[:_SAMPLE][name]))):
         return False
-    return all(canonical_split(value or "") for value in dataset.unique(name))
+    split_of = {value: canonical_split(text_of(value)) for value in dataset.unique(name)}
+    splits = set(split_of.values()) - {None}
+    if not splits or None not in split_of.values():
+        return bool(splits)
+    values = dataset.select_columns([name])[:][name]
+    others = [i for i, value in enumerate(values) if split_of[value] is None]
+    if len(splits) < 2 or "train" not in splits or len(others) > len(values) / 2:
+        return False
+    received = f"{text_of(values[others[0]])!r} in {rows_of(dataset, others)}"
+    raise DataError(
+        f"{where}: column {name!r} says the split of {len(values) - len(others)} rows, and {received}; correct it, or "
+        f"state data.columns.split: {name}, which leaves such rows out"
+    )

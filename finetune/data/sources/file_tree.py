@@ -69,7 +69,7 @@ def _add(folder: Folder, entry: os.DirEntry[str], above: tuple[object, ...], lin
     inner = folder.path / entry.name
     if inner.is_dir():
         identity = _identity(inner)
-        if _is_hidden(entry.name):
+        if is_hidden(entry.name):
             folder.left_out.append(f"{inner}: a hidden folder with {_count_files(inner)} files")
         elif entry.is_symlink() and (identity in above or identity in linked):
             folder.left_out.append(f"{inner}: a link to a folder that is read already")
@@ -87,7 +87,7 @@ def _add(folder: Folder, entry: os.DirEntry[str], above: tuple[object, ...], lin
 
 def _why_no_image(entry: os.DirEntry[str], path: Path) -> str | None:
     """None for what is used as an image, or is named like one: that it is broken is found when it is read."""
-    if _is_hidden(entry.name):
+    if is_hidden(entry.name):
         return "a hidden file"
     if not path.is_file():
         if entry.is_symlink() and not path.exists():
@@ -98,7 +98,7 @@ def _why_no_image(entry: os.DirEntry[str], path: Path) -> str | None:
     return "not an image"
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
 
-from finetune.data.sources.columns import LINE
 from finetune.data.sources.labels import declared_names, labels_from_name_lists, labels_from_names, multi_hot
+from finetune.data.sources.table_rows import row_of, text_of
 from finetune.errors import DataError
+
+Lists = Literal["one class", "flags", "classes"]
 
 
 def read_labels(
-    table: datasets.Dataset, column: str | list[str], where: str, *, single: bool = False
+    table: datasets.Dataset, column: str | list[str], where: str, lists: Lists = "classes"
 ) -> tuple[np.ndarray, tuple[str, ...]] | None:
     """(labels, class names); None if the labels are withheld.
 
     Args:
         column: of classes or of lists of them; or the names of columns of 0 and 1.
-        single: lists hold one class each, which is the image's.
+        lists: what a column of lists has in each row.
 
     Raises:
         DataError: a row has no label, or a value that is none.
@@ -31,12 +33,14 @@ def read_labels(
     feature, values = table.features[column], table.select_columns([column])[:][column]
     where = f"{where}: column {column!r}"
     inner = getattr(feature, "feature", None)
-    if inner is not None and single:
+    if inner is not None and lists == "one class":
         feature, values = inner, [row[0] for row in values]
     elif inner is not None:
         rows = [[value for value in row or () if value is not None] for row in values]
-        if isinstance(inner, datasets.ClassLabel):
-            names = declared_names(inner.names, where)
+        names = declared_names(inner.names, where) if isinstance(inner, datasets.ClassLabel) else ()
+        if lists == "flags" and len(names) in (0, len(rows[0])):
+            return np.array(rows, np.float32), names or tuple(map(str, range(len(rows[0]))))
+        if names:
             _check_indices(table, [(i, value) for i, row in enumerate(rows) for value in row], 0, len(names), where)
             return multi_hot(rows, len(names), where), names
         return labels_from_name_lists([[str(name) for name in row] for row in rows], where)
@@ -51,6 +55,8 @@ def read_labels(
             first = row_of(table, int(np.argmin(labels)))
             raise DataError(f"{where}: {first} has no label; label or remove such rows")
         return labels, names
+    if values and all(value == -1 for value in values):
+        return None
     texts = [_class_name(value) for value in values]
     if None in texts:
         at = texts.index(None)
@@ -69,21 +75,21 @@ def _check_indices(
             raise DataError(f"{where}: {row_of(table, row)} has label {label}, and there are {count} classes")
 
 
-def has_one_label_each(table: datasets.Dataset, column: str | list[str]) -> bool:
-    """Whether a column of lists holds one label in each row, as arrays of shape [n, 1] do."""
-    if isinstance(column, list) or getattr(table.features.get(column), "feature", None) is None:
-        return False
-    return all(row is not None and len(row) == 1 for row in table.select_columns([column])[:][column])
-
-
-def text_of(value: Any) -> str:
-    """Without the spaces around it; empty for None."""
-    return "" if value is None else str(value).strip()
-
-
-def row_of(table: datasets.Dataset, index: int) -> str:
-    """Where a row is, for messages: its line in the file, or its number."""
-    return f"line {table[index][LINE]}" if LINE in table.column_names else f"row {index}"
+def kind_of_lists(tables: Iterable[datasets.Dataset], column: str | list[str]) -> Lists:
+    """What a column of lists has in each row of all splits: a class, as arrays of shape [n, 1] do; a 0 or 1 for each
+    class, where one of both is there twice, as no list of classes has it; or the classes.
+    """
+    rows: list[list[Any] | None] = []
+    for table in tables:
+        if isinstance(column, list) or getattr(table.features.get(column), "feature", None) is None:
+            return "classes"
+        rows += table.select_columns([column])[:][column]
+    lengths = {-1 if row is None else len(row) for row in rows}
+    if lengths == {1}:
+        return "one class"
+    whole = [row for row in rows if row is not None]
+    flags = len(lengths) == 1 and all(value in (0, 1) and not isinstance(value, str) for row in whole for value in row)
+    return "flags" if flags and any(len(set(row)) < len(row) for row in whole) else "classes"
 
 
 def _class_name(value: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -14,11 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from finetune.data.labeled_images import EncodedImages, Images, LabeledImages, local_path
-from finetune.data.sources.columns import LINE, ColumnRoles, infer_roles
+from finetune.data.sources.columns import TEXT, ColumnRoles, infer_roles
 from finetune.data.sources.csv_text import read_text_table
-from finetune.data.sources.parquet import check_parquet, unreadable
+from finetune.data.sources.file_tree import read_tree
+from finetune.data.sources.parquet import check_agreement, check_parquet, files_by_split, parquet_files, unreadable
 from finetune.data.sources.split_names import by_canonical_split, canonical_split, describe_unused
-from finetune.data.sources.table_labels import has_one_label_each, read_labels, row_of, text_of
+from finetune.data.sources.table_labels import Lists, kind_of_lists, read_labels
+from finetune.data.sources.table_rows import LINE, rows_of, text_of
 from finetune.errors import DataError, first_line
 from finetune.files import file_state
 from finetune.recipe import Columns, DataConfig
@@ -69,12 +72,18 @@ def _without_point(values: list[str]) -> list[str]:
 def read_parquet(path: Path, config: DataConfig, *, verify: bool = False) -> dict[str, LabeledImages]:
     """A file, or a folder of files whose names, or whose folders' names, say their split.
 
-    Paths of images are relative to their file's folder. ``verify`` reads the files again, whatever is cached of them.
+    Paths of images are relative to the folder of their split's files; where there are several, to ``path``. ``verify``
+    reads the files again, whatever is cached of them.
     """
-    files = [path] if path.is_file() else sorted([*path.glob("*.parquet"), *path.glob("*/*.parquet")])
-    for file in files:
-        check_parquet(file)
-    splits = {"train": files} if path.is_file() else _files_by_split(files, path)
+    files = [path] if path.is_file() else parquet_files(path)
+    rows = {file: check_parquet(file) for file in files}
+    empty = [f"{file}: has no rows" for file in files if not rows[file]]
+    files = [file for file in files if rows[file]]
+    if not files:
+        raise DataError(f"{path}: has no rows to train on")
+    splits = {"train": files} if path.is_file() else files_by_split(files, path)
+    for group in splits.values():
+        check_agreement(group)
     folders = {split: {file.parent for file in group} for split, group in splits.items()}
     bases = {split: parents.pop() if len(parents) == 1 else path for split, parents in folders.items()}
     try:
@@ -86,7 +95,22 @@ def read_parquet(path: Path, config: DataConfig, *, verify: bool = False) -> dic
         }
     except Exception as error:  # pyarrow and datasets raise many types
         raise unreadable(path, error) from None
-    return _read_splits(tables, config, str(path), bases)
+    read = _read_splits(tables, config, str(path), bases)
+    unused = _unused_beside(path, list(rows), read) if path.is_dir() else []
+    return {**read, "train": read["train"].with_left_out([*empty, *unused])}
+
+
+def _unused_beside(folder: Path, tables: list[Path], read: dict[str, LabeledImages]) -> list[str]:
+    """A line for each file in a folder of Parquet files that is neither one of them nor an image that they name."""
+    used: set[str] = set()
+    for split in read.values():
+        paths = split.images.paths if isinstance(split.images, EncodedImages) else split.images
+        used |= {os.path.abspath(paths[i]) for i in range(len(paths))}
+    tree, known = read_tree(folder), {f"{file}: not an image" for file in tables}
+    unused = [path for path in tree.all_images if os.path.abspath(path) not in used]
+    return [f"{path}: in none of the tables" for path in unused] + [
+        line for line in tree.all_left_out if line not in known
+    ]
 
 
 def _cache_of(files: list[Path], verify: bool) -> Path:
@@ -97,23 +121,6 @@ def _cache_of(files: list[Path], verify: bool) -> Path:
     if verify:
         shutil.rmtree(folder, ignore_errors=True)
     return folder
-
-
-def _files_by_split(files: list[Path], folder: Path) -> dict[str, list[Path]]:
-    groups: dict[str | None, list[Path]] = {}
-    for file in files:
-        split = canonical_split(file.stem, loose=True)
-        if split is None and file.parent != folder:
-            split = canonical_split(file.parent.name, loose=True)
-        groups.setdefault(split, []).append(file)
-    if set(groups) == {None}:
-        return {"train": files}
-    if None in groups:
-        name = groups[None][0]
-        raise DataError(f"{name}: its name says no split, and other files' names do: call it train-{name.name}")
-    if "train" not in groups:
-        raise DataError(f"{folder}: has no training split; its splits: {', '.join(map(str, groups))}; name one train")
-    return {str(split): group for split, group in groups.items()}
 
 
 def read_saved(path: Path, config: DataConfig) -> dict[str, LabeledImages]:
@@ -179,16 +186,22 @@ def _read_splits(
     for table in tables.values():
         _validate(table, where)
     roles = infer_roles(tables["train"], config.columns, where)
-    if roles.split is not None and list(tables) == ["train"]:
-        if isinstance(base, dict):
-            base = base["train"]
-        tables, unused = _split_by_column(tables["train"], roles.split, where)
-        notes = (*notes, *unused)
+    if roles.split is not None:
+        if list(tables) == ["train"]:
+            base = base["train"] if isinstance(base, dict) else base
+            tables, more = _split_by_column(tables["train"], roles.split, where)
+        elif config.columns.split is not None:
+            raise DataError(
+                f"data.columns.split: has no effect, as {where} has splits of its own: {', '.join(tables)}; leave it "
+                f"out; received {config.columns.split!r}"
+            )
+        else:
+            more = _contradictions(tables, roles.split, where)
+        notes = (*notes, *more)
     bases = base if isinstance(base, dict) else dict.fromkeys(tables, base)
-    single = all(has_one_label_each(table, roles.label) for table in tables.values())
+    lists = kind_of_lists(tables.values(), roles.label)
     read = {
-        split: _read_split(table, roles, f"{where} ({split})", bases[split], single=single)
-        for split, table in tables.items()
+        split: _read_split(table, roles, f"{where} ({split})", bases[split], lists) for split, table in tables.items()
     }
     if read["train"] is None:
         raise DataError(f"{where} (train): every label is -1, which means none; choose a column with classes")
@@ -207,36 +220,54 @@ def _validate(table: datasets.Dataset, where: str) -> None:
         raise DataError(f"{where}: damaged: {first_line(error)}") from None
 
 
+def _contradictions(tables: dict[str, datasets.Dataset], column: str, where: str) -> tuple[str, ...]:
+    """A line for each split whose rows a column calls otherwise."""
+    lines = []
+    for split, table in tables.items():
+        values = table.select_columns([column])[:][column] if column in table.column_names else []
+        if others := [i for i, value in enumerate(values) if canonical_split(text_of(value)) != split]:
+            lines.append(
+                f"{where} ({split}): column {column!r} is not used, as there are splits already; it says another one "
+                f"in {rows_of(table, others)}: {text_of(values[others[0]])!r}"
+            )
+    return tuple(lines)
+
+
 def _split_by_column(
     table: datasets.Dataset, column: str, where: str
 ) -> tuple[dict[str, datasets.Dataset], tuple[str, ...]]:
     values = np.array([text_of(value) for value in table.select_columns([column])[:][column]], dtype=object)
-    parts = [(str(name), table.select(np.flatnonzero(values == name))) for name in dict.fromkeys(values)]
-    if len(parts) == 1 and parts[0][0] != "train":
-        raise DataError(f"{where}: column {column!r} says {parts[0][0]!r} in every row; none says train")
+    rows = {str(name): np.flatnonzero(values == name) for name in dict.fromkeys(values)}
+    if len(rows) == 1 and canonical_split(*rows) != "train":
+        raise DataError(f"{where}: column {column!r} says {next(iter(rows))!r} in every row; none says train")
     where = f"{where}: column {column!r}"
-    splits, unused = by_canonical_split(parts, where)
-    return splits, describe_unused(unused, where)
+    splits, unused = by_canonical_split([(name, table.select(chosen)) for name, chosen in rows.items()], where)
+    notes = [f"{where}: {name!r} is no split: not used: {rows_of(table, rows[name])}" for name in unused]
+    return splits, tuple(notes)
 
 
 def _read_split(
-    table: datasets.Dataset, roles: ColumnRoles, where: str, base: Path | None, *, single: bool
+    table: datasets.Dataset, roles: ColumnRoles, where: str, base: Path | None, lists: Lists
 ) -> LabeledImages | None:
     """None for a split without labels: many test sets on the hub withhold them."""
     needed = [roles.image, *(roles.label if isinstance(roles.label, list) else [roles.label])]
     if missing := [name for name in needed if name not in table.column_names]:
         raise DataError(f"{where}: has no column {missing[0]!r}; it has {', '.join(table.column_names)}")
-    labels = read_labels(table, roles.label, where, single=single)
-    return None if labels is None else LabeledImages(_read_images(table, roles.image, base, where), *labels, where)
+    labels = read_labels(table, roles.label, where, lists)
+    if labels is None:
+        return None
+    images = _read_images(table, roles.image, base, where)
+    return LabeledImages(images, *labels, where, from_sets=lists == "one class")
 
 
 def _read_images(table: datasets.Dataset, column: str, base: Path | None, where: str) -> Images:
     whole, table, feature = table, table.select_columns([column]), table.features[column]
-    if getattr(feature, "dtype", "") in ("string", "large_string"):
+    if getattr(feature, "dtype", "") in TEXT:
         paths = table[:][column]
         if empty := [i for i, path in enumerate(paths) if not text_of(path)]:
-            first = row_of(whole, empty[0])
-            raise DataError(f"{where}: column {column!r} is empty in {len(empty)} rows, the first is {first}")
+            raise DataError(
+                f"{where}: column {column!r} is empty in {rows_of(whole, empty)}; name an image or remove them"
+            )
         paths = [text_of(path) for path in paths]
         if urls := [path for path in paths if re.match(r"[A-Za-z][\w+.-]+://", path)]:
             raise DataError(
@@ -244,6 +275,8 @@ def _read_images(table: datasets.Dataset, column: str, base: Path | None, where:
             )
         return [local_path(base, path) for path in paths]
     try:
+        if getattr(feature, "dtype", "") == "binary_view":
+            table = table.cast_column(column, datasets.Value("binary"))
         return EncodedImages(table.cast_column(column, datasets.Image(decode=False)), column, base)
     except Exception as error:  # pyarrow and datasets raise many types
         raise DataError(f"{where}: column {column!r} holds no images: {first_line(error)}") from None

@@ -280,3 +280,16 @@ def test_a_pipe_among_the_tables_of_a_folder_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "train.parquet")
     with pytest.raises(DataError, match="train.parquet: cannot be read as Parquet: .*a pipe"):
         read(tmp_path)
+
+
+def test_a_home_folder_of_nobody_is_a_missing_folder():
+    with pytest.raises(DataError, match="~nobody-here/photos: no such file or folder"):
+        read_source(DataConfig(source="~nobody-here/photos"))
+
+
+def test_a_folder_called_digits_is_told_where_the_bundled_digits_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_source(DataConfig(source="digits"))["train"].notes == ()
+    (tmp_path / "digits").mkdir()
+    (note,) = read_source(DataConfig(source="digits"))["train"].notes
+    assert "./digits" in note

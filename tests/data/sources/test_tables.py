@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from finetune.data.sources import read_source
 from finetune.data.splits import load_splits
 from finetune.errors import DataError
 from finetune.images.open import open_image
@@ -88,6 +89,41 @@ def test_a_column_of_split_names_gives_the_splits(table):
     assert [red(split) for split in splits.named().values()] == [[0, 1, 2, 3], [4, 5], [6, 7]]
 
 
+@pytest.mark.parametrize("other", ["", "UNASSIGNED", "test_b"])
+def test_a_column_of_most_rows_splits_is_refused_and_where_stated_leaves_the_others_out_with_their_line(table, other):
+    names = ["train"] * 4 + ["test"] * 3 + [other]
+    path = table(["file", "label", "part"], [[f"images/{i}.png", i % 2, name] for i, name in enumerate(names)])
+    with pytest.raises(DataError, match=rf"column 'part' says the split of 7 rows, and '{other}' in line 9"):
+        load(path)
+    splits = load(path, columns=Columns(split="part"))
+    assert [len(split) for split in splits.named().values()] == [4, 3]
+    assert f"'{other}' is no split: not used: line 9" in " ".join(splits.notes)
+
+
+def test_texts_of_which_some_are_words_for_splits_are_no_split_column(table):
+    seen = ["train", "bus", "test", "car", "bus", "plane", "car", "bus"]
+    rows = [[f"images/{i}.png", i % 2, seen[i]] for i in range(8)]
+    splits = load(table(["file", "label", "seen"], rows), columns=Columns(label="label"), test=0.25)
+    assert len(splits.test) == 2
+
+
+def test_a_split_column_with_one_word_for_training_is_training_data(table):
+    rows = [[f"images/{i}.png", i % 2, "Training"] for i in range(8)]
+    assert len(load(table(["file", "label", "part"], rows), test=0.25).train) == 6
+
+
+def test_a_split_column_in_files_of_splits_is_not_used_and_what_it_says_otherwise_is_told(tmp_path):
+    images = [png(i) for i in range(4)]
+    for split, column in (("train", ["train", "train", "test", "test"]), ("val", ["validation"] * 4)):
+        rows = {"image": images, "label": ["a", "b"] * 2, "part": column}
+        pq.write_table(pa.table(rows), tmp_path / f"{split}.parquet")
+    (note,) = read_source(DataConfig(source=str(tmp_path)))["train"].notes
+    assert "(train): column 'part' is not used" in note
+    assert "in 2 rows, the first row 2: 'test'" in note
+    with pytest.raises(DataError, match=r"data.columns.split: has no effect, as .* has splits of its own"):
+        load(tmp_path, columns=Columns(split="part"))
+
+
 def test_columns_that_could_be_the_label_are_listed(table):
     path = table(["file", "label", "width"], [[f"images/{i}.png", i % 2, 6] for i in range(8)])
     with pytest.raises(DataError, match=r"2 columns could be the label: label, width; name it as data.columns.label"):
@@ -157,6 +193,12 @@ def test_a_class_without_images_is_named():
 def test_a_test_split_with_withheld_labels_is_ignored():
     splits = load("memory", {"train": dataset([0, 1] * 4, ANIMALS), "test": dataset([-1, -1], ANIMALS)}, test=0.5)
     assert (len(splits.train), len(splits.test)) == (4, 4)
+
+
+def test_plain_numbers_that_are_all_minus_one_are_withheld_labels():
+    feature = datasets.Value("int64")
+    splits = load("memory", {"train": dataset([0, 1] * 4, feature), "test": dataset([-1] * 3, feature)})
+    assert len(splits.train) + len(splits.test) == 8
 
 
 def test_training_images_with_withheld_labels_are_an_error():
