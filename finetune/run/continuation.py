@@ -60,6 +60,8 @@ def check_continuation(folder: RunFolder, setup: RunSetup, extend: bool) -> Cont
             lines.append(f"resuming with another {shown}")
         elif extend and length and isinstance(old, int) and isinstance(new, int) and new > old:
             longer.append(int(length[1]))
+        elif extend and length and isinstance(old, int) and isinstance(new, int):
+            raise CheckpointError(f"{folder.directory}: --extend: {shown}: a stage can only be longer than it was")
         else:
             refused.append(shown)
     if refused:

@@ -61,6 +61,12 @@ class Predictions:
             return None
         return _rows(columns[0]).astype(np.float32)
 
+    def copy(self, name: str, to: str, earlier: Collection[str]) -> None:
+        """A step's under another name too, beside those of ``earlier`` ones, where the file has it."""
+        logits = self.logits(name)
+        if logits is not None:
+            self.add(to, logits, earlier)
+
     def add(self, name: str, logits: np.ndarray, earlier: Collection[str]) -> None:
         """Adds a step's; keeps those of the ``earlier`` ones, and no others."""
         import pyarrow as pa

@@ -124,6 +124,30 @@ class RunProgress:
         """No stage has begun."""
         return self.stage < 0
 
+    @property
+    def names(self) -> list[str]:
+        """Of the steps with results, in order."""
+        return [result["name"] for result in self.results]
+
+    def with_kept_of(self, later: RunProgress, mark: str) -> Self:
+        """The same with the kept model's results from a later moment, under its name with a mark: the steps after this
+        moment are run again, under their names."""
+        assert self.kept is not None
+        kept, marked = self.kept.stage, self.kept.stage + mark
+
+        def of_kept(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [self._marked(result, marked, mark) for result in results if result["name"] == kept]
+
+        also = {name: self.also.get(name, []) + of_kept(results) for name, results in later.also.items()}
+        results = self.results + of_kept(later.results)
+        return replace(self, results=results, also=also, kept=replace(self.kept, stage=marked))
+
+    def _marked(self, result: dict[str, Any], name: str, mark: str) -> dict[str, Any]:
+        paired = result.get("paired")
+        if paired is None or paired["before"] in self.names:
+            return {**result, "name": name}
+        return {**result, "name": name, "paired": {**paired, "before": paired["before"] + mark}}
+
     def at(self, stage: int, point: ResumePoint | None, log_lines: int, log_sha256: str) -> Self:
         """The same results at another place."""
         return replace(self, stage=stage, point=point, log_lines=log_lines, log_sha256=log_sha256)

@@ -9,6 +9,7 @@ from finetune.checkpoint import RunCheckpoints
 from finetune.errors import CheckpointError
 from finetune.export.bundle import verify_bundle
 from finetune.folder.run_folder import RunFolder
+from finetune.recipe import TrainStage
 from finetune.run.continuation import (
     Continuation,
     describe_extension,
@@ -16,9 +17,10 @@ from finetune.run.continuation import (
     kept_model,
     record_continuation,
 )
+from finetune.run.predictions import Predictions
 from finetune.run.progress import Progress
 from finetune.run.resume import RunProgress
-from finetune.run.setup import RunSetup
+from finetune.run.setup import RunSetup, stage_length
 
 
 def find_state(
@@ -101,8 +103,16 @@ def _extend(
     display: Progress,
 ) -> dict[int, RunProgress]:
     """Goes back to the state that longer stages go on from; gives those up to it."""
-    start = find_state_to_extend(states, setup, continuation.longer)
-    saved = replace(states[start], kept=kept_model(folder, states[max(states)]))
+    start, newest = find_state_to_extend(states, setup, continuation.longer), states[max(states)]
+    saved = replace(states[start], kept=kept_model(folder, newest))
+    if saved.kept is not None and saved.kept.score is not None and saved.kept.stage not in saved.names:
+        index = continuation.longer[-1]
+        old = continuation.before.stages[index]
+        assert isinstance(old, TrainStage)
+        mark = f" ({stage_length(old, setup.splits.train).total_steps} steps)"
+        predictions = Predictions(folder.predictions, setup.splits.test)
+        predictions.copy(saved.kept.stage, saved.kept.stage + mark, newest.names)
+        saved = saved.with_kept_of(newest, mark)
     for index in continuation.longer:
         step = saved.point.step if saved.point is not None and index == saved.stage else 0
         display.say(describe_extension(setup, continuation.before, index, step))

@@ -257,7 +257,7 @@ class RunSession:
             ours, theirs = (value_of_score(self.metric, value or 0.0) for value in (score, kept.score))
             self.display.say(
                 f"{name}: worse on the validation images than {kept.stage} ({self.metric.replace('_', ' ')} "
-                f"{ours:.4f} against {theirs:.4f}): the model of {kept.stage} is kept"
+                f"{ours:.4g} against {theirs:.4g}): the model of {kept.stage} is kept"
             )
             return
         self.folder.check_ours()

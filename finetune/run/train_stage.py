@@ -267,7 +267,7 @@ class TrainStageRun:
         states = [s for s in session.checkpoints.steps() if s > session.setup.first_step(self.index)]
         if self.best is not None:
             self._restore_best(self.best)
-            session.keep(name, self.best.score)
+            session.measure(name, self.best.score)
         elif session.progress.kept is None and states:
             session.variables = merge(session.variables, session.checkpoints.variables(states[-1]))
             session.keep(name, None)

@@ -16,8 +16,10 @@ from finetune.data.image_record import ImageRecord
 from finetune.errors import CheckpointError, Interrupted
 from finetune.folder.about import about_run
 from finetune.folder.run_folder import RunFolder
+from finetune.recipe import Recipe
 from finetune.run.continuation import check_continuation, find_state_to_extend
-from finetune.run.resume import ResumePoint, RunProgress
+from finetune.run.predictions import read_predictions
+from finetune.run.resume import Kept, ResumePoint, RunProgress
 from finetune.signals import StopSignal
 
 
@@ -76,7 +78,7 @@ def test_the_rest_is_refused_with_a_diff(started, override, extend):
 
 
 def test_a_shorter_stage_is_no_extension(started):
-    with pytest.raises(CheckpointError, match=r"stages\.1\.epochs: 3 -> 2"):
+    with pytest.raises(CheckpointError, match=r"stages\.1\.epochs: 3 -> 2: a stage can only be longer"):
         check_continuation(started, setup("stages.1.epochs=2"), extend=True)
     with pytest.raises(CheckpointError, match="no stage is longer than it was"):
         check_continuation(started, setup(), extend=True)
@@ -126,6 +128,61 @@ def test_a_finished_run_is_extended_with_a_schedule_made_anew(small_run, tmp_pat
     assert went_on["changed"]["stages.1.epochs"] == [3, 5]
     again = finetune.run(longer, output=output, resume=True, quiet=True)
     assert again.summary == extended.summary
+
+
+def test_the_kept_model_has_its_result_under_a_name_of_its_own_beside_that_of_the_longer_stage():
+    def result(name, before=None, **more):
+        return {"name": name, **({"paired": {"before": before, "gained": 1}} if before else {}), **more}
+
+    start = RunProgress(0, results=[result("probe")], also={"other": []}, kept=Kept("interpolated", 0.9, "hash"))
+    newest = RunProgress(
+        1,
+        results=[result("probe"), result("finetune", "probe"), result("interpolated", "finetune", accuracy=0.9)],
+        also={"other": [result("finetune"), result("interpolated", accuracy=0.8)]},
+    )
+    brought = start.with_kept_of(newest, " (22 steps)")
+    assert brought.kept.stage == "interpolated (22 steps)"
+    assert brought.results == [result("probe"), result("interpolated (22 steps)", "finetune (22 steps)", accuracy=0.9)]
+    assert brought.also == {"other": [result("interpolated (22 steps)", accuracy=0.8)]}
+
+
+@pytest.mark.slow
+def test_a_longer_stage_that_is_worse_leaves_the_model_and_all_that_is_said_of_it(tmp_path):
+    recipe = {
+        "name": "longer",
+        "seed": 2,
+        "backbone": {"source": "builtin:tiny-clip"},
+        "head": {"init": "zeros"},
+        "data": {"source": "digits", "fraction": 0.2, "validation": 0.3, "test": 0.3},
+        "stages": [
+            {
+                "name": "finetune",
+                "epochs": 2,
+                "batch_size": 16,
+                "partitions": [
+                    {"match": "head", "learning_rate": 0.3, "schedule": "cosine"},
+                    {"match": ".*", "frozen": True},
+                ],
+            }
+        ],
+        "evaluate": {"metric": "loss"},
+    }
+    output = tmp_path / "run"
+    (before,) = finetune.run(Recipe.model_validate(recipe), output=output, quiet=True).summary["results"]
+    summary = RunFolder(output).summary()
+    summary["kept"]["validation"] = 0.0  # a loss that no further step can reach
+    RunFolder(output).write_summary(summary)
+    recipe["stages"][0]["epochs"] = 3
+    summary = finetune.run(Recipe.model_validate(recipe), output=output, extend=True, quiet=True).summary
+    kept, worse = summary["results"]
+    assert (kept["name"], worse["name"]) == ("finetune (22 steps)", "finetune")
+    assert {**kept, "name": "finetune"} == before
+    assert summary["kept"]["stage"] == "finetune (22 steps)"
+    assert worse["paired"]["before"] == "finetune (22 steps)"
+    assert finetune.evaluate_run(output)["loss"] == pytest.approx(kept["loss"], abs=1e-6)
+    (compared,) = finetune.compare_runs([output])
+    assert compared["results"]["name"] == "finetune (22 steps)"
+    assert read_predictions(output / "predictions.parquet", "finetune (22 steps)") is not None
 
 
 # What a signal may come into, as its message says it.

@@ -100,6 +100,27 @@ def test_a_first_stage_that_diverges_in_its_first_epoch_leaves_no_model(small, t
 
 
 @pytest.mark.slow
+def test_the_best_of_a_stage_that_diverges_is_measured_and_calibrated_before_it_is_kept(tmp_path):
+    rule = {"match": "head", "learning_rate": 1e38, "optimizer": "sgd"}
+    rule["schedule"] = {"name": "constant", "warmup": {"steps": 2}, "warmup_init_factor": 0.0}
+    recipe = {
+        "name": "diverging",
+        "backbone": {"source": "builtin:tiny-clip"},
+        "head": {"init": "zero_shot"},
+        "data": {"source": "digits", "fraction": 0.2, "validation": 0.2, "test": 0.2},
+        "stages": [
+            {"name": "body", "epochs": 3, "batch_size": 230, "partitions": [rule, {"match": ".*", "frozen": True}]}
+        ],
+    }
+    with pytest.raises(Diverged, match="the model of body is kept"):
+        finetune.run(finetune.Recipe.model_validate(recipe), output=tmp_path / "run", quiet=True)
+    results = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
+    assert [result["name"] for result in results] == ["zero_shot", "body"]
+    assert results[0]["accuracy"] == results[1]["accuracy"]  # the first step's learning rate is 0
+    assert finetune.restore(tmp_path / "run").confidence is not None
+
+
+@pytest.mark.slow
 def test_a_stage_that_is_worse_on_validation_does_not_replace_an_earlier_one(small, tmp_path, capsys):
     recipe = small("stages.1.epochs=1", "stages.1.partitions.0.learning_rate=3")
     result = finetune.run(recipe, output=tmp_path / "run")
