@@ -70,6 +70,7 @@ def is_allowed(form: str | None) -> bool:
 @cache
 def image_extensions() -> frozenset[str]:
     """Endings of file names, with their dot and in lower case, that mean an image."""
+    _with_a_signature()  # adds the endings of a plugin
     endings = Image.registered_extensions().items()
     return frozenset(end for end, name in endings if is_allowed(name)) | _HEIC_EXTENSIONS
 
