@@ -77,7 +77,16 @@ def _keys(names: list[str]) -> dict[str, tuple[str, str]]:
                 split = canonical_split(rest) if rest else "train"
                 if split is not None:
                     pairs.setdefault(split, {}).setdefault(kind, name)
-    return {split: (pair["images"], pair.get("labels", "labels")) for split, pair in pairs.items() if "images" in pair}
+    return {
+        split: (pair["images"], pair.get("labels") or _labels_of(pair["images"]))
+        for split, pair in pairs.items()
+        if "images" in pair
+    }
+
+
+def _labels_of(images: str) -> str:
+    """``y_test`` for ``x_test``, ``test_labels`` for ``test_images``."""
+    return "_".join("y" if word == "x" else "labels" if word in _IMAGES else word for word in words_of(images))
 
 
 def _read_split(

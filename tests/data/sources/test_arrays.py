@@ -84,6 +84,9 @@ def test_rows_of_0_and_1_are_many_labels_per_image(save):
     [
         ({"thumbs": IMAGES}, "needs images and labels, or x_train and y_train .*; has thumbs"),
         ({"images": IMAGES}, "images: has no labels beside it"),
+        ({"images": IMAGES, "labels": LABELS, "test_images": IMAGES}, "test_images: has no test_labels beside it"),
+        ({"train_images": IMAGES, "labels": LABELS, "test_images": IMAGES}, "test_images: has no test_labels beside"),
+        ({"x": IMAGES, "y": LABELS, "x_test": IMAGES}, "x_test: has no y_test beside it"),
         ({"images": IMAGES, "labels": LABELS[:5]}, "8 images and 5 labels"),
         ({"images": IMAGES / 255, "labels": LABELS}, r"must be uint8 .*; is float64 \[8, 4, 5\]"),
         ({"images": IMAGES, "labels": LABELS / 2}, "labels must be integers or names"),
