@@ -39,8 +39,17 @@ def labels_from_names(
 
 
 def labels_from_name_lists(rows: list[list[str]], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(labels float32 [n, C] of 0 and 1, class names) from the class names of each image, which may be none."""
+    """(labels float32 [n, C] of 0 and 1, class names) from the class names of each image, which may be none.
+
+    Raises:
+        DataError: a name is empty.
+    """
     clean = one_spelling_each((name for row in rows for name in row), where)
+    empty = [i for i, names in enumerate(rows) if not all(clean[name] for name in names)]
+    if empty:
+        raise DataError(
+            f"{where}: {len(empty)} rows have an empty label, the first is row {empty[0]}; name or remove it"
+        )
     names = sort_names(set(clean.values()))
     index = {name: i for i, name in enumerate(names)}
     return multi_hot([[index[clean[name]] for name in row] for row in rows], len(names), where), names
@@ -108,4 +117,4 @@ def multi_hot(rows: list[list[int]], num_classes: int, where: str) -> np.ndarray
 def sort_names(names: set[str]) -> tuple[str, ...]:
     """Numerically if all names are numbers, else alphabetically."""
     numeric = all(name.isdecimal() and len(name) < _DIGITS for name in names)
-    return tuple(sorted(names, key=int) if numeric else sorted(names))
+    return tuple(sorted(names, key=lambda name: (int(name), name)) if numeric else sorted(names))
