@@ -81,7 +81,7 @@ class EncodedImages:
 def local_path(base: Path | None, path: str) -> Path:
     """A table's path, which may have Windows separators, relative to a folder."""
     given = (base or Path()) / path
-    if os.sep == "/" and "\\" in path and not given.exists():
+    if os.sep == "/" and "\\" in path and not os.path.exists(given):  # false for what is too long
         return (base or Path()) / path.replace("\\", "/")
     return given
 
