@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from finetune.errors import DataError
 from finetune.images.formats import is_image_by_content, is_named_like_an_image
 
 _SYSTEM = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"})
@@ -46,43 +47,70 @@ class Folder:
 
 
 def read_tree(root: Path) -> Folder:
-    """Everything below a folder. Links are followed, each to a folder once and never in a circle."""
-    return _read(root, (_identity(root),), set())
+    """Everything below a folder. Links are followed; a folder is read once, by its own name where that is below too.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    reader = _Reader()
+    tree = reader.read(root)
+    reader.follow_links()
+    return tree
 
 
-def _read(path: Path, above: tuple[object, ...], linked: set[object]) -> Folder:
-    folder = Folder(path)
-    try:
-        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-    except OSError as error:
-        folder.left_out.append(f"{path}: cannot be read: {error.strerror}")
-        return folder
-    for entry in entries:
+class _Reader:
+    """Which folders are read, and the links to folders, which are followed when all others are read."""
+
+    def __init__(self) -> None:
+        self._done: set[object] = set()
+        self._links: list[tuple[Folder, Path, int]] = []
+
+    def read(self, path: Path, depth: int = 0) -> Folder:
+        folder = Folder(path)
         try:
-            _add(folder, entry, above, linked)
+            self._done.add(_identity(path))
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as error:
-            folder.left_out.append(f"{path / entry.name}: cannot be read: {error.strerror}")
-    return folder
+            raise DataError(
+                f"{path}: a folder that cannot be read: {error.strerror}; make it readable, or move it elsewhere"
+            ) from None
+        for entry in entries:
+            try:
+                self._add(folder, entry, depth + 1)
+            except OSError as error:
+                if is_named_like_an_image(entry.name):
+                    folder.images.append(path / entry.name)  # that it is broken is found when it is read
+                else:
+                    folder.left_out.append(f"{path / entry.name}: cannot be read: {error.strerror}")
+        return folder
 
+    def follow_links(self) -> None:
+        for folder, inner, depth in self._links:  # grows, where links lead to others
+            self._add_folder(folder, inner, depth)
+            folder.folders.sort(key=lambda below: below.path.name)
 
-def _add(folder: Folder, entry: os.DirEntry[str], above: tuple[object, ...], linked: set[object]) -> None:
-    inner = folder.path / entry.name
-    if inner.is_dir():
-        identity = _identity(inner)
-        if is_hidden(entry.name):
-            folder.left_out.append(f"{inner}: a hidden folder with {_count_files(inner)} files")
-        elif entry.is_symlink() and (identity in above or identity in linked):
-            folder.left_out.append(f"{inner}: a link to a folder that is read already")
-        elif len(above) > _DEEPEST:
+    def _add(self, folder: Folder, entry: os.DirEntry[str], depth: int) -> None:
+        inner = folder.path / entry.name
+        if inner.is_dir():
+            if is_hidden(entry.name):
+                folder.left_out.append(f"{inner}: a hidden folder with {_count_files(inner)} files")
+            elif entry.is_symlink():
+                self._links.append((folder, inner, depth))
+            else:
+                self._add_folder(folder, inner, depth)
+        elif reason := _why_no_image(entry, inner):
+            folder.left_out.append(f"{inner}: {reason}")
+        else:
+            folder.images.append(inner)
+
+    def _add_folder(self, folder: Folder, inner: Path, depth: int) -> None:
+        if _identity(inner) in self._done:
+            what = "a link to a folder" if inner.is_symlink() else "a folder"
+            folder.left_out.append(f"{inner}: {what} that is read already")
+        elif depth > _DEEPEST:
             folder.left_out.append(f"{inner}: more than {_DEEPEST} folders deep")
         else:
-            if entry.is_symlink():
-                linked.add(identity)
-            folder.folders.append(_read(inner, (*above, identity), linked))
-    elif reason := _why_no_image(entry, inner):
-        folder.left_out.append(f"{inner}: {reason}")
-    else:
-        folder.images.append(inner)
+            folder.folders.append(self.read(inner, depth))
 
 
 def _why_no_image(entry: os.DirEntry[str], path: Path) -> str | None:

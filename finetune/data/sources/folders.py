@@ -56,20 +56,32 @@ def read_folders(root: Path) -> dict[str, LabeledImages]:
         for split in SPLITS
         if split in by_split
     }
-    read["train"] = read["train"].with_left_out(beside)
+    notes = [
+        f"{folder.path}: no images inside, so no split"
+        for folder in tree.folders
+        if named[folder.path.name] and not folder.all_images
+    ]
+    read["train"] = read["train"].with_left_out(beside).with_notes(notes)
     return read
 
 
 def _innermost(folder: Folder) -> Folder:
     """The folder that holds the classes or splits, where folders around it hold nothing else, as archives have them."""
     full = [inner for inner in folder.folders if inner.all_images]
-    if len(full) != 1 or folder.images:
+    if len(full) != 1 or folder.images or any(map(_lacks_images, folder.folders)):
         return folder
     inner = _innermost(full[0])
     if sum(bool(below.all_images) for below in inner.folders) < 2:
         return folder
     around = [line for other in folder.folders if other is not full[0] for line in other.all_left_out]
     return replace(inner, left_out=[*folder.left_out, *around, *inner.left_out])
+
+
+def _lacks_images(folder: Folder) -> bool:
+    """Whether it is a class or a split whose images are missing: it holds no file, or only others, as a split."""
+    if folder.all_images:
+        return False
+    return not folder.all_left_out or canonical_split(folder.path.name, loose=True) is not None
 
 
 def _holds_classes(folder: Folder) -> bool:

@@ -88,6 +88,40 @@ def test_folders_that_hold_nothing_else_are_passed_through(tmp_path, around):
     assert read(tmp_path)["train"].names == ("forest", "sea")
 
 
+@pytest.mark.parametrize("inside", [(), ("train.zip",)], ids=["empty", "zip"])
+def test_a_training_split_without_images_is_not_passed_by_for_another(tmp_path, inside):
+    classes(tmp_path / "test", "cat", "dog")
+    (tmp_path / "train").mkdir()
+    for name in inside:
+        (tmp_path / "train" / name).write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"has folders for splits \(test/\), but none to train on"):
+        read(tmp_path)
+
+
+def test_an_empty_class_is_not_passed_by_for_folders_inside_another(tmp_path):
+    classes(tmp_path / "cat", "siam", "pers")
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(DataError, match="a folder with images for each of at least two classes; has cat/"):
+        read(tmp_path)
+
+
+def test_a_test_split_without_images_is_missing_which_is_said(tmp_path):
+    classes(tmp_path / "train", "cat", "dog")
+    (tmp_path / "test").mkdir()
+    sources = read(tmp_path)
+    assert (list(sources), sources["train"].names) == (["train"], ("cat", "dog"))
+    assert sources["train"].notes == (f"{tmp_path}/test: no images inside, so no split",)
+
+
+def test_a_folder_of_other_files_beside_the_data_is_passed_by_and_its_files_are_listed(tmp_path):
+    classes(tmp_path / "images", "cat", "dog")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "00.xml").write_text("<annotation/>")
+    source = read(tmp_path)["train"]
+    assert source.names == ("cat", "dog")
+    assert source.left_out == (f"{tmp_path}/annotations/00.xml: not an image",)
+
+
 def test_a_stray_image_beside_the_classes_of_a_split_is_listed(tmp_path):
     for part in ("train", "test"):
         for name in ("a", "b"):
@@ -186,24 +220,70 @@ def test_links_are_followed_once_and_never_in_a_circle(tmp_path):
     ]
 
 
-def test_a_link_to_itself_and_a_folder_that_cannot_be_read_are_listed(tmp_path, monkeypatch):
-    classes(tmp_path, "cat", "dog", "dog/locked")
+@pytest.mark.parametrize("link", ["acat", "zcat"])
+def test_a_link_to_a_class_beside_it_is_no_class_of_its_own(tmp_path, link):
+    classes(tmp_path, "cat", "dog")
+    (tmp_path / link).symlink_to("cat")
+    source = read(tmp_path)["train"]
+    assert source.names == ("cat", "dog")
+    assert source.left_out == (f"{tmp_path / link}: a link to a folder that is read already",)
+
+
+def test_a_link_to_what_is_around_the_source_does_not_read_the_source_again(tmp_path):
+    root = tmp_path / "data"
+    classes(root, "cat", "dog")
+    write(tmp_path / "more")
+    (root / "dog" / "around").symlink_to(tmp_path)
+    source = read(root)["train"]
+    assert source.labels.tolist() == [0, 0, 1, 1, 1, 1]
+    assert source.left_out == (f"{root}/dog/around/data: a folder that is read already",)
+
+
+def test_classes_that_are_links_are_in_the_order_of_names(tmp_path):
+    classes(tmp_path / "store", "1", "2")
+    classes(tmp_path / "data", "cat", "eel")
+    for name, target in (("bee", "1"), ("dog", "2")):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "store" / target)
+    source = read(tmp_path / "data")["train"]
+    assert source.names == ("bee", "cat", "dog", "eel")
+    assert [path.parent.name for path in source.images[::2]] == ["bee", "cat", "dog", "eel"]
+
+
+def test_a_link_to_itself_is_listed(tmp_path):
+    classes(tmp_path, "cat", "dog")
     (tmp_path / "cat" / "self").symlink_to("self")
     (tmp_path / "cat" / "self.png").symlink_to("self.png")
+    source = read(tmp_path)["train"]
+    assert source.left_out == (f"{tmp_path}/cat/self: a link to nothing",)
+    assert tmp_path / "cat" / "self.png" in source.images  # named as broken when it is read
+
+
+@pytest.mark.parametrize("name", ["eel", "dog/locked"])
+def test_a_folder_that_cannot_be_read_is_an_error_that_names_it(tmp_path, monkeypatch, name):
+    classes(tmp_path, "cat", "dog", name)
     scandir = os.scandir
 
     def refuse(path):
-        if Path(path).name == "locked":
+        if Path(path) == tmp_path / name:
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    source = read(tmp_path)["train"]
-    assert [line.removeprefix(f"{tmp_path}/") for line in source.left_out] == [
-        "cat/self: a link to nothing",
-        "dog/locked: cannot be read: Permission denied",
-    ]
-    assert tmp_path / "cat" / "self.png" in source.images  # named as broken when it is read
+    with pytest.raises(DataError, match=f"{name}: a folder that cannot be read: Permission denied; make it readable"):
+        read(tmp_path)
+
+
+def test_images_in_a_folder_that_may_be_listed_and_not_entered_are_broken(tmp_path, monkeypatch):
+    classes(tmp_path, "cat", "dog")
+    is_dir = Path.is_dir
+
+    def refuse(path, **options):
+        if path.parent == tmp_path / "dog":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dir(path, **options)
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    assert [path.parent.name for path in read(tmp_path)["train"].images] == ["cat", "cat", "dog", "dog"]
 
 
 def test_names_are_compared_in_unicodes_composed_form(tmp_path):
