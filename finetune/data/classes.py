@@ -27,7 +27,7 @@ def align_classes(sources: Mapping[str, LabeledImages]) -> tuple[dict[str, Split
                 f"{source.where}: classes that training does not have: {listed(unknown)}; it has: {listed(names)}; "
                 "add training images of them, or leave out their images: data.rare_classes=drop"
             )
-        splits[split] = Split(source.images, relabel(source.labels, source.names, names))
+        splits[split] = Split(source.images, relabel(source.labels, source.names, names), source.stats)
     return splits, names
 
 
@@ -57,7 +57,7 @@ def drop_rare(
 
 def _only(source: LabeledImages, kept: Collection[str]) -> tuple[LabeledImages, list[str]]:
     """The images of some classes, in terms of these, and a line for each other image."""
-    split = Split(source.images, source.labels)
+    split = Split(source.images, source.labels, source.stats)
     if source.labels.ndim == 2:  # an image without a rare class is still an image of its others
         return replace(source, labels=relabel(source.labels, source.names, [*kept]), names=tuple(kept)), []
     usable = np.isin(source.labels, [i for i, name in enumerate(source.names) if name in kept])
@@ -66,7 +66,7 @@ def _only(source: LabeledImages, kept: Collection[str]) -> tuple[LabeledImages, 
     ]
     some = split.take(np.flatnonzero(usable))
     labels = relabel(some.labels, source.names, [*kept])
-    return replace(source, images=some.images, labels=labels, names=tuple(kept)), lines
+    return replace(source, images=some.images, labels=labels, names=tuple(kept), stats=some.stats), lines
 
 
 def describe_similar(names: tuple[str, ...]) -> Iterator[str]:

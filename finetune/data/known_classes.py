@@ -9,7 +9,7 @@ from finetune.data.classes import classes_present, relabel
 from finetune.data.image_scan import scan_images
 from finetune.data.labeled_images import LabeledImages, Split, concatenate
 from finetune.data.sources import read_source
-from finetune.data.splits import drop_broken
+from finetune.data.splits import check_that_images_are_left, drop_broken
 from finetune.errors import DataError, listed
 from finetune.files import cache_folder
 from finetune.recipe import DataConfig
@@ -44,7 +44,7 @@ def read_known_images(
 
     Raises:
         DataError: the source has classes that the model does not know, or images with several labels where the model
-            was trained for one, or the reverse; or there is no such split.
+            was trained for one, or the reverse; there is no such split; or no image can be used.
     """
     sources = read_source(config, verify=verify)
     if split is not None and split not in sources:
@@ -60,9 +60,13 @@ def read_known_images(
         name: scan_images(images, cache_folder(), track, name, verify=verify) for name, images in relabeled.items()
     }
     usable, skipped = drop_broken(scanned, skip=config.on_broken_image == "skip")
+    where = config.source if split is None else f"{config.source}: the {split} split"
+    check_that_images_are_left(where, scanned.values(), usable.values())
     left_out = sum(len(images.left_out) for images in sources.values())
     notes = tuple(line for images in sources.values() for line in images.notes)
-    return KnownImages(concatenate(list(usable.values())), len(skipped), left_out, notes)
+    return KnownImages(
+        concatenate([images for images in usable.values() if len(images)]), len(skipped), left_out, notes
+    )
 
 
 def _check_classes(

@@ -98,6 +98,7 @@ class LabeledImages:
         left_out: "<path>: <reason>" for each file that is not used.
         notes: lines for the person who gave the source: what was understood where another reading is possible.
         from_sets: each label was the only one of a set, which may have had several.
+        stats: None before the images are scanned.
     """
 
     images: Images
@@ -107,6 +108,7 @@ class LabeledImages:
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     from_sets: bool = False
+    stats: ImageStats | None = None
 
     def with_left_out(self, lines: Sequence[str]) -> LabeledImages:
         """The same with more files that are left out."""

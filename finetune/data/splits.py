@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,14 +80,25 @@ def load_splits(
         verify: read every image again, whatever is cached.
 
     Raises:
-        DataError: the source is missing or empty, images are broken, the splits' classes do not agree, or there are
-            too few images for the splits.
+        DataError: the source or one of its splits is missing or empty, images are broken, the splits' classes do not
+            agree, or there are too few images for the splits.
     """
     sources, notes, left_out = _read(config, memory, verify)
     aligned, class_names = align_classes(sources)
     scanned = {name: scan_images(split, cache_folder(), track, name, verify=verify) for name, split in aligned.items()}
     usable, skipped = drop_broken(scanned, skip=config.on_broken_image == "skip")
-    _check_that_classes_are_left(scanned["train"], usable["train"], class_names)
+    for name, split in usable.items():
+        check_that_images_are_left(f"data: the {name} split", [scanned[name]], [split])
+    if config.rare_classes != "drop":
+        _check_that_classes_are_left(scanned["train"], usable["train"], class_names)
+    elif skipped:  # some classes may be rare by now
+        named = {
+            name: replace(sources[name], images=split.images, labels=split.labels, names=class_names, stats=split.stats)
+            for name, split in usable.items()
+        }
+        kept, dropped, lines = _drop_rare(config, named)
+        usable, class_names = align_classes(kept)
+        notes, left_out = (*notes, *dropped), (*left_out, *lines)
     splits = make_splits(config, usable, class_names, seed)
     rare = tuple(describe_rare(splits.named(), class_names))
     if rare and config.rare_classes == "error":
@@ -105,8 +116,26 @@ def _read(
     left_out = tuple(line for source in sources.values() for line in source.left_out)
     if config.rare_classes != "drop":
         return sources, notes, left_out
-    kept, dropped, lines = drop_rare(sources, 2 if _takes_from_training(config, sources) else 1)
+    kept, dropped, lines = _drop_rare(config, sources)
     return kept, (*notes, *dropped), (*left_out, *lines)
+
+
+def _drop_rare(
+    config: DataConfig, sources: dict[str, LabeledImages]
+) -> tuple[dict[str, LabeledImages], tuple[str, ...], tuple[str, ...]]:
+    """As :func:`drop_rare`.
+
+    Raises:
+        DataError: none of the images of a split are left.
+    """
+    kept, notes, left_out = drop_rare(sources, 2 if _takes_from_training(config, sources) else 1)
+    for name, images in kept.items():
+        if name != "train" and len(sources[name].labels) and not len(images.labels):
+            raise DataError(
+                f"data.rare_classes=drop: leaves no images in the {name} split, as all are of classes that are rare in "
+                "training; add training images of them, or leave this split out"
+            )
+    return kept, notes, left_out
 
 
 def _takes_from_training(config: DataConfig, sources: Mapping[str, LabeledImages]) -> bool:
@@ -150,11 +179,29 @@ def drop_broken(splits: dict[str, Split], *, skip: bool) -> tuple[dict[str, Spli
     return usable, tuple(broken)
 
 
+def check_that_images_are_left(where: str, scanned: Iterable[Split], usable: Iterable[Split]) -> None:
+    """
+    Args:
+        where: names the images, for the message.
+
+    Raises:
+        DataError: there are none, or all are broken.
+    """
+    if any(map(len, usable)):
+        return
+    if problems := [problem for split in scanned for problem in _problems(split)]:
+        raise DataError(f"{where}: its {len(problems)} images are all broken, the first: {problems[0]}; replace them")
+    raise DataError(f"{where}: has no images; add some, or leave it out")
+
+
 def _check_that_classes_are_left(scanned: Split, usable: Split, class_names: tuple[str, ...]) -> None:
     before, after = (count_classes(split.labels, len(class_names)) for split in (scanned, usable))
-    if broken := [name for name, had, has in zip(class_names, before, after, strict=True) if had and not has]:
+    broken = np.flatnonzero((before > 0) & (after == 0))
+    if len(broken):
+        of_these = np.isin(scanned.labels, broken) if scanned.labels.ndim == 1 else scanned.labels[:, broken].any(1)
         raise DataError(
-            f"data: all training images of {listed(broken)} are broken; each class needs some that can be used"
+            f"data: all training images of {listed([class_names[i] for i in broken])} are broken, the first: "
+            f"{_problems(scanned.take(np.flatnonzero(of_these)))[0]}; each class needs some that can be used"
         )
 
 

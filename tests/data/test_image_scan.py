@@ -1,4 +1,5 @@
 import os
+import shutil
 import struct
 import zlib
 
@@ -198,11 +199,50 @@ def test_broken_images_can_be_skipped_and_are_reported(folder):
     assert [line.split(":")[0] for line in splits.skipped] == ["train", "test"]
 
 
-def test_a_class_whose_training_images_are_all_broken_is_an_error(folder):
-    for path in (folder / "train" / "ant").iterdir():
+def break_all(folder):
+    for path in folder.rglob("*.png"):
         path.write_bytes(b"not an image")
-    with pytest.raises(DataError, match="all training images of ant are broken"):
+
+
+def test_a_class_whose_training_images_are_all_broken_is_an_error_that_names_the_first(folder):
+    break_all(folder / "train" / "bee")
+    message = "all training images of bee are broken, the first: .*train/bee/0.png: not an image in a format"
+    with pytest.raises(DataError, match=message):
         load(folder, on_broken_image="skip")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_whose_images_are_all_broken_is_an_error_that_names_it_and_the_first(folder, split):
+    break_all(folder / split)
+    count = len([*(folder / split).rglob("*.png")])
+    message = f"the {split} split: its {count} images are all broken, the first: .*{split}/ant/0.png: not an image"
+    with pytest.raises(DataError, match=message):
+        load(folder, on_broken_image="skip")
+
+
+def test_a_class_that_is_rare_without_its_broken_images_is_dropped_as_others_are(folder):
+    shutil.rmtree(folder / "test")
+    for name in ("train/cat", "train/dog"):
+        (folder / name).mkdir()
+        for i in range(2):
+            photograph(20, 16, 200 + len(name) + i).save(folder / name / f"{i}.png")
+    (folder / "train/cat/0.png").write_bytes(b"not an image")
+    splits = load(folder, on_broken_image="skip", rare_classes="drop", test=0.5)
+    assert splits.class_names == ("ant", "bee", "dog")
+    assert {path.parent.name for split in splits.named().values() for path in split.images} == {"ant", "bee", "dog"}
+    assert [len(split.stats.problem) for split in splits.named().values()] == [7, 7]
+    assert splits.left_out == (f"{folder}/train/cat/1.png: of the rare class 'cat'",)
+    assert len(splits.skipped) == 1
+    assert any(line.endswith("dropped, as rare in training: cat") for line in splits.notes)
+
+
+def test_a_split_of_which_dropped_classes_leave_nothing_is_named(folder):
+    break_all(folder / "train" / "bee")
+    (folder / "train" / "cat").mkdir()
+    photograph(20, 16, 300).save(folder / "train" / "cat" / "0.png")
+    shutil.rmtree(folder / "test" / "ant")
+    with pytest.raises(DataError, match="rare_classes=drop: leaves no images in the test split"):
+        load(folder, on_broken_image="skip", rare_classes="drop")
 
 
 # What is cached follows the files, and --verify trusts none of it.

@@ -99,6 +99,13 @@ def test_arrays_that_do_not_fit_are_described(save, arrays, message):
         load(save(**arrays))
 
 
+@pytest.mark.parametrize(("split", "name"), [("val", "validation"), ("test", "test")])
+def test_a_split_without_images_is_named(save, split, name):
+    none = {f"x_{split}": IMAGES[:0], f"y_{split}": LABELS[:0]}
+    with pytest.raises(DataError, match=f"the {name} split: has no images; add some, or leave it out"):
+        load(save(x_train=IMAGES, y_train=LABELS, **none))
+
+
 def test_pickled_objects_are_not_loaded(save):
     with pytest.raises(DataError, match="cannot be read as arrays"):
         load(save(images=np.array([{}], dtype=object), labels=LABELS[:1]))
