@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from finetune.data.labeled_images import THUMBNAIL_SIZE, EncodedImages, Images, ImageStats, Split
 from finetune.data.workers import map_in_threads
 from finetune.errors import DataError
 from finetune.files import file_state, written_atomically
+from finetune.images.formats import readable_formats
 from finetune.images.open import open_with_mode
 from finetune.tracking import Track, untracked
 
@@ -35,7 +37,10 @@ def scan_images(
     """
     file = None
     if cache is not None and (key := fingerprint(split.images)):
-        file = cache / "checks" / f"{hashlib.sha256(f'{_FORMAT} {key}'.encode()).hexdigest()[:32]}.npz"
+        known = (
+            f"{_FORMAT} {key} {PIL.__version__} {readable_formats()}"  # another may read what is broken for this one
+        )
+        file = cache / "checks" / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}.npz"
     stats = _read(file, len(split)) if file and not verify else None
     if stats is None:
         stats = _scan(split, track, name)

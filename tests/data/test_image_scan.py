@@ -5,6 +5,7 @@ import zlib
 
 import datasets
 import numpy as np
+import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -99,6 +100,20 @@ def test_a_second_scan_decodes_nothing(files, tmp_path, monkeypatch):
     first = stats_of(files, tmp_path / "cache")
     monkeypatch.setattr(image_scan, "open_with_mode", lambda *_: pytest.fail("decoded again"))
     assert equal(first, stats_of(files, tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("newer", ["pillow", "plugin"])
+def test_an_image_that_could_not_be_read_is_looked_at_again_once_pillow_reads_more(files, tmp_path, monkeypatch, newer):
+    read_png = image_scan.open_with_mode
+    monkeypatch.setattr(image_scan, "open_with_mode", lambda _: read_png(b""))
+    assert len(stats_of(files, tmp_path / "cache").broken) == 3
+    monkeypatch.setattr(image_scan, "open_with_mode", read_png)
+    assert len(stats_of(files, tmp_path / "cache").broken) == 3
+    if newer == "pillow":
+        monkeypatch.setattr(PIL, "__version__", "99.0")
+    else:
+        monkeypatch.setattr(image_scan, "readable_formats", lambda: ("PNG", "another"))
+    assert len(stats_of(files, tmp_path / "cache").broken) == 0
 
 
 def test_a_changed_file_is_scanned_again(files, tmp_path):
