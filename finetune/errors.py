@@ -107,8 +107,13 @@ def first_line(error: BaseException) -> str:
 
 def shown(name: object) -> str:
     """A name from outside, such as a file's, on one line."""
-    text = printable(str(name).replace("\n", "\\n"))
+    text = on_one_line(name)
     return text if len(text) <= 300 else f"{text[:200]}... ({len(text):,} characters)"
+
+
+def on_one_line(text: object) -> str:
+    """A line to print that has names from outside in it, such as those of files."""
+    return printable(str(text).replace("\n", "\\n"))
 
 
 def printable(text: str) -> str:

@@ -15,6 +15,7 @@ _NAMES_SHOWN = 10
 def check_data(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Decode every image of a recipe's data: broken images, classes, sizes, images that are in two splits."""
     from finetune.data.splits import load_splits
+    from finetune.errors import on_one_line
     from finetune.recipe import load_recipe
     from finetune.report.data import report
 
@@ -29,14 +30,14 @@ def check_data(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson 
     more = " ..." if len(names) > _NAMES_SHOWN else ""
     typer.echo(f"classes   {len(names)}: {', '.join(names[:_NAMES_SHOWN])}{more}")
     for line in result["notes"]:
-        typer.echo(f"note      {line}")
+        typer.echo(f"note      {on_one_line(line)}")
     for line in result["skipped"]:
-        typer.echo(f"skipped   {line}")
+        typer.echo(f"skipped   {on_one_line(line)}")
     for line in result["left_out"]:
-        typer.echo(f"left out  {line}")
+        typer.echo(f"left out  {on_one_line(line)}")
     typer.echo(f"leakage   {leaks['exact']:,} images are in two splits, {leaks['near']:,} more are near duplicates")
     for pair in leaks["examples"]:
-        typer.echo(f"          {' = '.join(pair)}")
+        typer.echo(f"          {on_one_line(' = '.join(pair))}")
 
 
 def _row(name: str, split: dict[str, Any]) -> list[str]:

@@ -56,10 +56,11 @@ def doctor(
 
 
 def _print(result: Mapping[str, Any]) -> None:
+    from finetune.errors import on_one_line
     from finetune.report.findings import count_findings
 
     for note in result["notes"]:
-        typer.echo(f"note      {note}")
+        typer.echo(f"note      {on_one_line(note)}")
     if probe := result["probe"]:
         low, high = probe["interval"]
         typer.echo(

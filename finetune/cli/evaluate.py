@@ -32,7 +32,7 @@ def evaluate(
     """Measure a trained model, on its run's test images or on others."""
     import finetune
     from finetune.compiled import keep_compiled_programs
-    from finetune.errors import RecipeError
+    from finetune.errors import RecipeError, on_one_line
     from finetune.recipe import read_data_config
     from finetune.run.progress import Progress
 
@@ -60,7 +60,7 @@ def evaluate(
             f"{calibration['expected_calibration_error_after']:.4f}"
         )
     for line in result["notes"]:
-        typer.echo(f"note: {line}")
+        typer.echo(f"note: {on_one_line(line)}")
     if metric == "mean_average_precision":
         names = result["class_names"]
         more = " ..." if len(names) > _NAMES_SHOWN else ""

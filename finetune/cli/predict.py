@@ -48,7 +48,7 @@ def predict(
     """Classify images with a trained model. Images that cannot be used are named, and the others classified."""
     import finetune
     from finetune.compiled import keep_compiled_programs
-    from finetune.errors import DataError, RecipeError, printable
+    from finetune.errors import DataError, RecipeError, on_one_line
 
     check_share("--coverage", coverage)
     check_share("--max-error", max_error)
@@ -66,7 +66,7 @@ def predict(
         classified += done
         broken += len(problems)
         for problem in problems:
-            typer.echo(printable(f"error: {problem}"), err=True)
+            typer.echo(on_one_line(f"error: {problem}"), err=True)
     if coverage is not None and not (as_csv or as_json):
         _say_what_is_guaranteed(predictor.confidence, coverage, sets)
     if max_error is not None and not (as_csv or as_json):
@@ -91,11 +91,13 @@ def _expand(images: list[str]) -> Iterator[str]:
 
 def _images_in(folder: Path) -> Iterator[str]:
     from finetune.data.sources.file_tree import read_tree
+    from finetune.errors import on_one_line
 
     tree = read_tree(folder)
     yield from map(str, tree.all_images)
     if left_out := tree.all_left_out:
-        typer.echo(f"{folder}: {len(left_out)} files that are no images are left out, such as {left_out[0]}", err=True)
+        said = f"{folder}: {len(left_out)} files that are no images are left out, such as {left_out[0]}"
+        typer.echo(on_one_line(said), err=True)
 
 
 def _classify(predictor: Any, names: list[str], options: dict[str, Any]) -> tuple[list[tuple[str, Any]], list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from finetune.errors import on_one_line
 from finetune.files import json_text
 
 METRICS = {"accuracy": "accuracy", "mean_average_precision": "mean average precision"}  # names to print
@@ -29,7 +30,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(on_one_line(cell)) for cell in row))
     Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.image_record import ImageRecord
-from finetune.errors import CheckpointError, first_line, listed
+from finetune.errors import CheckpointError, first_line, listed, on_one_line
 from finetune.files import hash_bytes, hash_json, json_text, write_json, write_text, written_atomically
 from finetune.folder import contents
 from finetune.folder.contents import Contents
@@ -184,7 +184,7 @@ class RunFolder:
         self.check_free(overwrite=overwrite)
         files: dict[str, str | bytes] = {contents.RECIPE: _describe_recipe(recipe)}
         if skipped:
-            files[contents.SKIPPED] = "".join(f"{line}\n" for line in skipped)
+            files[contents.SKIPPED] = "".join(f"{on_one_line(line)}\n" for line in skipped)
         if images is not None:
             files[contents.IMAGES] = images.to_bytes()
         files[contents.RUN] = _describe_run(about)

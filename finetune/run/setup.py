@@ -23,7 +23,7 @@ from finetune.data.splits import Splits, load_splits
 from finetune.distributed.mesh import describe_mesh, make_mesh, mesh_for
 from finetune.distributed.processes import gather_json
 from finetune.distributed.sharding import Placement
-from finetune.errors import DataError, RecipeError
+from finetune.errors import DataError, RecipeError, on_one_line
 from finetune.files import cache_folder, free_gigabytes
 from finetune.images.spec import ImageSpec
 from finetune.models.backbone import Backbone
@@ -195,7 +195,7 @@ class RunSetup:
         if self.leakage:
             lines.append(self.leakage)
         lines += [f"{name}: {len(images):,} further test images" for name, images in self.also.items()]
-        return [*lines, *self.partition_lines]
+        return [*map(on_one_line, lines), *self.partition_lines]
 
 
 def prepare_run(

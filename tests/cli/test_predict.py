@@ -83,6 +83,18 @@ def test_a_folder_is_all_images_inside_and_a_broken_one_does_not_stop_the_others
     assert [row[0] for row in rows[1:]] == ["in/a.png", "in/b.png", "in/deep/c"]
 
 
+def test_names_of_files_cannot_make_the_terminal_obey_or_write_lines_of_their_own(small_run, images):
+    (images / "in" / "notes.txt").rename(images / "in" / "\x1b[2J\nnotes")
+    (images / "in" / "x.png").rename(images / "in" / "\x1b[2J\nerror: x.png")
+    (images / "in" / "a.png").rename(images / "in" / "\x1b[31m\na.png")
+    result = finetune("predict", small_run.directory, "in", cwd=images)
+    assert "\x1b" not in result.stdout + result.stderr
+    assert r"such as in/\x1b[2J\nnotes: not an image" in result.stderr
+    assert r"error: in/\x1b[2J\nerror: x.png: not an image" in result.stderr
+    assert len(result.stderr.splitlines()) == 2
+    assert r"in/\x1b[31m\na.png" in result.stdout
+
+
 def test_patterns_and_a_list_on_stdin_are_files(small_run, images, monkeypatch):
     matched = finetune("predict", small_run.directory, "in/[ab].png", "--json", cwd=images)
     assert [record["image"] for record in json.loads(matched.stdout)] == ["in/a.png", "in/b.png"]
