@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import jax
+import numpy as np
 
 from finetune.data.splits import class_names_of, count_training_images
 from finetune.distributed.sharding import Placement
@@ -107,8 +108,13 @@ def make_trainer(
     stage: TrainStage, classifier: Classifier, variables: Any, backbone: Backbone, placement: Placement
 ) -> StageTrainer:
     """The stage as it will run, but for the length of an epoch."""
-    length = nominal_length(stage)
-    return StageTrainer(stage, classifier, variables, backbone.image_spec, length, placement=placement)
+    # no label is read for a plan, and no cost depends on the weights' values
+    balanced = stage.loss.class_weights == "balanced"
+    return StageTrainer(
+        *(stage, classifier, variables, backbone.image_spec, nominal_length(stage)),
+        class_weights=np.ones(classifier.num_classes, np.float32) if balanced else None,
+        placement=placement,
+    )
 
 
 def describe_leaves(trainer: StageTrainer, variables: Variables) -> list[dict[str, Any]]:

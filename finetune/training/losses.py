@@ -55,20 +55,26 @@ def correct_predictions(logits: jax.Array, labels: jax.Array, *, sets: bool) -> 
     return logits.argmax(-1) == labels.argmax(-1)
 
 
-def class_weights(loss: Loss, labels: np.ndarray, num_classes: int) -> np.ndarray | None:
+def class_weights(loss: Loss, labels: np.ndarray | None, num_classes: int) -> np.ndarray | None:
     """The class weights of a loss, float32 [num_classes]; None where all classes have the same weight.
 
     Args:
         labels: the training labels, int [n] or float32 [n, num_classes] of 0 and 1. ``balanced`` gives each class the
-            weight n / (num_classes * count), as in scikit-learn, and 0 to a class without images.
+            weight n / (num_classes * count), as in scikit-learn, and 0 to a class without images. None where they are
+            not known.
 
     Raises:
-        RecipeError: the number of weights is not the number of classes.
+        RecipeError: the number of weights is not the number of classes, or ``balanced`` without labels.
     """
     weights = loss.class_weights
     if weights is None:
         return None
     if weights == "balanced":
+        if labels is None:
+            raise RecipeError(
+                "loss.class_weights: balanced needs the training labels, which are not known here; pass "
+                "class_weights=finetune.training.losses.balanced_weights(labels, num_classes)"
+            )
         return balanced_weights(labels, num_classes)
     if len(weights) != num_classes:
         raise RecipeError(f"loss.class_weights: {len(weights)} weights for {num_classes} classes; give one for each")

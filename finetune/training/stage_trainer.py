@@ -24,6 +24,7 @@ from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
 from finetune.training.device_augment import augment_on_device
 from finetune.training.frozen_prefix import FrozenPrefix, find_frozen_prefix
+from finetune.training.losses import class_weights
 from finetune.training.state import TrainState
 from finetune.training.step import Batch, TrainStep, make_forward, make_train_step
 from finetune.trees import Variables, merge, paths_of, pick
@@ -61,13 +62,15 @@ class StageTrainer:
             variables: the classifier's, before the stage.
             length: of the stage and of an epoch.
             seed: of dropout, stochastic depth, mixing and adapters.
-            class_weights: float32 [num_classes], for the loss.
+            class_weights: float32 [num_classes], for the loss; by default those that ``stage.loss`` lists. Where it
+                says ``balanced``, pass :func:`finetune.training.losses.balanced_weights` of the training labels.
             pretrained: the backbone's parameters, which ``l2_sp`` pulls to; by default those in ``variables``.
             plan: of these variables and the stage's partitions, where it was made before.
             placement: of state, frozen values and batches on a mesh of devices; by default on one.
 
         Raises:
             PartitionError: rules that do not fit the parameters.
+            RecipeError: class weights of another number of classes, or balanced ones without ``class_weights``.
             ModelError: a backbone that cannot compute as asked.
             MeshError: a batch that cannot be divided among the devices.
         """
@@ -75,8 +78,9 @@ class StageTrainer:
         self.plan = plan or ParameterPlan.make(variables, stage.partitions, depth_order_of(classifier.backbone))
         self.optimizer = plan_optimizer(self.plan, length)
         self.schedules = learning_rates(stage.partitions, length)
-        self._classifier, self._class_weights = _computing(classifier, stage, self.plan), class_weights
+        self._classifier = _computing(classifier, stage, self.plan)
         self._seed, self._spec, self.num_classes = seed, image_spec, classifier.num_classes
+        self._class_weights = _listed_weights(stage, self.num_classes) if class_weights is None else class_weights
         self.placement = placement or on_one_device()
         self.placement.check_batch(f"stage {stage.name!r}: batch_size", stage.batch_size, stage.grad_accum_steps)
         self.step: TrainStep = self._make_step()
@@ -237,6 +241,10 @@ def _cast(params: Any, dtype: str) -> Any:
     if dtype == "float32":
         return params
     return jax.tree.map(lambda x: jnp.asarray(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+
+
+def _listed_weights(stage: TrainStage, num_classes: int) -> np.ndarray | None:
+    return class_weights(stage.loss, None, num_classes)
 
 
 def _computing(classifier: Classifier, stage: TrainStage, plan: ParameterPlan) -> Classifier:

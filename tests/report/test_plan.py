@@ -102,6 +102,12 @@ def test_no_image_is_read(tmp_path):
     assert by_path(found["stages"][0])["head/bias"]["shape"] == [3]
 
 
+@pytest.mark.usefixtures("without_the_search")
+def test_class_weights_that_the_images_decide_are_planned_without_them():
+    recipe = finetune.load_recipe(SMALL, ["stages.1.loss={name: focal, class_weights: balanced}"])
+    assert plan_recipe(recipe)["stages"][0]["step"]["flops"] > 0
+
+
 def test_what_would_stop_the_run_stops_the_inspection():
     with pytest.raises(DataError, match="no such file or folder"):
         plan_recipe(finetune.load_recipe(SMALL, ["data.source=nope", "~head.num_classes"]))

@@ -77,3 +77,9 @@ def test_as_many_weights_as_classes_are_needed():
     np.testing.assert_array_equal(class_weights(given, np.array([0, 1]), 2), [1, 2])
     with pytest.raises(RecipeError, match=r"loss\.class_weights: 2 weights for 3 classes"):
         class_weights(given, np.array([0, 1, 2]), 3)
+
+
+def test_balanced_weights_need_labels():
+    balanced = loss({"name": "focal", "class_weights": "balanced"})
+    with pytest.raises(RecipeError, match=r"balanced needs the training labels.*class_weights=.*balanced_weights"):
+        class_weights(balanced, None, 3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from finetune.errors import ModelError, PartitionError
+from finetune.errors import ModelError, PartitionError, RecipeError
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import build_classifier
 from finetune.models.families.resnet import ResNetConfig, ResNetModule
@@ -12,6 +12,7 @@ from finetune.models.layers.vision_transformer import VisionTransformer, ViTConf
 from finetune.optim.parameter_plan import ParameterPlan
 from finetune.optim.schedules import StageLength
 from finetune.recipe import TrainStage
+from finetune.training.losses import balanced_weights
 from finetune.training.stage_trainer import StageTrainer
 
 SPEC = ImageSpec(32, 32, None, "bicubic", (0.5,) * 3, (0.25,) * 3)
@@ -111,6 +112,34 @@ def test_a_held_norm_computes_in_training_what_it_computes_in_evaluation(resnet)
     logits = classifier.apply(variables, SPEC.normalize(jnp.asarray(batch["image"])))
     loss = -jax.nn.log_softmax(logits)[np.arange(8), batch["label"]].mean()
     np.testing.assert_allclose(metrics["loss"] / metrics["count"], loss, rtol=1e-5)
+
+
+def weighted(model, weights, **given):
+    loss = {"name": "cross_entropy", "class_weights": weights}
+    stage = TrainStage.model_validate({"steps": 10, "batch_size": 8, "partitions": [HEAD, FROZEN], "loss": loss})
+    return StageTrainer(stage, *model, SPEC, StageLength(10), **given)
+
+
+def first_loss(made):
+    _, metrics = made.step(made.init_state(), made.frozen, a_batch())
+    return float(metrics["loss"])
+
+
+def test_the_class_weights_that_a_loss_lists_are_those_of_the_step(resnet):
+    listed = [1.0, 9.0, *[0.5] * 8]
+    as_listed = first_loss(weighted(resnet, listed))
+    assert as_listed == first_loss(weighted(resnet, None, class_weights=np.array(listed, np.float32)))
+    assert as_listed != first_loss(weighted(resnet, None))
+    with pytest.raises(RecipeError, match=r"loss\.class_weights: 2 weights for 10 classes"):
+        weighted(resnet, [1.0, 2.0])
+
+
+def test_balanced_class_weights_are_given_to_a_trainer_which_sees_no_labels(resnet):
+    with pytest.raises(RecipeError, match="balanced needs the training labels.* pass class_weights="):
+        weighted(resnet, "balanced")
+    weights = balanced_weights(a_batch()["label"], 10)
+    given = first_loss(weighted(resnet, "balanced", class_weights=weights))
+    assert given == first_loss(weighted(resnet, None, class_weights=weights))
 
 
 LORA = {"match": "backbone/encoder/.*/(q|v)_proj/kernel", "learning_rate": 1e-2, "lora": {"rank": 4, "alpha": 8}}
