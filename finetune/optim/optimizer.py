@@ -7,10 +7,11 @@ from typing import Any
 
 import optax
 
+from finetune.errors import PartitionError
 from finetune.models.depth import DepthOrder
 from finetune.optim.optimizers import build_core
 from finetune.optim.parameter_plan import ParameterPlan
-from finetune.optim.partitions import as_partitions, kernel_of, tree_depth_order
+from finetune.optim.partitions import LORA, as_partitions, kernel_of, tree_depth_order
 from finetune.optim.schedules import StageLength, build_schedule
 from finetune.optim.selectors import needs_depth
 from finetune.recipe import Partition
@@ -29,8 +30,9 @@ def build_optimizer(
     """``optax.multi_transform`` over the partitions; frozen ones are ``set_to_zero`` and have no state.
 
     Labels follow paths, so the transformation fits the whole parameter tree, its trainable part alone, and that part
-    with adapters under ``lora``. A train step that passes only trainable parameters computes no gradient for a frozen
-    one.
+    with adapters under ``lora`` in place of their kernels. A train step that passes only trainable parameters computes
+    no gradient for a frozen one. Adapters and the pull of ``l2_sp`` are part of the step, not of its optimizer:
+    :class:`~finetune.training.stage_trainer.StageTrainer` has both.
 
     Args:
         partitions: rules in order, as in a recipe; dicts are checked like one.
@@ -41,13 +43,21 @@ def build_optimizer(
             whose backbones have these paths.
 
     Raises:
-        PartitionError: parameters that match no rule, a rule that takes none, or a schedule that does not fit.
+        PartitionError: parameters that match no rule, a rule that takes none, a schedule that does not fit, or
+            ``l2_sp``; and from ``init``, where the tree has a kernel that ``lora`` keeps.
     """
     rules = as_partitions(partitions)
     if any(needs_depth(rule.match) or rule.layer_decay is not None for rule in rules):
         depth_order = depth_order or tree_depth_order(paths_of(params))
     plan = ParameterPlan.make({"params": params}, rules, depth_order)
-    return plan_optimizer(plan, StageLength(total_steps, steps_per_epoch, batch_size))
+    for rule in rules:
+        if rule.l2_sp:
+            raise PartitionError(
+                f"partitions: the rule {rule.match!r}: l2_sp {rule.l2_sp:g}: an optimizer has no pull to pretrained "
+                "values; leave it out, or use StageTrainer, whose step has it"
+            )
+    optimizer = plan_optimizer(plan, StageLength(total_steps, steps_per_epoch, batch_size))
+    return _keeping_adapted_kernels(optimizer, plan) if plan.adapted else optimizer
 
 
 def plan_optimizer(plan: ParameterPlan, length: StageLength) -> optax.GradientTransformation:
@@ -61,6 +71,26 @@ def plan_optimizer(plan: ParameterPlan, length: StageLength) -> optax.GradientTr
         return map_paths(lambda path, _: plan.labels[kernel_of(path)], tree)
 
     return optax.multi_transform(transforms, labels)
+
+
+def _keeping_adapted_kernels(
+    optimizer: optax.GradientTransformation, plan: ParameterPlan
+) -> optax.GradientTransformation:
+    """The optimizer, which refuses a tree with kernels that adapters stand for: it would train them."""
+
+    def refuse(path: str, _: Any) -> None:
+        if path in plan.adapted:
+            raise PartitionError(
+                f"partitions: the rule {plan.rules[path].match!r}: lora: {path} would be trained itself, since an "
+                f"optimizer makes no adapters; leave such kernels out of the tree and put adapters under {LORA!r} "
+                "(finetune.models.lora.init_adapters), or use StageTrainer, which does both"
+            )
+
+    def init(params: Any) -> Any:
+        map_paths(refuse, params)
+        return optimizer.init(params)
+
+    return optimizer._replace(init=init)
 
 
 def learning_rates(partitions: Sequence[Partition], length: StageLength) -> dict[str, optax.Schedule]:

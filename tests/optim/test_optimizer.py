@@ -155,3 +155,18 @@ def test_the_learning_rates_of_trainable_partitions_are_listed_by_name():
     found = learning_rates([Partition(match="head/.*", learning_rate=0.3), HEAD_ONLY[1]], StageLength(10))
     assert list(found) == ["head/.*"]
     assert float(found["head/.*"](0)) == pytest.approx(0.3)
+
+
+def test_a_kernel_that_adapters_stand_for_is_refused_and_its_adapters_are_trained():
+    rules = [{"match": "head/kernel", "learning_rate": 0.1, "lora": {"rank": 1}}, {"match": ".*", "frozen": True}]
+    optimizer = build_optimizer(rules, PARAMS, total_steps=STEPS)
+    with pytest.raises(PartitionError, match=r"'head/kernel': lora: head/kernel would be trained itself.*StageTrainer"):
+        optimizer.init(PARAMS)
+    adapters = {"lora": {"head": {"lora_a": np.ones((2, 1), np.float32), "lora_b": np.ones((1, 4), np.float32)}}}
+    after = train(optimizer, adapters, [jax.tree.map(np.ones_like, adapters)])
+    assert all(np.all(leaf < 1) for leaf in after.values())
+
+
+def test_a_pull_to_pretrained_values_is_refused_since_no_optimizer_has_it():
+    with pytest.raises(PartitionError, match=r"'\.\*': l2_sp 0\.1: .*StageTrainer"):
+        build_optimizer([{"match": ".*", "learning_rate": 0.1, "l2_sp": 0.1}], PARAMS, total_steps=STEPS)
