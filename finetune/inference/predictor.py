@@ -195,10 +195,7 @@ class Predictor(ShownByFacts):
 
     def _run(self, images: Iterable[ImageLike]) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities [N, num_classes] and scores of novelty [N], float32."""
-        array = isinstance(images, np.ndarray) and (
-            images.ndim < 3 or (images.ndim == 3 and images.shape[-1] in (1, 3))
-        )
-        if array or isinstance(images, str | bytes | Path | Image.Image):
+        if _is_one_array(images) or isinstance(images, str | bytes | Path | Image.Image):
             raise TypeError("predict takes a list of images; put the one image in a list")
         rows, novelties = [np.empty((0, len(self.class_names)), np.float32)], [np.empty(0, np.float32)]
         if not isinstance(images, Iterable):
@@ -228,6 +225,12 @@ class Predictor(ShownByFacts):
             return shares, novelty.score(logits, features)
 
         return jax.jit(forward)
+
+
+def _is_one_array(images: Any) -> bool:
+    """Whether it is one image, [H, W] or [H, W, channels], as an array of NumPy, JAX or another library."""
+    axes = getattr(images, "ndim", None)
+    return axes in (0, 2) or (axes == 3 and images.shape[-1] in (1, 3, 4))
 
 
 def restore(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -107,9 +108,19 @@ def test_every_way_of_giving_an_image_gives_the_same(small_run, digits, tmp_path
 
 
 def test_one_image_outside_a_list_is_refused(small_run, digits):
-    for image in (digits.images[0], np.zeros((8, 8, 3), np.uint8), "digit.png"):
+    rgb, rgba = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 4), np.uint8)
+    for image in (digits.images[0], rgb, rgba, jnp.asarray(digits.images[0]), jnp.asarray(rgb), "digit.png"):
         with pytest.raises(TypeError, match="put the one image in a list"):
             small_run.predictor().predict(image)
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 8), (5, 8, 8, 3)])
+def test_an_array_of_images_is_a_batch_in_numpy_and_in_jax(small_run, shape):
+    predictor, images = small_run.predictor(), np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    expected = predictor.predict_proba(list(images))
+    assert len(expected) == 5
+    for batch in (images, jnp.asarray(images)):
+        np.testing.assert_array_equal(predictor.predict_proba(batch), expected)
 
 
 def test_a_generator_is_taken_a_batch_at_a_time(small_run, digits):
