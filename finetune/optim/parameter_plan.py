@@ -12,7 +12,7 @@ from typing import Any
 from finetune.errors import PartitionError
 from finetune.models.depth import DepthOrder
 from finetune.optim.partitions import assign_rules, check_every_rule_takes
-from finetune.optim.selectors import classifier_depths, is_embedding
+from finetune.optim.selectors import classifier_depths, is_bias_or_scale, is_embedding
 from finetune.page.facts import ShownByFacts
 from finetune.recipe import Partition
 from finetune.trees import Variables, flatten, module_of, paths_of
@@ -126,10 +126,10 @@ class ParameterPlan(ShownByFacts):
         return 1.0 if decay is None else decay ** (self._top - self.depths[path])
 
     def decays(self, path: str, leaf: Any) -> bool:
-        """Whether weight decay acts on a leaf: on kernels, not on norms, biases, learned tokens and positions."""
+        """Whether weight decay acts on a leaf: on kernels, not on norms, biases, scales, tokens and positions."""
         rule = self.rules[path]
-        everything = rule.weight_decay_on == "all"
-        return rule.weight_decay > 0 and (everything or (leaf.ndim > 1 and not is_embedding(path)))
+        is_kernel = leaf.ndim > 1 and not is_embedding(path) and not is_bias_or_scale(path)
+        return rule.weight_decay > 0 and (is_kernel or rule.weight_decay_on == "all")
 
     def summarize(self, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """One record for each partition: name, how many parameters it took, and what becomes of them."""

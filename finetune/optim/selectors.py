@@ -54,6 +54,11 @@ def is_embedding(path: str) -> bool:
     return _leaf(path).endswith("embedding")
 
 
+def is_bias_or_scale(path: str) -> bool:
+    """Biases and scales, which have several axes where attention has one for each head."""
+    return _leaf(path) in ("bias", "scale") or _leaf(path).endswith("_scale")
+
+
 def classifier_depths(paths: Collection[str], depth_order: DepthOrder | None) -> dict[str, int]:
     """Depth of each parameter of a classifier: 0 in the backbone's stem, 1 ... L in its blocks, L + 1 above them, where
     the head is too.

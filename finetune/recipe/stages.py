@@ -69,7 +69,7 @@ class Partition(Part):
         learning_rate: peak, per step.
         schedule: of the learning rate, by name or with its options.
         weight_decay: strength.
-        weight_decay_on: ``kernels``, or ``all``: norms, biases, tokens and positions as well.
+        weight_decay_on: ``kernels``, or ``all``: norms, biases, scales, tokens and positions as well.
         layer_decay: each block's learning rate is that of the block above it times this; the parameters above the
             blocks have the full rate (Clark et al. 2020, arXiv:2003.10555; Bao et al. 2022, arXiv:2106.08254).
         l2_sp: strength of the pull to the pretrained values, of the head's parameters to zero (Li et al. 2018,

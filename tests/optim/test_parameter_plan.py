@@ -1,5 +1,6 @@
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -8,6 +9,7 @@ from finetune.errors import PartitionError
 from finetune.models.depth import DepthOrder
 from finetune.optim.parameter_plan import ParameterPlan
 from finetune.recipe import Partition
+from finetune.trees import flatten
 
 ORDER = DepthOrder(stem=r"stem/.*", blocks=r"block_(\d+)/.*")
 VARIABLES = {
@@ -93,6 +95,18 @@ def test_weight_decay_acts_on_kernels_alone_unless_told_otherwise():
         assert made.decays("backbone/block_1/kernel", params["kernel"])
         assert made.decays("backbone/block_1/norm/scale", params["norm"]["scale"]) is on_scale
         assert not made.decays("head/kernel", VARIABLES["params"]["head"]["kernel"])
+
+
+def test_biases_and_scales_with_several_axes_do_not_decay():
+    attention = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=8)
+    params = jax.eval_shape(attention.init, jax.random.key(0), jnp.zeros((1, 3, 8)))["params"]
+    params["logit_scale"] = jnp.zeros((2, 1, 1))
+    made = ParameterPlan.make({"params": params}, [Partition(match=".*", learning_rate=0.1, weight_decay=0.1)])
+    leaves = flatten(params)
+    assert leaves["query/bias"].ndim == 2
+    assert {path for path, leaf in leaves.items() if made.decays(path, leaf)} == {
+        f"{part}/kernel" for part in ("query", "key", "value", "out")
+    }
 
 
 @pytest.mark.parametrize(
