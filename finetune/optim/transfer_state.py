@@ -20,8 +20,8 @@ def transfer_state(
     """``new`` with the moments and counts of ``old`` where they fit, and the names of the partitions where they did.
 
     A partition takes over the state of an earlier one with the same optimizer that has all of its leaves: moments and
-    the count that corrects their bias belong together, so there is no partial transfer. Learning-rate schedules start
-    from their beginning.
+    the count that corrects their bias belong together, so there is no partial transfer. Adapters are drawn anew in each
+    stage, so their state begins anew too, as do learning-rate schedules.
 
     Args:
         old, new: states of two optimizers from :func:`build_optimizer`; ``new`` is fresh.
@@ -31,7 +31,7 @@ def transfer_state(
     states, carried = dict(new.inner_states), []
     for rule in now:
         for label in [label for label, optimizer in optimizers.items() if optimizer == rule.optimizer]:
-            if rule.frozen:
+            if rule.frozen or rule.lora is not None:
                 continue
             core, *rest = states[rule.label].inner_state
             earlier = _leaves(old.inner_states[label].inner_state[0])

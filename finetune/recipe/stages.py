@@ -204,7 +204,7 @@ class TrainStage(Part):
         frozen_cache: compute what is frozen once for each image, by mode (``auto`` by default), or with options.
         early_stopping: end the stage where validation no longer improves; by default it runs to its end.
         carry_optimizer_state: start from the optimizer state of the stage before, for partitions that it trained with
-            the same optimizer.
+            the same optimizer; adapters are drawn anew, and begin without.
         partitions: rules, in order; every parameter has to match one.
     """
 

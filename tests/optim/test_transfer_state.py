@@ -72,3 +72,16 @@ def test_another_optimizer_or_a_partition_with_new_leaves_begins_anew(trained):
         state, carried = transfer_state(trained, new, PROBE, rules)
         assert carried == []
         assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True))
+
+
+def test_adapters_which_are_drawn_anew_begin_without_the_moments_of_merged_ones():
+    rules = [HEAD, Partition(match="backbone/kernel", learning_rate=0.1, lora={"rank": 1})]
+    adapters = {"backbone": {"lora_a": np.ones((3, 1), np.float32), "lora_b": np.ones((1, 2), np.float32)}}
+    params = jax.tree.map(jax.numpy.asarray, {"head": PARAMS["head"], "lora": adapters})
+    optimizer = build_optimizer(rules, PARAMS, total_steps=10)
+    new = optimizer.init(params)
+    _, old = optimizer.update(jax.tree.map(jax.numpy.ones_like, params), new, params)
+    state, carried = transfer_state(old, new, rules, rules)
+    assert carried == ["head"]
+    adapted = [states.inner_states["backbone/kernel"] for states in (state, new)]
+    assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, adapted), strict=True))
