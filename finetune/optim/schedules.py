@@ -66,6 +66,8 @@ def build_schedule(schedule: Schedule, peak: float, length: StageLength) -> opta
         raise PartitionError(
             f"schedule {schedule.name}: a warm-up of {warmup} steps in a stage of {total}; make it shorter"
         )
+    if getattr(schedule, "warmup_init_factor", None) is not None:
+        _one_step_or_more(schedule, "warmup", length)
     curve = _CURVES[schedule.name](schedule, peak, length, warmup)
     if warmup == 0 or schedule.name == "one_cycle":
         return curve
@@ -138,7 +140,11 @@ def _one_step_or_more(schedule: Any, field: str, length: StageLength) -> int:
     duration = getattr(schedule, field)
     steps = length.steps(duration)
     if steps < 1:
-        raise PartitionError(f"schedule {schedule.name}: {field}: needs at least one step; received {duration!r}")
+        received = ", ".join(f"{unit}: {size:g}" for unit, size in duration.model_dump(exclude_none=True).items())
+        raise PartitionError(
+            f"schedule {schedule.name}: {field}: needs at least one step; received {{{received}}} in a stage of "
+            f"{length.total_steps}; make it longer"
+        )
     return steps
 
 

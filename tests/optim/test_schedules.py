@@ -106,6 +106,10 @@ def test_durations_mean_the_same_in_every_unit():
         ({"name": "step", "milestones": [0.1], "warmup": 0.2}, r"after the warm-up \(4\)"),
         ({"name": "exponential", "transition": {"steps": 0}, "decay_rate": 0.5}, "transition: needs at least one step"),
         ({"name": "cosine_restarts", "cycle": 0.01}, "cycle: needs at least one step"),
+        (
+            {"name": "cosine", "warmup": 0.02, "warmup_init_factor": 0.1},
+            r"warmup: needs at least one step; received {percent: 2} in a stage of 20; make it longer",
+        ),
     ],
 )
 def test_durations_that_do_not_fit_are_refused(written, message):
