@@ -187,6 +187,7 @@ def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
             prefix_positions=not arguments.get("no_embed_class", match["registers"] or match["model"] == "deit3"),
             pre_norm="norm_pre.weight" in names,
             pooling="class_distilled" if match["distilled"] else POOLS[pool],
+            pool_prefix=False,
             norm_after_pool="fc_norm.weight" in names,
         ),
         TIMM_NAMES,

@@ -43,6 +43,7 @@ class ViTConfig(TransformerConfig):
         embedding_norm: a norm of the patch embeddings, before the positions are added.
         pre_norm: a norm before the first block.
         pooling: how ``pooler_output`` is computed.
+        pool_prefix: the attention pooling reads the tokens in front of the patches too.
         pool_heads, pool_intermediate_size: of the attention pooling, where they differ from those of the blocks.
         norm_after_pool: apply the last norm to the pooled vector; ``last_hidden_state`` is then not normalized.
     """
@@ -62,6 +63,7 @@ class ViTConfig(TransformerConfig):
     embedding_norm: bool = False
     pre_norm: bool = False
     pooling: Pooling = "class"
+    pool_prefix: bool = True
     pool_heads: int | None = None
     pool_intermediate_size: int | None = None
     norm_after_pool: bool = False
@@ -155,7 +157,7 @@ class VisionEmbeddings(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Attention from one learned query to all tokens, then an MLP (Zhai et al. 2022, arXiv:2106.04560):
+    """Attention from one learned query to the tokens, then an MLP (Zhai et al. 2022, arXiv:2106.04560):
     [N, tokens, C] -> [N, C].
     """
 
@@ -272,8 +274,9 @@ class VisionTransformer(nn.Module):
 
     def _pool(self, hidden: jax.Array, train: bool) -> jax.Array:
         config = self.config
+        patches = hidden[:, config.prefix_tokens :]
         if config.pooling == "attention":
-            return self.pooler(hidden, train)
+            return self.pooler(hidden if config.pool_prefix else patches, train)
         if config.pooling == "query":
             return self.pooler(hidden)
         if config.pooling == "tanh":
@@ -281,5 +284,5 @@ class VisionTransformer(nn.Module):
         if config.pooling == "class_distilled":
             return hidden[:, :2].mean(axis=1)
         if config.pooling == "mean":
-            return hidden[:, config.prefix_tokens :].mean(axis=1)
+            return patches.mean(axis=1)
         return hidden[:, 0]
