@@ -53,7 +53,8 @@ def read_eva(
         sizes: ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio`` and ``patch_size`` of the architecture.
         pool: the architecture's ``global_pool``.
         align_mlp: the hidden width of the MLP is rounded up to a multiple of it.
-        norm_after_mean: where the patches' mean is the pooled vector, the last norm is applied to it.
+        norm_after_mean: where the patches' mean is the pooled vector, the last norm is applied to it, also if it is
+            called ``norm`` rather than ``fc_norm``.
         fields: of the ViTConfig, fixed by the architecture.
 
     Raises:
@@ -85,7 +86,7 @@ def read_eva(
         image_size=timm_image_size(config, arguments),
         patch_size=arguments["patch_size"],
         pooling=POOLS[pool],
-        norm_after_pool=norm_after_mean and pool == "avg",
+        norm_after_pool="fc_norm.weight" in names or (norm_after_mean and pool == "avg"),
         **(found | fields),
     )
     return Reading(module_config, EVA_NAMES)
