@@ -10,8 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from finetune.errors import ModelError
-from finetune.models.families.vit import POOLS, TIMM_NAMES, timm_image_size
+from finetune.models.families.vit import TIMM_NAMES, timm_image_size, timm_pooling
 from finetune.models.family import Family, Reader, Reading, timm_arguments
 from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, linear, weight_and_bias
@@ -61,9 +60,7 @@ def read_eva(
         ModelError: an option that is not supported.
     """
     arguments = timm_arguments(config, sizes, _ARGUMENTS)
-    pool = arguments.get("global_pool") or config.get("global_pool") or pool
-    if pool not in POOLS:
-        raise ModelError(f"global_pool: {pool!r} is not supported; supported: {', '.join(POOLS)}")
+    pooling = timm_pooling(config, arguments, names, pool)
     width = arguments["embed_dim"]
     biases = {"blocks.0.attn.q_bias", "blocks.0.attn.q_proj.bias", "blocks.0.attn.qkv.bias"}
     found: dict[str, Any] = {
@@ -85,8 +82,8 @@ def read_eva(
         num_attention_heads=arguments["num_heads"],
         image_size=timm_image_size(config, arguments),
         patch_size=arguments["patch_size"],
-        pooling=POOLS[pool],
-        norm_after_pool="fc_norm.weight" in names or (norm_after_mean and pool == "avg"),
+        pooling=pooling,
+        norm_after_pool="fc_norm.weight" in names or (norm_after_mean and pooling == "mean"),
         **(found | fields),
     )
     return Reading(module_config, EVA_NAMES)

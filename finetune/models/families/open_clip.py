@@ -222,7 +222,7 @@ def _read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
         )
     trunk = {name.removeprefix("visual.trunk.") for name in names if name.startswith("visual.trunk.")}
     size = square(vision["image_size"], "image_size")
-    pool = vision["timm_pool"] or _default_pool(architecture, trunk)
+    pool = vision["timm_pool"]
     reading = reader.read(
         {
             "architecture": architecture,
@@ -234,14 +234,6 @@ def _read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
     rows = nested(reading.names, r"visual\.trunk\.", "vision_model")
     head = Rename(r"visual\.head\.proj\.weight", "visual_projection.kernel", linear)
     return both_towers(model, names, reading.config, (*rows, head), projects=projection == "linear", tower=family)
-
-
-def _default_pool(architecture: str, trunk: Collection[str]) -> str | None:
-    """The pooling of a timm architecture where its family's reader cannot know it; None where it does."""
-    if "attn_pool.latent" in trunk:
-        return "map"
-    without_class = architecture.startswith("vit_") and "cls_token" not in trunk
-    return "avg" if without_class or "_gap_" in architecture else None
 
 
 FAMILY = Family(

@@ -134,7 +134,7 @@ _SIZES = {
     "so400m": (1152, 27, 16, 3.7362),
     "giantopt": (1536, 40, 16, 4.0),
 }
-POOLS: dict[str, Pooling] = {"token": "class", "avg": "mean", "map": "attention"}
+_POOLS: dict[str, Pooling] = {"token": "class", "avg": "mean", "map": "attention"}
 _ARGUMENTS = {"img_size", "fc_norm", "act_layer", "no_embed_class", "global_pool", "dynamic_img_size", "init_values"}
 _ARGUMENTS |= {"class_token", "pre_norm", "qkv_bias", "drop_rate", "drop_path_rate", "attn_drop_rate", "reg_tokens"}
 _ARCHITECTURE = re.compile(
@@ -164,9 +164,7 @@ def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
     }
     arguments = timm_arguments(config, defaults, _ARGUMENTS)
     pretraining, width = match["pretraining"] or "", arguments["embed_dim"]
-    pool = arguments.get("global_pool") or config.get("global_pool") or "token"
-    if pool not in POOLS:
-        raise ModelError(f"global_pool: {pool!r} is not supported; supported: {', '.join(POOLS)}")
+    pooling = timm_pooling(config, arguments, names, _default_pool(config["architecture"], names))
     return Reading(
         ViTConfig(
             hidden_size=width,
@@ -186,7 +184,7 @@ def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
             register_tokens=int(arguments.get("reg_tokens") or match["registers"] or 0),
             prefix_positions=not arguments.get("no_embed_class", match["registers"] or match["model"] == "deit3"),
             pre_norm="norm_pre.weight" in names,
-            pooling="class_distilled" if match["distilled"] else POOLS[pool],
+            pooling="class_distilled" if match["distilled"] else pooling,
             pool_prefix=False,
             norm_after_pool="fc_norm.weight" in names,
         ),
@@ -204,6 +202,27 @@ def _timm_activation(arguments: dict[str, Any], match: re.Match[str]) -> str:
     with_tanh = {("base", "32"), ("large", "512"), ("so400m", "16"), ("giantopt", "16")}
     tanh = pretraining.startswith("siglip") and bool({(size, match["patch"]), (size, match["image"])} & with_tanh)
     return "gelu_pytorch_tanh" if tanh else "gelu"
+
+
+def _default_pool(architecture: str, names: Collection[str]) -> str:
+    """The pooling that timm's function of an architecture sets, where the files say none."""
+    if "attn_pool.latent" in names:
+        return "map"
+    return "token" if "cls_token" in names and "_gap_" not in architecture else "avg"
+
+
+def timm_pooling(config: dict[str, Any], arguments: dict[str, Any], names: Collection[str], default: str) -> Pooling:
+    """The pooling of a timm model; ``default`` is that of its architecture.
+
+    Raises:
+        ModelError: it is not supported, or reads a token that the model does not have.
+    """
+    pool = arguments.get("global_pool") or config.get("global_pool") or default
+    if pool not in _POOLS:
+        raise ModelError(f"global_pool: {pool!r} is not supported; supported: {', '.join(_POOLS)}")
+    if pool == "token" and "cls_token" not in names:
+        raise ModelError("global_pool: 'token' needs a class token, and the weights have no cls_token; use 'avg'")
+    return _POOLS[pool]
 
 
 def timm_image_size(config: dict[str, Any], arguments: dict[str, Any]) -> int:
