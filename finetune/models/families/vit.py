@@ -55,6 +55,9 @@ NAMES: tuple[Row, ...] = (
     *block_rows(_PREFIX, ("layernorm_before", "layernorm_after"), (r"intermediate\.dense", r"output\.dense")),
     *weight_and_bias(rf"{_PREFIX}pooler\.dense", r"pooler", "kernel", linear),
 )
+# transformers' classifiers read the class token, and leave out a pooler that their files have.
+_CLASSIFIERS = {"classifier.weight", "cls_classifier.weight"}
+_CLASSIFIER_NAMES: tuple[Row, ...] = (Drop(rf"{_PREFIX}pooler\..*"), *NAMES)
 
 _BLOCK, _LAYER = r"blocks\.(\d+)\.", r"encoder.layers.\1."
 _POOL, _POOLER = r"attn_pool\.", r"pooler."
@@ -103,16 +106,16 @@ def _read(class_name: str, config: dict[str, Any], names: Collection[str], *, di
     parsed = parse_transformers(class_name, config)
     if getattr(parsed, "pooler_act", "tanh") != "tanh":
         raise ModelError(f"pooler_act: only tanh is supported; received {parsed.pooler_act!r}")
-    # A model that was saved with a classifier has no pooler; the classifier reads the class token.
-    pooling: Pooling = "tanh" if any(name.endswith("pooler.dense.weight") for name in names) else "class"
+    classifies = not _CLASSIFIERS.isdisjoint(names)
+    pools = not classifies and any(name.endswith("pooler.dense.weight") for name in names)
     return Reading(
         ViTConfig(
             **encoder_fields(parsed),
             intermediate_size=parsed.intermediate_size,
             distillation_token=distilled,
-            pooling=pooling,
+            pooling="tanh" if pools else "class",
         ),
-        NAMES,
+        _CLASSIFIER_NAMES if classifies else NAMES,
     )
 
 

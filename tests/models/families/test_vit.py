@@ -1,8 +1,16 @@
 from __future__ import annotations
 
+import shutil
+
+import jax
+import numpy as np
 import pytest
+from closeness import assert_close
+from paths import GOLDENS
+from safetensors.numpy import load_file, save_file
 
 from finetune.errors import ModelError
+from finetune.models.backbone import load_backbone
 from finetune.models.families import pe_core, vit
 
 
@@ -38,3 +46,23 @@ def test_where_the_files_say_no_pooling_it_is_that_of_the_architecture_in_timm(a
 def test_pooling_the_class_token_needs_one(architecture, read):
     with pytest.raises(ModelError, match="global_pool: 'token' needs a class token, and the weights have no cls_token"):
         read({"architecture": architecture, "global_pool": "token"}, ["pos_embed"])
+
+
+def test_a_classifier_of_transformers_reads_the_class_token_also_where_its_file_has_a_pooler(tmp_path):
+    golden, folder = GOLDENS / "vit-classifier", tmp_path / "vit"
+    shutil.copytree(golden, folder)
+    tensors, expected = load_file(folder / "model.safetensors"), np.load(golden / "expected.npz")
+    pooler = {"vit.pooler.dense.weight": np.eye(16, dtype=np.float32), "vit.pooler.dense.bias": np.ones(16, np.float32)}
+    save_file(tensors | pooler, folder / "model.safetensors")
+    backbone = load_backbone(folder)
+    features = jax.jit(backbone.module.apply)(backbone.variables, expected["pixel_values"]).pooler_output
+    assert_close(features @ backbone.head.kernel + backbone.head.bias, expected["logits"])
+    assert set(pooler) <= set(backbone.report.unused)
+
+
+@pytest.mark.parametrize("head", ["classifier.weight", "cls_classifier.weight"])
+def test_a_distilled_classifier_reads_no_pooler_either(head):
+    names = ["deit.pooler.dense.weight", head]
+    read = vit.FAMILY.reader("transformers", "deit").read
+    assert read({"model_type": "deit"}, names).config.pooling == "class"
+    assert read({"model_type": "deit"}, names[:1]).config.pooling == "tanh"
