@@ -25,11 +25,13 @@ class PretrainedHead(ShownByFacts):
     Attributes:
         kernel: float32 [num_features, C]; bias: float32 [C].
         class_names: of its C outputs; empty where the checkpoint names none.
+        misnamed: what the checkpoint says of the names, where it cannot be of these outputs.
     """
 
     kernel: jax.Array
     bias: jax.Array
     class_names: tuple[str, ...] = ()
+    misnamed: str = ""
 
     def _facts(self) -> dict[str, Any]:
         return {"classes": len(self.bias), "class_names": self.class_names or None}
@@ -41,9 +43,15 @@ class PretrainedHead(ShownByFacts):
         without names, or with placeholders such as ``LABEL_0``, is taken class by class.
 
         Raises:
-            ModelError: the head does not know some of them, or has several classes of the same name.
+            ModelError: the head does not know some of them, has several classes of the same name, or is misnamed.
         """
-        if not self.class_names or all(re.fullmatch(r"label \d+", _plain(name)) for name in self.class_names):
+        if self.misnamed:
+            raise ModelError(
+                f"head.init: pretrained: the checkpoint's head has {self.kernel.shape[1]} classes, and its files do "
+                f"not name each of them once, numbered from 0; received {self.misnamed}: correct the names, or use "
+                "another init"
+            )
+        if not self.class_names or _are_placeholders(self.class_names):
             if self.kernel.shape[1] != len(class_names):
                 raise ModelError(
                     f"head.init: pretrained: the checkpoint's head has {self.kernel.shape[1]} classes without names, "
@@ -102,8 +110,7 @@ def read_head(checkpoint: Checkpoint, pattern: str, num_features: int) -> Pretra
     bias = _read(checkpoint, tensors, f"{name}.bias") if f"{name}.bias" in tensors else np.zeros(len(kernel))
     if bias.shape != (len(kernel),):
         raise ModelError(f"{checkpoint.folder}: tensor '{name}.bias' has shape {bias.shape} for {len(kernel)} classes")
-    names = _names(checkpoint, len(kernel))
-    return PretrainedHead(jnp.asarray(kernel.T), jnp.asarray(bias, jnp.float32), names)
+    return PretrainedHead(jnp.asarray(kernel.T), jnp.asarray(bias, jnp.float32), *_names(checkpoint, len(kernel)))
 
 
 def _read(checkpoint: Checkpoint, tensors: TensorFolder, name: str) -> np.ndarray:
@@ -113,15 +120,41 @@ def _read(checkpoint: Checkpoint, tensors: TensorFolder, name: str) -> np.ndarra
         raise ModelError(f"{shown(checkpoint.folder)}: {error}") from None
 
 
-def _names(checkpoint: Checkpoint, count: int) -> tuple[str, ...]:
-    """From transformers' ``id2label`` or timm's ``label_names``; empty where they are not of this head."""
-    names = checkpoint.config.get("label_names") or checkpoint.pretrained_cfg.get("label_names")
-    labels = checkpoint.config.get("id2label")
-    if isinstance(labels, dict):
-        names = [labels.get(str(index)) for index in range(len(labels))]
-    if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
+def _names(checkpoint: Checkpoint, count: int) -> tuple[tuple[str, ...], str]:
+    """The names of a head's outputs, and what the files say where they have names, and none that can be used.
+
+    They are those of transformers' ``id2label``, or the inverse of its ``label2id``, or timm's ``label_names``.
+    """
+    config, timm = checkpoint.config, checkpoint.pretrained_cfg
+    given = {key: config.get(key) or timm.get(key) for key in ("id2label", "label2id", "label_names")}
+    numbered = {key: _numbered(key, value) for key, value in given.items() if value}
+    named = {key: pairs for key, pairs in numbered.items() if not _are_placeholders([name for _, name in pairs])}
+    for pairs in named.values():
+        if names := _in_order(pairs, count):
+            return names, ""
+    return (), " and ".join(f"{key} {shown(given[key])}" for key in named)
+
+
+def _numbered(key: str, value: Any) -> list[tuple[Any, Any]]:
+    """(number of an output, name), both as the file has them; none where the value is not of the key's type."""
+    if isinstance(value, dict):
+        return [(number, name) for name, number in value.items()] if key == "label2id" else list(value.items())
+    return list(enumerate(value)) if isinstance(value, list) else []
+
+
+def _in_order(pairs: Sequence[tuple[Any, Any]], count: int) -> tuple[str, ...]:
+    """The names in the order of the outputs; empty where they are not one for each."""
+    try:
+        names = {int(number): name for number, name in pairs}
+    except (TypeError, ValueError, OverflowError):
         return ()
-    return tuple(names)
+    if len(pairs) != count or names.keys() != set(range(count)) or not all(isinstance(n, str) for n in names.values()):
+        return ()
+    return tuple(names[i] for i in range(count))
+
+
+def _are_placeholders(names: Sequence[Any]) -> bool:
+    return bool(names) and all(isinstance(x, str) and re.fullmatch(r"label \d+", _plain(x)) for x in names)
 
 
 def _whole(name: str) -> str:

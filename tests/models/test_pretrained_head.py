@@ -108,3 +108,55 @@ def test_all_of_a_name_comes_before_its_first_part():
     np.testing.assert_array_equal(head.select(["Maillot", "maillot,_tank_suit"])[1], [0, 1])
     with pytest.raises(ModelError, match="several classes called 'maillot, bathing suit'"):
         head.select(["maillot, bathing suit"])
+
+
+@pytest.fixture
+def named(tmp_path):
+    """The head of a classifier with 5 outputs whose configuration names its classes in another way."""
+
+    def read(**names):
+        folder = shutil.copytree(GOLDENS / "vit-classifier", tmp_path, dirs_exist_ok=True)
+        config = json.loads((folder / "config.json").read_text())
+        del config["id2label"], config["label2id"]
+        (folder / "config.json").write_text(json.dumps(config | names))
+        return finetune.load_backbone(folder).head
+
+    return read
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"id2label": {f"0{i}": name for i, name in enumerate("abcde")}},
+        {"id2label": {str(i): name for i, name in reversed(list(enumerate("abcde")))}},
+        {"label2id": {name: i for i, name in enumerate("abcde")}},
+        {"label2id": {name: str(i) for i, name in enumerate("abcde")}},
+    ],
+)
+def test_names_are_those_of_the_outputs_numbers(named, names):
+    head = named(**names)
+    assert head.class_names == tuple("abcde")
+    np.testing.assert_array_equal(head.select(["c", "a"])[1], head.bias[jnp.array([2, 0])])
+
+
+@pytest.mark.parametrize(
+    ("names", "received"),
+    [
+        ({"id2label": {str(i + 1): name for i, name in enumerate("abcde")}}, "id2label {'1': 'a'"),
+        ({"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}, "id2label {'0': 'a'.* and label2id {'a': 0"),
+        ({"id2label": {"1": "a"}, "label2id": {f"LABEL_{i}": i for i in range(5)}}, "id2label {'1': 'a'}: correct"),
+        ({"label2id": {"a": "first"}}, "label2id {'a': 'first'}"),
+        ({"label_names": list("ab")}, r"label_names \['a', 'b'\]"),
+    ],
+)
+def test_names_that_are_not_one_for_each_output_are_said_and_not_left_out(named, names, received):
+    head = named(**names)
+    assert head.class_names == ()
+    with pytest.raises(ModelError, match=f"has 5 classes, and its files do not name each of them.*received {received}"):
+        head.select(list("abcde"))
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_placeholders_are_no_names(named, count):
+    head = named(id2label={str(i): f"LABEL_{i}" for i in range(count)})
+    np.testing.assert_array_equal(head.select(list("vwxyz"))[1], head.bias)
