@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -87,7 +88,6 @@ class _Reader:
     def follow_links(self) -> None:
         for folder, inner, depth in self._links:  # grows, where links lead to others
             self._add_folder(folder, inner, depth)
-            folder.folders.sort(key=lambda below: below.path.name)
 
     def _add(self, folder: Folder, entry: os.DirEntry[str], depth: int) -> None:
         inner = folder.path / entry.name
@@ -110,7 +110,7 @@ class _Reader:
         elif depth > _DEEPEST:
             folder.left_out.append(f"{inner}: more than {_DEEPEST} folders deep")
         else:
-            folder.folders.append(self.read(inner, depth))
+            insort(folder.folders, self.read(inner, depth), key=lambda below: below.path.name)
 
 
 def _why_no_image(entry: os.DirEntry[str], path: Path) -> str | None:
