@@ -13,6 +13,7 @@ import optax
 
 from finetune.distributed.activations import divided_by_images
 from finetune.distributed.sharding import Placement
+from finetune.errors import DataError
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import Classifier
 from finetune.models.frozen_batch_norm import freeze_batch_norm
@@ -59,6 +60,7 @@ def make_train_step(
         frozen: ``{"params": ..., "batch_stats": ..., "anchor": ...}``, all that does not change; only read.
         batch: ``image`` uint8 [N, H, W, C], or ``kept``, the arrays that the prefix gave; ``label`` int [N], or
             float32 [N, num_classes]: a distribution over the classes, or for binary cross-entropy the set of them.
+            Images of another dtype are a DataError.
     """
     gradients_of = _make_gradients(classifier, spec, stage, plan, class_weights, prefix, placement)
 
@@ -118,7 +120,7 @@ def _make_gradients(
             targets = labels
             logits, collections = prefix.resume((params, collections, key), frozen, batch["kept"])
         else:
-            images = spec.normalize(batch["image"])
+            images = spec.normalize(_pixels(batch))
             images, targets = augment_on_device(images, labels, classifier.num_classes, key, stage)
             with divided_by_images(placement, images):
                 logits, collections = _apply(classifier, plan, params, collections, frozen, images, key)
@@ -132,6 +134,16 @@ def _make_gradients(
         return gradients, collections, sums
 
     return gradients_of
+
+
+def _pixels(batch: Batch) -> Any:
+    """The batch's images. Of another dtype they may be from 0 to 1, which no trace sees, and would all be black."""
+    images = batch["image"]
+    if images.dtype != np.uint8:
+        raise DataError(
+            f"batch['image'] must be uint8, from 0 to 255; received {images.dtype}; the step normalizes images itself"
+        )
+    return images
 
 
 def make_forward(classifier: Classifier, spec: ImageSpec, plan: ParameterPlan) -> Callable[[Any, Any, Any], Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from finetune.errors import DataError
 from finetune.evaluation.steps import make_eval_step
 from finetune.images.spec import ImageSpec
 from finetune.models.classifier import build_classifier
@@ -193,6 +194,16 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole_batch(weights):
         whole.append(gradients(training, variables["params"]))
     for a, b in zip(jax.tree.leaves(whole[0]), jax.tree.leaves(whole[1]), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_images_of_another_dtype_than_uint8_are_refused(dtype, parts):
+    _, _, training = prepare(HEAD_ONLY, grad_accum_steps=parts)
+    batch = a_batch()
+    batch["image"] = (batch["image"] / 255).astype(dtype)
+    with pytest.raises(DataError, match=f"must be uint8, from 0 to 255; received {dtype}"):
+        training.step(training.init_state(), training.frozen, batch)
 
 
 def test_parts_of_a_batch_update_running_statistics_one_after_the_other():
