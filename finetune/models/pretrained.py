@@ -254,10 +254,13 @@ def _transfer(
     checkpoint: Checkpoint, reading: Reading, named: NamedTensors, shapes: Any
 ) -> tuple[dict[str, Any], TransferReport]:
     tensors = checkpoint.tensors
-    names = dict(named.names)
+    names, expected = dict(named.names), flatten_dict(shapes)
+    # the table of no tokens is saved as one without rows
+    empty = {key for key, leaf in named.leaves.items() if 0 in leaf.shape and key not in expected}
     leaves: dict[tuple[str, ...], Any] = {
         key: LazyArray(leaf.shape, partial(_read_finite, leaf, names[key], checkpoint.folder))
         for key, leaf in named.leaves.items()
+        if key not in empty
     }
     for path, value in reading.defaults.items():
         key = ("params", *path.split("."))
@@ -268,7 +271,9 @@ def _transfer(
         source.setdefault("unknown", {})[name] = tensors[name]
         names["unknown", name] = name
     variables, report = transplant(source, shapes, names=names)
-    return variables, replace(report, unused=named.dropped, notes=tensors.notes)
+    return variables, replace(
+        report, unused=(*named.dropped, *sorted(names[key] for key in empty)), notes=tensors.notes
+    )
 
 
 def _read_finite(leaf: LazyArray, name: str, folder: Path) -> np.ndarray:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from paths import GOLDENS
 from pytorch_gradients import gradient_errors
+from safetensors.numpy import load_file, save_file
 
-from finetune.errors import ModelError
+from finetune.errors import ModelError, TransferError
 from finetune.models.backbone import load_backbone
 from finetune.models.classifier import build_classifier
 from finetune.optim.selectors import select
@@ -25,10 +26,10 @@ def backbone():
 
 @pytest.fixture
 def changed(tmp_path):
-    """The golden with other values in its configuration."""
+    """A golden with other values in its configuration."""
 
-    def change(**values):
-        shutil.copytree(GOLDEN, tmp_path, dirs_exist_ok=True)
+    def change(golden=GOLDEN.name, **values):
+        shutil.copytree(GOLDENS / golden, tmp_path, dirs_exist_ok=True)
         file = tmp_path / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | values))
         return tmp_path
@@ -107,3 +108,16 @@ def test_only_the_keys_have_no_bias(backbone):
 def test_what_is_not_supported_is_said(changed, values, message):
     with pytest.raises(ModelError, match=message):
         load_backbone(changed(**values))
+
+
+@pytest.mark.parametrize("golden", ["dinov3-step", "dinov2-registers"])
+def test_a_model_without_registers_has_an_empty_table_of_them_in_its_file(changed, golden):
+    folder = changed(golden, num_register_tokens=0)
+    with pytest.raises(TransferError, match=r"unexpected  embeddings\.register_tokens"):
+        load_backbone(folder)
+    tensors = load_file(folder / "model.safetensors")
+    registers = tensors["embeddings.register_tokens"]
+    save_file(tensors | {"embeddings.register_tokens": registers[:, :0]}, folder / "model.safetensors")
+    backbone = load_backbone(folder)
+    assert "register_embedding" not in backbone.variables["params"]["embeddings"]
+    assert "embeddings.register_tokens" in backbone.report.unused
