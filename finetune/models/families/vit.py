@@ -167,6 +167,7 @@ def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
     }
     arguments = timm_arguments(config, defaults, _ARGUMENTS)
     pretraining, width = match["pretraining"] or "", arguments["embed_dim"]
+    prefix_positions = not arguments.get("no_embed_class", match["registers"] or match["model"] == "deit3")
     pooling = timm_pooling(config, arguments, names, _default_pool(config["architecture"], names))
     return Reading(
         ViTConfig(
@@ -185,7 +186,8 @@ def read_timm(config: dict[str, Any], names: Collection[str]) -> Reading:
             class_token="cls_token" in names,
             distillation_token=match["distilled"] is not None,
             register_tokens=int(arguments.get("reg_tokens") or match["registers"] or 0),
-            prefix_positions=not arguments.get("no_embed_class", match["registers"] or match["model"] == "deit3"),
+            prefix_positions=prefix_positions,
+            register_positions=prefix_positions,
             pre_norm="norm_pre.weight" in names,
             pooling="class_distilled" if match["distilled"] else pooling,
             pool_prefix=False,

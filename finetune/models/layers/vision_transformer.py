@@ -38,6 +38,7 @@ class ViTConfig(TransformerConfig):
         learned_positions: patches have a table of learned position embeddings, for ``image_size`` only; without one,
             images may have any height and width.
         prefix_positions: the class and distillation tokens have position embeddings too.
+        register_positions: with ``prefix_positions``, the register tokens have them as well.
         rope: rotary position embeddings, and what they are of (see :mod:`finetune.models.layers.rotary`).
         rope_base, rope_reference, rope_offset: ``base``, ``reference`` and ``offset`` of ``patch_rotation``.
         embedding_norm: a norm of the patch embeddings, before the positions are added.
@@ -56,6 +57,7 @@ class ViTConfig(TransformerConfig):
     register_tokens: int = 0
     learned_positions: bool = True
     prefix_positions: bool = True
+    register_positions: bool = False
     rope: Rope | None = None
     rope_base: float = 10000.0
     rope_reference: int | None = None
@@ -97,7 +99,9 @@ class ViTConfig(TransformerConfig):
     @property
     def position_prefix(self) -> int:
         """Number of position embeddings in front of those of the patches."""
-        return (self.class_token + self.distillation_token) if self.prefix_positions else 0
+        if not self.prefix_positions:
+            return 0
+        return self.prefix_tokens if self.register_positions else self.class_token + self.distillation_token
 
 
 class VisionEmbeddings(nn.Module):
@@ -147,6 +151,8 @@ class VisionEmbeddings(nn.Module):
         registers = [for_each_image(self.register_embedding)] if config.register_tokens else []
         if not config.learned_positions:
             return jnp.concatenate([*prefix, *registers, patches], axis=1)
+        if config.register_positions:
+            prefix, registers = prefix + registers, []
         positions = self.position_embedding(jnp.arange(config.position_prefix + config.grid**2))
         if config.prefix_positions:
             tokens = jnp.concatenate([*prefix, patches], axis=1) + positions

@@ -66,3 +66,15 @@ def test_a_distilled_classifier_reads_no_pooler_either(head):
     read = vit.FAMILY.reader("transformers", "deit").read
     assert read({"model_type": "deit"}, names).config.pooling == "class"
     assert read({"model_type": "deit"}, names[:1]).config.pooling == "tanh"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "count"),
+    [
+        ("vit_tiny_patch16_224", {"reg_tokens": 3}, 4),
+        ("vit_tiny_patch16_224", {"reg_tokens": 3, "no_embed_class": True}, 0),
+        ("vit_small_patch14_reg4_dinov2", {}, 0),
+    ],
+)
+def test_registers_of_timm_have_positions_where_the_class_token_has_one(architecture, arguments, count):
+    assert read_timm(architecture, **arguments).position_prefix == count
