@@ -54,6 +54,8 @@ def predict(
     check_share("--max-error", max_error)
     if coverage is not None and top is not None:
         raise RecipeError("--coverage shows the classes of each set, and --top a number of them: give one of the two")
+    if as_csv and as_json:
+        raise RecipeError("--csv and --json are two forms of output: give one of the two")
     keep_compiled_programs()
     predictor = finetune.restore(directory, allow_local_code=allow_local_code)
     options = {"coverage": coverage, "sets": sets, "max_error": max_error}
@@ -80,7 +82,7 @@ def _expand(images: list[str]) -> Iterator[str]:
     """The files that the arguments mean; what is none of them is a file whose problem will be named."""
     for image in images:
         if image == "-":
-            yield from (line.strip() for line in sys.stdin if line.strip())
+            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         elif Path(image).is_dir():
             yield from _images_in(Path(image))
         elif not Path(image).exists() and (matches := sorted(glob.glob(image, recursive=True))):

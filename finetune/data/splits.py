@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -177,6 +177,11 @@ def drop_broken(splits: dict[str, Split], *, skip: bool) -> tuple[dict[str, Spli
         name: split.take(np.flatnonzero(split.stats.problem == "")) for name, split in splits.items() if split.stats
     }
     return usable, tuple(broken)
+
+
+def describe_skipped(skipped: Sequence[str]) -> list[str]:
+    """A line about broken images that are left out, if there are any."""
+    return [f"{len(skipped)} broken images are left out, the first: {skipped[0]}"] if skipped else []
 
 
 def check_that_images_are_left(where: str, scanned: Iterable[Split], usable: Iterable[Split]) -> None:

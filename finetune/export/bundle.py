@@ -328,7 +328,7 @@ def _read_arrays(folder: Path) -> dict[str, Any]:
     except FinetuneError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds
-        raise CheckpointError(f"{folder}: the weights cannot be read: {first_line(error)}") from None
+        raise _unreadable(folder, error) from None
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
@@ -340,4 +340,12 @@ def _load_weights(folder: Path, shapes: dict[str, Any], placement: Placement | N
         with _checkpointer() as checkpointer:
             return checkpointer.restore(folder.absolute(), shapes_in_place(shapes, placement))
     except Exception as error:  # Orbax and TensorStore raise many kinds
-        raise CheckpointError(f"{folder}: the weights cannot be read: {first_line(error)}") from None
+        raise _unreadable(folder, error) from None
+
+
+def _unreadable(folder: Path, error: BaseException) -> CheckpointError:
+    reason = first_line(error).split(" See full TensorStore details")[0]
+    return CheckpointError(
+        f"{folder}: the weights cannot be read: a file is missing or damaged: restore it from a copy, or train again "
+        f"({reason})"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -69,8 +70,10 @@ class Explainer:
         Raises:
             DataError: the image cannot be used.
             IndexError: there is no such class.
+            TypeError: the index is no integer.
         """
-        if not 0 <= index < (count := len(self._predictor.class_names)):
+        count = len(self._predictor.class_names)
+        if not 0 <= (index := operator.index(index)) < count:
             raise IndexError(f"index: a class from 0 to {count - 1}; received {index}")
         pixels = self._predictor.image_spec.to_uint8(open_image(image))
         inputs = self._predictor.placement.put_whole((pixels[None], np.int32(index)))

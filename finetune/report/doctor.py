@@ -10,7 +10,7 @@ import numpy as np
 
 from finetune.data.duplicates import group_duplicates
 from finetune.data.labeled_images import concatenate
-from finetune.data.splits import Splits, load_splits
+from finetune.data.splits import Splits, describe_skipped, load_splits
 from finetune.data.stratify import grouped_folds
 from finetune.distributed.sharding import on_all_devices
 from finetune.errors import CheckpointError, DataError, ModelError, RecipeError
@@ -152,7 +152,7 @@ def out_of_fold_probabilities(
 
 def _notes(recipe: Recipe, evidence: Evidence) -> list[str]:
     """What a reader has to know about checks that are missing or weak."""
-    notes = list(evidence.splits.notes)
+    notes = [*evidence.splits.notes, *describe_skipped(evidence.splits.skipped)]
     if evidence.images.multi_label:
         notes.append("these images have several labels each: label errors and class overlap are not looked for")
     elif evidence.probabilities is None:

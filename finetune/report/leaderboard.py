@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from pydantic import TypeAdapter
 
-from finetune.data.splits import Splits, load_splits
+from finetune.data.sources import is_path
+from finetune.data.splits import Splits, describe_skipped, load_splits
 from finetune.distributed.sharding import on_all_devices
 from finetune.errors import CheckpointError, DataError, FinetuneError, RecipeError, nearest
 from finetune.evaluation.metrics import Evaluation
@@ -73,6 +74,8 @@ def make_leaderboard(
     folder = None if output is None else _folder(Path(output))
     with Progress(quiet) as display:
         splits = load_splits(data, seed, track=display.track)
+        for line in describe_skipped(splits.skipped):
+            display.say(line)
         if splits.multi_label and set(heads) != {"linear_probe"}:
             raise DataError("these images have several labels each: the one head for them is linear_probe")
         rows: list[dict[str, Any]] = []
@@ -94,7 +97,7 @@ def make_leaderboard(
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "leaderboard.json", result)
         draw(rows, folder / "leaderboard.png")
-        write_text(folder / "best.yaml", _recipe_text(rows[0], data, templates, seed))
+        write_text(folder / "best.yaml", _recipe_text(rows[0], data, templates, seed, multi_label=splits.multi_label))
     return result
 
 
@@ -228,21 +231,28 @@ def _folder(folder: Path) -> Path:
     return folder
 
 
-def _recipe_text(row: dict[str, Any], data: DataConfig, templates: Sequence[str], seed: int) -> str:
-    """The best pair as a recipe: the head, and where it is linear the fine-tuning of all parameters from there."""
+def _recipe_text(
+    row: dict[str, Any], data: DataConfig, templates: Sequence[str], seed: int, *, multi_label: bool
+) -> str:
+    """The best pair as a recipe: the head, and where it is linear the fine-tuning of all parameters from there.
+
+    Its paths are absolute, as those in a recipe start from its own folder.
+    """
     head, texts = row["head"], list(templates)
     stages: list[dict[str, Any]] = [] if head == ZERO_SHOT else [{"type": head}]
     if head not in ("knn", "tip_adapter"):
         peak = {"schedule": {"name": "cosine", "warmup": 0.1}}
         rules = [{"match": "head", "learning_rate": 1e-4, **peak}, {"match": "backbone", "learning_rate": 1e-5, **peak}]
-        stages.append({"name": "finetune", "epochs": 10, "batch_size": 32, "partitions": rules})
+        loss = {"loss": "binary_cross_entropy"} if multi_label else {}
+        stages.append({"name": "finetune", "epochs": 10, "batch_size": 32, **loss, "partitions": rules})
     text: dict[str, Any] = {"templates": texts} if head in ("tip_adapter", "lp++", "clap", ZERO_SHOT) else {}
+    images = _absolute(data.source) if is_path(data.source) else data.source
     document = {
         "name": "best",
         "seed": seed,
-        "backbone": {"source": row["backbone"]},
+        "backbone": {"source": _absolute(row["backbone"])},
         "head": {**text, **({"init": ZERO_SHOT} if head == ZERO_SHOT else {})},
-        "data": data.model_dump(mode="json"),
+        "data": {**data.model_dump(mode="json"), "source": images},
         "stages": stages,
     }
     metric = f"{row['metric'].replace('_', ' ')} {row[row['metric']]:.4f}"
@@ -254,3 +264,9 @@ def _recipe_text(row: dict[str, Any], data: DataConfig, templates: Sequence[str]
         return header + dump_recipe(Recipe.model_validate(document))
     except ValueError as error:
         raise FinetuneError(f"the best pair makes no recipe: {error}") from None
+
+
+def _absolute(source: str) -> str:
+    """A source that is a file or folder here by its whole path; another, such as a hub id, as it is."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else source

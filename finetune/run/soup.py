@@ -20,13 +20,17 @@ from finetune.distributed.sharding import on_all_devices
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluation.calibration import fit_confidence
 from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
+from finetune.evaluation.novelty import fit_novelty, spread
 from finetune.evaluation.steps import EvalStep, make_eval_step
 from finetune.evaluation.verdict import compare_results, conclude, describe_result
 from finetune.export.bundle import Bundle, load_bundle, save_bundle_like
+from finetune.export.novelty import Novelty
 from finetune.folder.run_folder import FINISHED, RunFolder
 from finetune.recipe import DataConfig, Recipe, read_data_config
 from finetune.run.card import card_facts
+from finetune.run.features import RunFeatures
 from finetune.run.predictions import Predictions
+from finetune.run.progress import Progress
 from finetune.run.result import RunResult
 from finetune.tracking import Track, untracked
 from finetune.training.running_statistics import differing_statistics, make_estimator
@@ -161,8 +165,8 @@ class _Pot:
         self.validation, self.test = _images(runs, self.first, data, track)
         recipe = runs[0].recipe
         self.metric = recipe.evaluate.metric or ("mean_average_precision" if first.multi_label else "accuracy")
-        self._placement = on_all_devices()
-        self.step: EvalStep = make_eval_step(first.classifier, first.image_spec, self._placement)
+        self.placement = on_all_devices()
+        self.step: EvalStep = make_eval_step(first.classifier, first.image_spec, self.placement)
         self.scores: dict[str, float] = {}
         changed: set[str] = set()
         for run in runs:
@@ -204,7 +208,7 @@ class _Pot:
     def measure(self, variables: Variables, name: str, images: Split | None = None) -> Evaluation:
         split = self.validation if images is None else images
         size, spec = self.runs[0].recipe.evaluate.batch_size, self.first.image_spec
-        return evaluate(self.step, variables, split, spec, size, self._track, name, True, self._placement)
+        return evaluate(self.step, variables, split, spec, size, self._track, name, True, self.placement)
 
     def _batches(self) -> Iterable[Any]:
         run = next(run for run in self.runs if run.recipe.train_stages)
@@ -224,7 +228,7 @@ _WORDS = {
 
 
 def _images(runs: Sequence[_Run], first: Bundle, data: str | DataConfig | None, track: Track) -> tuple[Split, Split]:
-    """Validation and test images, without those that some run was trained on."""
+    """Validation and test images, without those that some run was trained on; no image is both."""
     splits = runs[0].splits
     if data is not None:
         config = read_data_config(data) if isinstance(data, str) else data
@@ -234,22 +238,23 @@ def _images(runs: Sequence[_Run], first: Bundle, data: str | DataConfig | None, 
         validation = splits.validation
     else:
         raise DataError(f"{runs[0].name}: has no validation images to choose on; give some with --data SOURCE")
-    unseen = [_without_trained_on(images, runs) for images in (validation, splits.test)]
-    for name, images in zip(("validation", "test"), unseen, strict=True):
-        if not len(images):
-            raise DataError(
-                f"all {name} images are training images of some run, as with other seeds each has its own split; give "
-                "others with --data SOURCE, or runs whose data have splits of their own"
-                if name == "validation"
-                else "all test images of the first run are training images of another: the runs have different data"
-            )
-    return unseen[0], unseen[1]
+    test = _without(splits.test, [run.splits.train for run in runs])
+    validation = _without(validation, [splits.test, *(run.splits.train for run in runs)])
+    if not len(validation):
+        raise DataError(
+            "all validation images are test images of the first run or training images of some run, as with other "
+            "seeds each has its own split; give others with --data SOURCE, or runs whose data have splits of their own"
+        )
+    if not len(test):
+        raise DataError("all test images of the first run are training images of another: the runs have different data")
+    return validation, test
 
 
-def _without_trained_on(images: Split, runs: Sequence[_Run]) -> Split:
+def _without(images: Split, others: Sequence[Split]) -> Split:
+    """Those images that are in none of the others."""
     assert images.stats is not None
-    trained = np.concatenate([run.splits.train.stats.pixel_hash for run in runs if run.splits.train.stats is not None])
-    return images.take(np.flatnonzero(~np.isin(images.stats.pixel_hash, trained)))
+    known = np.concatenate([other.stats.pixel_hash for other in others if other.stats is not None])
+    return images.take(np.flatnonzero(~np.isin(images.stats.pixel_hash, known)))
 
 
 def _finish(folder: RunFolder, pot: _Pot, members: Sequence[str], soup: Variables, score: float) -> dict[str, Any]:
@@ -271,8 +276,10 @@ def _finish(folder: RunFolder, pot: _Pot, members: Sequence[str], soup: Variable
         folder.log({"stage": name, **result})
     on_validation = pot.measure(soup, f"{SOUP}: validation")
     assert on_validation.logits is not None
-    confidence = fit_confidence(on_validation.logits, pot.validation.labels, pot.runs[0].recipe.evaluate.calibration)
     source = next(run for run in pot.runs if run.name == best)
+    novelty, features = _fit_novelty(pot, source, soup)
+    method = pot.runs[0].recipe.evaluate.calibration
+    confidence = fit_confidence(on_validation.logits, pot.validation.labels, method, novelty, features)
     folder.check_ours()
     card = card_facts(
         source.recipe,
@@ -301,3 +308,18 @@ def _finish(folder: RunFolder, pot: _Pot, members: Sequence[str], soup: Variable
     }
     folder.write_summary(summary)
     return summary
+
+
+def _fit_novelty(pot: _Pot, run: _Run, soup: Variables) -> tuple[Novelty, np.ndarray | None]:
+    """The score of novelty that a run's recipe asks for, and features of the validation images where it reads them."""
+    kind, train = run.recipe.evaluate.unknown, run.splits.train
+    if kind == "energy":
+        return Novelty(), None
+    size = run.recipe.evaluate.batch_size
+    features = RunFeatures(pot.first.image_spec, size, Progress(quiet=True), lambda when: None, pot.placement)
+    shown = train.take(spread(len(train)))
+    of_shown, of_validation = (
+        features.head_inputs(pot.first.classifier, soup, images, f"{SOUP}: {kind}")
+        for images in (shown, pot.validation)
+    )
+    return fit_novelty(kind, of_shown, shown.labels), of_validation
