@@ -74,6 +74,7 @@ def test_a_distilled_classifier_reads_no_pooler_either(head):
         ("vit_tiny_patch16_224", {"reg_tokens": 3}, 4),
         ("vit_tiny_patch16_224", {"reg_tokens": 3, "no_embed_class": True}, 0),
         ("vit_small_patch14_reg4_dinov2", {}, 0),
+        ("vit_small_patch14_reg4_dinov2", {"no_embed_class": None}, 5),  # timm takes a file's null literally
     ],
 )
 def test_registers_of_timm_have_positions_where_the_class_token_has_one(architecture, arguments, count):
