@@ -115,6 +115,26 @@ def parse_transformers(class_name: str, config: dict[str, Any]) -> Any:
     return parsed
 
 
+def square_edge(size: Any) -> int | None:
+    """The edge of a square, which is given as an int or as [height, width]; None where it is no square."""
+    edges = list(size) if isinstance(size, list | tuple) else [size]
+    is_square = bool(edges) and all(isinstance(edge, int) and edge == edges[0] for edge in edges)
+    return edges[0] if is_square else None
+
+
+def square_sizes(config: Any) -> tuple[int, int]:
+    """``image_size`` and ``patch_size`` of transformers' configuration, as edges.
+
+    Raises:
+        ModelError: height and width differ.
+    """
+    image_size, patch_size = square_edge(config.image_size), square_edge(config.patch_size)
+    if image_size is None or patch_size is None:
+        received = f"image_size {config.image_size}, patch_size {config.patch_size}"
+        raise ModelError(f"only square images and patches are supported; received {received}")
+    return image_size, patch_size
+
+
 def timm_arguments(config: dict[str, Any], defaults: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
     """The arguments of timm's model function: the architecture's defaults, overridden by the file's ``model_args``.
 

@@ -16,7 +16,7 @@ import numpy as np
 from finetune.errors import ModelError
 from finetune.models.depth import DepthOrder
 from finetune.models.families.vit import timm_image_size
-from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
+from finetune.models.family import Family, Reader, Reading, parse_transformers, square_sizes, timm_arguments
 from finetune.models.layers.base import BackboneOutput, DropPath, rematerialized
 from finetune.models.layers.convolution import require_supported
 from finetune.models.layers.scan import apply_run, split_runs
@@ -227,9 +227,7 @@ TIMM_NAMES: tuple[Row, ...] = (
 
 def _read_transformers(config: dict[str, Any], names: Collection[str]) -> Reading:
     parsed = parse_transformers("BeitConfig", config)
-    if not isinstance(parsed.image_size, int) or not isinstance(parsed.patch_size, int):
-        received = f"image_size {parsed.image_size}, patch_size {parsed.patch_size}"
-        raise ModelError(f"only square images and patches are supported; received {received}")
+    image_size, patch_size = square_sizes(parsed)
     module_config = BeitConfig(
         hidden_size=parsed.hidden_size,
         intermediate_size=parsed.intermediate_size,
@@ -242,14 +240,14 @@ def _read_transformers(config: dict[str, Any], names: Collection[str]) -> Readin
         dropout=parsed.hidden_dropout_prob,
         attention_dropout=parsed.attention_probs_dropout_prob,
         drop_path_rate=parsed.drop_path_rate,
-        image_size=parsed.image_size,
-        patch_size=parsed.patch_size,
+        image_size=image_size,
+        patch_size=patch_size,
         learned_positions=parsed.use_absolute_position_embeddings,
         pooling="mean" if parsed.use_mean_pooling else "class",
         norm_after_pool=any(name.endswith("pooler.layernorm.weight") for name in names),
         layer_bias=parsed.use_relative_position_bias,
         shared_bias=parsed.use_shared_relative_position_bias,
-        bias_grid=parsed.image_size // parsed.patch_size,
+        bias_grid=image_size // patch_size,
         resampling="linear",
     )
     return Reading(module_config, _transformers_names(names))

@@ -22,7 +22,7 @@ from typing import Any
 
 from finetune.errors import ModelError
 from finetune.models.families.eva02 import read_eva
-from finetune.models.family import Family, Reader, Reading, parse_transformers
+from finetune.models.family import Family, Reader, Reading, parse_transformers, square_sizes
 from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, convolution, flat, linear, unbatched, weight_and_bias
 
@@ -50,6 +50,7 @@ def _read_transformers(config: dict[str, Any], names: Collection[str]) -> Readin
         raise ModelError(f"queries and values have biases both or neither, keys only with them; received {received}")
     if parsed.use_gated_mlp and parsed.hidden_act not in ("silu", "swish"):
         raise ModelError(f"hidden_act: with use_gated_mlp only silu is supported; received {parsed.hidden_act!r}")
+    image_size, patch_size = square_sizes(parsed)
     module_config = ViTConfig(
         hidden_size=parsed.hidden_size,
         intermediate_size=parsed.intermediate_size,
@@ -65,8 +66,8 @@ def _read_transformers(config: dict[str, Any], names: Collection[str]) -> Readin
         split_gate=parsed.use_gated_mlp,
         layer_scale=True,
         attention_dropout=parsed.attention_dropout,
-        image_size=parsed.image_size,
-        patch_size=parsed.patch_size,
+        image_size=image_size,
+        patch_size=patch_size,
         register_tokens=parsed.num_register_tokens,
         learned_positions=False,
         rope="centers",

@@ -10,7 +10,7 @@ from typing import Any
 from finetune.errors import ModelError
 from finetune.models.families import clip
 from finetune.models.families.clip import CLIPConfig, CLIPModule
-from finetune.models.family import Family, Reader, Reading
+from finetune.models.family import Family, Reader, Reading, square_edge
 from finetune.models.layers.text import TextConfig
 from finetune.models.layers.vision_transformer import VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, Split, convolution, linear, nested, scalar, weight_and_bias
@@ -96,10 +96,10 @@ def square(size: Any, option: str) -> int:
     Raises:
         ModelError: height and width differ.
     """
-    edges = {size} if isinstance(size, int) else set(size)
-    if len(edges) != 1:
+    edge = square_edge(size)
+    if edge is None:
         raise ModelError(f"model_cfg.vision_cfg: {option}: only squares are supported; received {size}")
-    return int(edges.pop())
+    return edge
 
 
 def both_towers(

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from finetune.errors import ModelError
-from finetune.models.family import Family, Reader, Reading, parse_transformers, timm_arguments
+from finetune.models.family import Family, Reader, Reading, parse_transformers, square_sizes, timm_arguments
 from finetune.models.layers.vision_transformer import Pooling, VisionTransformer, ViTConfig
 from finetune.weights.names import Drop, Rename, Row, Split, convolution, flat, linear, unbatched, weight_and_bias
 
@@ -91,7 +91,8 @@ def encoder_fields(config: Any) -> dict[str, Any]:
     same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps", "qkv_bias")
     renamed = {"dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob"}
     fields = {key: getattr(config, key) for key in same} | {key: getattr(config, old) for key, old in renamed.items()}
-    return {**fields, "image_size": config.image_size, "patch_size": config.patch_size}
+    image_size, patch_size = square_sizes(config)
+    return {**fields, "image_size": image_size, "patch_size": patch_size}
 
 
 def _read_vit(config: dict[str, Any], names: Collection[str]) -> Reading:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from finetune.errors import ModelError
 from finetune.models.families.swin.module import SwinConfig
 from finetune.models.families.swin.names import BLOCK, DROPPED, merging_rows
-from finetune.models.family import Reading, parse_transformers
+from finetune.models.family import Reading, parse_transformers, square_sizes
 from finetune.models.layers.convolution import require_supported
 from finetune.weights.names import Drop, Rename, Row, convolution, linear, weight_and_bias
 
@@ -17,19 +16,17 @@ def read_transformers(config: dict[str, Any], names: Collection[str]) -> Reading
     v2 = config["model_type"] == "swinv2"
     parsed = parse_transformers("Swinv2Config" if v2 else "SwinConfig", config)
     require_supported(vars(parsed), {"use_absolute_embeddings": False})
-    if not isinstance(parsed.image_size, int) or not isinstance(parsed.patch_size, int):
-        received = f"image_size {parsed.image_size}, patch_size {parsed.patch_size}"
-        raise ModelError(f"only square images and patches are supported; received {received}")
+    image_size, patch_size = square_sizes(parsed)
     stages = len(parsed.depths)
     module_config = SwinConfig(
-        image_size=parsed.image_size,
-        patch_size=parsed.patch_size,
+        image_size=image_size,
+        patch_size=patch_size,
         embed_dim=parsed.embed_dim,
         depths=tuple(parsed.depths),
         num_heads=tuple(parsed.num_heads),
         window_sizes=(parsed.window_size,) * stages,
         window_rule="clipped" if v2 else "fixed",
-        reference_grid=parsed.image_size // parsed.patch_size,
+        reference_grid=image_size // patch_size,
         version=2 if v2 else 1,
         pretrained_windows=tuple(parsed.pretrained_window_sizes or ())[:stages] if v2 else (),
         mlp_ratio=parsed.mlp_ratio,
