@@ -98,9 +98,14 @@ def test_names_of_files_cannot_make_the_terminal_obey_or_write_lines_of_their_ow
 def test_patterns_and_a_list_on_stdin_are_files(small_run, images, monkeypatch):
     matched = finetune("predict", small_run.directory, "in/[ab].png", "--json", cwd=images)
     assert [record["image"] for record in json.loads(matched.stdout)] == ["in/a.png", "in/b.png"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("in/b.png\n\nin/a.png\n"))
+    (images / " a.png").write_bytes((images / "in" / "a.png").read_bytes())
+    monkeypatch.setattr(sys, "stdin", io.StringIO("in/b.png\n\n a.png\r\n"))
     listed = finetune("predict", small_run.directory, "-", "--json", cwd=images)
-    assert [record["image"] for record in json.loads(listed.stdout)] == ["in/b.png", "in/a.png"]
+    assert [record["image"] for record in json.loads(listed.stdout)] == ["in/b.png", " a.png"]
+
+
+def test_two_forms_of_output_are_refused(small_run, images):
+    clean_failure(finetune("predict", small_run.directory, "in/a.png", "--csv", "--json", cwd=images), "give one of")
 
 
 def test_the_most_probable_classes_are_shown_in_order(small_run, images):

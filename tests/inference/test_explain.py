@@ -94,6 +94,9 @@ def test_of_a_linear_network_it_is_each_pixels_own_logit():
         logits = np.maximum(SPEC.normalize(image) @ conv[0, 0] @ head[:, index], 0)
         assert logits.any()
         np.testing.assert_allclose(explainer.explain(image, index), logits / logits.max(), atol=1e-5)
+    for missing in (-1, 3):
+        with pytest.raises(IndexError, match=f"a class from 0 to 2; received {missing}"):
+            explainer.explain(image, missing)
 
 
 @pytest.mark.slow

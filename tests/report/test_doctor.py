@@ -211,6 +211,18 @@ def test_where_every_class_has_one_image_and_its_copies_the_page_says_what_could
     assert (tmp_path / "page" / "doctor.html").read_text(encoding="utf-8").count("None were looked for") == 2
 
 
+def test_broken_images_that_are_left_out_are_told(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = np.random.default_rng(i).integers(0, 256, (28, 28), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    (tmp_path / "photos" / "a" / "broken.png").write_bytes(b"no")
+    overrides = [f"data.source={tmp_path / 'photos'}", "data.on_broken_image=skip", "~backbone.source", *LENET]
+    notes = finetune.diagnose_data(recipe_of(tmp_path, *overrides), quiet=True)["notes"]
+    assert any("1 broken images are left out, the first: " in note and "broken.png" in note for note in notes)
+
+
 def test_what_cannot_be_written_is_told_before_any_work(tmp_path):
     recipe = recipe_of(tmp_path)
     (tmp_path / "file").write_text("")

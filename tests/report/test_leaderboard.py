@@ -7,6 +7,7 @@ from PIL import Image
 import finetune
 from finetune.errors import CheckpointError, DataError, ModelError, RecipeError
 from finetune.recipe import DataConfig
+from finetune.report import leaderboard
 
 DIGITS = DataConfig(source="digits", fraction=0.3, test=0.1)
 
@@ -64,6 +65,20 @@ def test_it_is_written_as_json_as_a_picture_and_as_the_recipe_of_the_best(made):
     recipe = finetune.load_recipe(folder / "best.yaml")
     assert recipe.backbone.source == board["rows"][0]["backbone"]
     assert recipe.data == DIGITS
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_the_recipe_of_the_best_has_whole_paths_and_a_loss_for_the_labels(tmp_path, monkeypatch, multi_label):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    row = {"head": "linear_probe", "backbone": "owner/name", "metric": "accuracy", "accuracy": 0.5, "n": 10}
+    text = leaderboard._recipe_text(row, DataConfig(source="photos"), [], 0, multi_label=multi_label)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "best.yaml").write_text(text)
+    recipe = finetune.load_recipe(tmp_path / "made" / "best.yaml")
+    assert recipe.data.source == str(tmp_path / "photos")
+    assert recipe.backbone.source == "owner/name"
+    assert recipe.stages[1].loss.name == ("binary_cross_entropy" if multi_label else "cross_entropy")
 
 
 @pytest.mark.slow

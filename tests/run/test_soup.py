@@ -10,6 +10,7 @@ import finetune
 from finetune.data.splits import load_splits
 from finetune.errors import CheckpointError
 from finetune.folder.lock import FolderLock
+from finetune.recipe import DataConfig
 from finetune.trees import flatten
 
 RECIPE = """\
@@ -17,7 +18,7 @@ name: lenet
 seed: 3
 backbone: {module: "finetune.models.lenet:LeNet", image: {size: 28, channels: 1}}
 data: {source: digits, fraction: 0.5, validation: 0.3, test: 0.1}
-evaluate: {interpolation: "off"}
+evaluate: {interpolation: "off", unknown: knn}
 stages:
   - {name: probe, type: linear_probe, l2: 1.0}
   - epochs: 1
@@ -83,7 +84,7 @@ def test_it_is_measured_beside_its_ingredients_and_serves_as_a_run(runs, soup):
     assert soup.summary["results"][-1]["paired"]["before"] == soup.summary["soup"]["members"][0] == names[-2]
     again = finetune.evaluate_run(soup.directory)
     assert again["accuracy"] == soup.summary["results"][-1]["accuracy"]
-    assert soup.predictor().confidence is not None
+    assert soup.predictor().confidence.novelty.kind == "knn"  # as the runs' recipe asks
 
 
 @pytest.mark.slow
@@ -98,6 +99,17 @@ def test_what_makes_it_worse_is_left_out_and_no_image_is_used_that_a_run_was_tra
     first, second = (load_splits(r.data, r.seed) for r in (finetune.load_recipe(file, s) for s in ((), ("seed=4",))))
     unseen = ~np.isin(first.validation.stats.pixel_hash, second.train.stats.pixel_hash)
     assert 0 < made["images"] == unseen.sum() < len(first.validation)
+
+
+@pytest.mark.slow
+def test_no_test_image_chooses_where_the_images_to_choose_on_hold_them(runs, file, tmp_path):
+    soup = finetune.make_soup([runs["first"], runs["second"]], tmp_path / "soup", data="digits")
+    recipe = finetune.load_recipe(file)
+    splits = load_splits(recipe.data, recipe.seed)
+    known = np.concatenate([splits.train.stats.pixel_hash, splits.test.stats.pixel_hash])
+    every = load_splits(DataConfig(source="digits", validation=0.1), 0).named().values()
+    unknown = sum(int((~np.isin(split.stats.pixel_hash, known)).sum()) for split in every)
+    assert soup.summary["soup"]["images"] == unknown
 
 
 @pytest.mark.slow
