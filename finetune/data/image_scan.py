@@ -37,9 +37,8 @@ def scan_images(
     """
     file = None
     if cache is not None and (key := fingerprint(split.images)):
-        known = (
-            f"{_FORMAT} {key} {PIL.__version__} {readable_formats()}"  # another may read what is broken for this one
-        )
+        # another Pillow, or one with another plugin, may read what is broken for this one
+        known = f"{_FORMAT} {key} {PIL.__version__} {readable_formats()}"
         file = cache / "checks" / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}.npz"
     stats = _read(file, len(split)) if file and not verify else None
     if stats is None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 
+from finetune.data.labeled_images import Split
 from finetune.export.novelty import Novelty, NoveltyKind
 from finetune.models.heads import unit_length
 
@@ -23,6 +26,20 @@ def fit_novelty(kind: NoveltyKind, features: np.ndarray, labels: np.ndarray) -> 
     if kind == "knn":
         return Novelty("knn", {"bank": np.asarray(unit_length(jnp.asarray(features)))})
     return Novelty("mahalanobis", _fit_gaussians(features.astype(np.float64), labels))
+
+
+def fit_novelty_to(
+    kind: NoveltyKind, train: Split, validation: Split, features: Callable[[Split], np.ndarray]
+) -> tuple[Novelty, np.ndarray | None]:
+    """The score, fitted to training images, and features of the validation images where it reads them.
+
+    Args:
+        features: of images, float32 [n, num_features], which the head reads.
+    """
+    if kind == "energy":
+        return Novelty(), None
+    shown = train.take(spread(len(train)))
+    return fit_novelty(kind, features(shown), shown.labels), features(validation)
 
 
 def _fit_gaussians(features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

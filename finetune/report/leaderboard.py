@@ -11,7 +11,6 @@ from typing import Any
 import jax
 from pydantic import TypeAdapter
 
-from finetune.data.sources import is_path
 from finetune.data.splits import Splits, describe_skipped, load_splits
 from finetune.distributed.sharding import on_all_devices
 from finetune.errors import CheckpointError, DataError, FinetuneError, RecipeError, nearest
@@ -29,6 +28,7 @@ from finetune.recipe.source import dump_recipe
 from finetune.run.features import FeatureEvaluator, RunFeatures
 from finetune.run.heads import FittedHead, FittingData, fit_head, head_config
 from finetune.run.progress import Progress
+from finetune.run.run import with_absolute_paths
 from finetune.trees import count_values, merge
 from finetune.weights.locate import locate
 
@@ -246,13 +246,12 @@ def _recipe_text(
         loss = {"loss": "binary_cross_entropy"} if multi_label else {}
         stages.append({"name": "finetune", "epochs": 10, "batch_size": 32, **loss, "partitions": rules})
     text: dict[str, Any] = {"templates": texts} if head in ("tip_adapter", "lp++", "clap", ZERO_SHOT) else {}
-    images = _absolute(data.source) if is_path(data.source) else data.source
     document = {
         "name": "best",
         "seed": seed,
-        "backbone": {"source": _absolute(row["backbone"])},
+        "backbone": {"source": row["backbone"]},
         "head": {**text, **({"init": ZERO_SHOT} if head == ZERO_SHOT else {})},
-        "data": {**data.model_dump(mode="json"), "source": images},
+        "data": data.model_dump(mode="json"),
         "stages": stages,
     }
     metric = f"{row['metric'].replace('_', ' ')} {row[row['metric']]:.4f}"
@@ -261,12 +260,6 @@ def _recipe_text(
         f"# Expect:  test {metric} on {row['n']} images from the head.\n"
     )
     try:
-        return header + dump_recipe(Recipe.model_validate(document))
+        return header + dump_recipe(with_absolute_paths(Recipe.model_validate(document)))
     except ValueError as error:
         raise FinetuneError(f"the best pair makes no recipe: {error}") from None
-
-
-def _absolute(source: str) -> str:
-    """A source that is a file or folder here by its whole path; another, such as a hub id, as it is."""
-    path = Path(source).expanduser()
-    return str(path.absolute()) if path.exists() else source

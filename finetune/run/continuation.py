@@ -58,10 +58,10 @@ def check_continuation(folder: RunFolder, setup: RunSetup, extend: bool) -> Cont
         shown = f"{key}: {old!r} -> {new!r}"
         if _HARMLESS.fullmatch(key):
             lines.append(f"resuming with another {shown}")
-        elif extend and length and isinstance(old, int) and isinstance(new, int) and new > old:
-            longer.append(int(length[1]))
         elif extend and length and isinstance(old, int) and isinstance(new, int):
-            raise CheckpointError(f"{folder.directory}: --extend: {shown}: a stage can only be longer than it was")
+            if new < old:
+                raise CheckpointError(f"{folder.directory}: --extend: {shown}: a stage can only be longer than it was")
+            longer.append(int(length[1]))
         else:
             refused.append(shown)
     if refused:

@@ -15,7 +15,7 @@ from finetune.distributed.processes import Poll, from_primary, is_primary, proce
 from finetune.errors import CheckpointError, Diverged
 from finetune.evaluation.calibration import describe_calibration, describe_thresholds, fit_confidence
 from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
-from finetune.evaluation.novelty import fit_novelty, spread
+from finetune.evaluation.novelty import fit_novelty_to
 from finetune.evaluation.reliability import describe_reliability
 from finetune.evaluation.steps import EvalStep, make_eval_step
 from finetune.evaluation.verdict import compare_results, conclude, describe_result
@@ -207,11 +207,7 @@ class RunSession:
     def _fit_novelty(self, name: str, validation: Split) -> tuple[Novelty, np.ndarray | None]:
         """The score of novelty, and the features of the validation images where it reads them."""
         kind, train = self.setup.recipe.evaluate.unknown, self.setup.splits.train
-        if kind == "energy":
-            return Novelty(), None
-        shown = train.take(spread(len(train)))
-        novelty = fit_novelty(kind, self.head_inputs(shown, f"{name}: {kind}"), shown.labels)
-        return novelty, self.head_inputs(validation, f"{name}: {kind}")
+        return fit_novelty_to(kind, train, validation, lambda images: self.head_inputs(images, f"{name}: {kind}"))
 
     def _measure_test(self, name: str) -> Evaluation:
         """Appends the test result of the present variables, beside that of the step before."""

@@ -20,7 +20,7 @@ from finetune.distributed.sharding import on_all_devices
 from finetune.errors import CheckpointError, DataError
 from finetune.evaluation.calibration import fit_confidence
 from finetune.evaluation.metrics import Evaluation, evaluate, value_of_score
-from finetune.evaluation.novelty import fit_novelty, spread
+from finetune.evaluation.novelty import fit_novelty_to
 from finetune.evaluation.steps import EvalStep, make_eval_step
 from finetune.evaluation.verdict import compare_results, conclude, describe_result
 from finetune.export.bundle import Bundle, load_bundle, save_bundle_like
@@ -312,14 +312,10 @@ def _finish(folder: RunFolder, pot: _Pot, members: Sequence[str], soup: Variable
 
 def _fit_novelty(pot: _Pot, run: _Run, soup: Variables) -> tuple[Novelty, np.ndarray | None]:
     """The score of novelty that a run's recipe asks for, and features of the validation images where it reads them."""
-    kind, train = run.recipe.evaluate.unknown, run.splits.train
-    if kind == "energy":
-        return Novelty(), None
-    size = run.recipe.evaluate.batch_size
+    kind, size = run.recipe.evaluate.unknown, run.recipe.evaluate.batch_size
     features = RunFeatures(pot.first.image_spec, size, Progress(quiet=True), lambda when: None, pot.placement)
-    shown = train.take(spread(len(train)))
-    of_shown, of_validation = (
-        features.head_inputs(pot.first.classifier, soup, images, f"{SOUP}: {kind}")
-        for images in (shown, pot.validation)
-    )
-    return fit_novelty(kind, of_shown, shown.labels), of_validation
+
+    def head_inputs(images: Split) -> np.ndarray:
+        return features.head_inputs(pot.first.classifier, soup, images, f"{SOUP}: {kind}")
+
+    return fit_novelty_to(kind, run.splits.train, pot.validation, head_inputs)

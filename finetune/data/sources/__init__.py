@@ -89,7 +89,7 @@ def _read_file(path: Path, config: DataConfig, verify: bool) -> dict[str, Labele
         case ".csv" | ".tsv":
             return _tables().read_csv(path, config)
         case ".parquet":
-            return _tables().read_parquet(path, config, verify=verify)
+            return _tables().read_parquet(path, [path], config, verify=verify)
         case ".npz":
             _refuse(config, f"{path} holds arrays", "columns")
             return read_npz(path)
@@ -99,8 +99,8 @@ def _read_file(path: Path, config: DataConfig, verify: bool) -> dict[str, Labele
 def _read_folder(path: Path, config: DataConfig, verify: bool) -> dict[str, LabeledImages]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _tables().read_saved(path, config)
-    if parquet_files(path):
-        return _tables().read_parquet(path, config, verify=verify)
+    if files := parquet_files(path):
+        return _tables().read_parquet(path, files, config, verify=verify)
     _refuse(config, f"{path} is a folder of images", "columns")
     return read_folders(path)
 

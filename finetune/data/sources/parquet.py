@@ -17,8 +17,6 @@ from finetune.images.formats import is_named_like_an_image
 
 _ROWS = 1_000_000, 8  # rows, and rows for each byte, from which on together no image can be behind them
 _BOMB = 1 << 28, 200  # bytes, and bytes for each in the file, from which on together it is one
-
-
 _DEEPEST = 3  # folders from the source's own to that of a file
 
 

@@ -18,7 +18,7 @@ from finetune.data.labeled_images import EncodedImages, Images, LabeledImages, l
 from finetune.data.sources.columns import TEXT, ColumnRoles, infer_roles
 from finetune.data.sources.csv_text import read_text_table
 from finetune.data.sources.file_tree import read_tree
-from finetune.data.sources.parquet import check_agreement, check_parquet, files_by_split, parquet_files, unreadable
+from finetune.data.sources.parquet import check_agreement, check_parquet, files_by_split, unreadable
 from finetune.data.sources.split_names import by_canonical_split, canonical_split, describe_unused
 from finetune.data.sources.table_labels import Lists, kind_of_lists, read_labels
 from finetune.data.sources.table_rows import LINE, rows_of, text_of
@@ -69,13 +69,14 @@ def _without_point(values: list[str]) -> list[str]:
     return values
 
 
-def read_parquet(path: Path, config: DataConfig, *, verify: bool = False) -> dict[str, LabeledImages]:
-    """A file, or a folder of files whose names, or whose folders' names, say their split.
+def read_parquet(
+    path: Path, files: list[Path], config: DataConfig, *, verify: bool = False
+) -> dict[str, LabeledImages]:
+    """A file, or the files of a folder, whose names, or whose folders' names, say their split.
 
     Paths of images are relative to the folder of their split's files; where there are several, to ``path``. ``verify``
     reads the files again, whatever is cached of them.
     """
-    files = [path] if path.is_file() else parquet_files(path)
     rows = {file: check_parquet(file) for file in files}
     empty = [f"{file}: has no rows" for file in files if not rows[file]]
     files = [file for file in files if rows[file]]
